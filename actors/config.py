@@ -1,0 +1,61 @@
+"""Typed, strict configuration of the three groups: how many workers, on what, with which limits."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from minirl.config import StrictModel
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class EngineConfig(StrictModel):
+    """What every vLLM engine needs, in the rollout group and in the teacher group."""
+
+    workers: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1  # devices of one worker; its executor is vLLM's `mp`, so they stand on one node
+    dtype: Dtype = "bfloat16"
+    kv_cache_gib: PositiveFloat = 1.0  # on a CPU
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    cpus_per_worker: PositiveInt = 1
+
+
+class RolloutConfig(EngineConfig):
+    """The rollout group. `teacher_share` is the mixture's a; sampling with it loads the teacher into every rollout engine."""
+
+    teacher_share: float = Field(0.0, ge=0, lt=1)
+    temperature: PositiveFloat = 1.0  # of both networks, before they are mixed
+    top_p: float = Field(1.0, gt=0, le=1)
+    weight_transfer: Literal["auto", "host_memory", "nccl"] = "auto"  # auto: nccl on GPUs
+
+
+class TeacherConfig(EngineConfig):
+    """The teacher group and the model that it holds."""
+
+    model: str  # a directory, a hub name, or "embedded:smollm2-135m-instruct"
+    micro_batch_tokens: PositiveInt = 4096  # a scoring pass of the engine
+
+
+class LearnerConfig(StrictModel):
+    """The learner group: DeepSpeed ranks."""
+
+    workers: PositiveInt = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: Dtype = "bfloat16"  # of the weights; the optimizer state is float32
+    tokens_per_microbatch: PositiveInt = 4096  # padding included
+    head_chunk_tokens: PositiveInt = 512  # target tokens whose logits exist at once
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = False
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    checksum_tolerance: PositiveFloat | None = None  # nats; null: by dtype
+    publish_bucket_mib: PositiveInt = 256
+    cpus_per_worker: PositiveInt = 1
+
+
+class ClusterConfig(StrictModel):
+    """Where the groups stand."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_timeout_s: PositiveFloat = 600.0
+    step_timeout_s: PositiveFloat = 1800.0
+    threads_per_worker: NonNegativeInt = 0  # 0: the machine's cores shared out evenly among workers that run at once

@@ -1,0 +1,1 @@
+"""What a person runs: the `minirl` command and what stands behind its verbs."""

@@ -1,0 +1,41 @@
+"""The one YAML of a run: models, data, groups, stages."""
+
+from typing import Self
+
+from pydantic import NonNegativeInt, model_validator
+
+from actors.config import ClusterConfig, LearnerConfig, RolloutConfig, TeacherConfig
+from minirl.config import CorpusConfig, DataConfig, DistillConfig, EvaluateConfig, ObjectiveConfig, SftConfig, StrictModel, StudentConfig
+
+
+class StagesConfig(StrictModel):
+    """The stages that run, in this order; null leaves one out."""
+
+    sft_teacher: SftConfig | None = None
+    sft: SftConfig | None = None
+    distill: DistillConfig | None = None
+    evaluate: EvaluateConfig | None = None
+
+
+class RunConfig(StrictModel):
+    directory: str
+    seed: NonNegativeInt = 10
+    deterministic: bool = False
+    teacher: TeacherConfig
+    student: StudentConfig
+    data: DataConfig
+    corpus: CorpusConfig | None = None
+    objective: ObjectiveConfig = ObjectiveConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    stages: StagesConfig
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.rollout.top_p < 1:
+            what = "with mixing a token of the teacher may have probability 0 under the student" if self.rollout.teacher_share > 0 else "it bends p and q"
+            raise ValueError(f"rollout.top_p must be 1: {what}; set rollout.top_p: 1.0")
+        if self.stages.distill and self.objective.pretrain_coefficient > 0 and self.corpus is None:
+            raise ValueError("the pre-training loss needs a corpus: give corpus.source, or set objective.pretrain_coefficient: 0.0")
+        return self

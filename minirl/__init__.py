@@ -1,0 +1,1 @@
+"""The mathematics and the data of MiniLLM: pure torch, numpy and transformers; no Ray, vLLM or DeepSpeed."""

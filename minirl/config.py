@@ -1,0 +1,241 @@
+"""Typed, strict configuration: what the algorithm and the data need. An unknown key is an error that names the nearest key."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from minirl.errors import InputError
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# What each preset stands for; any switch can be set by hand beside it. Definitions: the module docstrings of `credit` and `losses`.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "lmops": {
+        "returns": "reward_to_go", "discount": 0.95, "reward_scale": 0.5, "reward_clip": 100.0, "whiten": True, "clip_form": "ppo",
+        "single_step_weight": "none", "pretrain_kd_share": 0.5, "credit": "frozen",
+    },
+    "opd": {"returns": "immediate", "length_normalization": False, "ratio_clip": None, "single_step_coefficient": 0.0, "pretrain_coefficient": 0.0},
+    "gkd": {"policy_gradient_coefficient": 0.0, "single_step_weight": "none", "pretrain_coefficient": 0.0},
+}  # fmt: skip
+
+
+class ObjectiveConfig(StrictModel):
+    """The distillation objective; the defaults are the preset `paper`."""
+
+    preset: Literal["paper", "lmops", "opd", "gkd"] = "paper"
+    returns: Literal["future", "reward_to_go", "immediate"] = "future"
+    discount: float = Field(1.0, gt=0, le=1)
+    length_normalization: bool = True
+    reward_scale: PositiveFloat = 1.0  # rewards are divided by it
+    reward_clip: PositiveFloat | None = None
+    whiten: bool = False
+    ratio_clip: PositiveFloat | None = 0.2
+    clip_form: Literal["outside", "ppo"] = "outside"
+    importance: Literal["per_token", "exact"] = "per_token"
+    single_step_weight: Literal["importance", "none"] = "importance"
+    policy_gradient_coefficient: float = Field(1.0, ge=0)
+    single_step_coefficient: float = Field(1.0, ge=0)
+    pretrain_coefficient: float = Field(1.0, ge=0)
+    pretrain_kd_share: float = Field(0.0, ge=0, le=1)
+    reduction: Literal["token", "response"] = "token"
+    credit: Literal["live", "frozen"] = "live"
+    truncated: Literal["keep", "drop"] = "keep"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("preset", "paper"), {}), **values}
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.whiten and self.credit == "live":
+            raise ValueError("whiten needs credit: frozen, since live rewards are not known before the update's own forward pass")
+        if self.importance == "exact":
+            exact = self.returns == "future" and self.discount == 1.0 and not self.length_normalization and not self.whiten
+            if not exact or self.ratio_clip is not None or self.reward_scale != 1.0 or self.reward_clip is not None or self.credit != "live":
+                raise ValueError(
+                    "importance: exact is an identity of the plain objective: set length_normalization: false, ratio_clip: null, and leave "
+                    "returns, discount, rewards, whiten and credit at the preset paper"
+                )
+        return self
+
+
+class DataConfig(StrictModel):
+    """Instruction data: where prompts and gold responses come from and how long they may be."""
+
+    train: str  # a .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), or "embedded:chatterbot"
+    validation: str | None = None  # null: a share of `train`, split by a hash of the prompt
+    test: str | None = None  # null: the same
+    validation_share: float = Field(0.05, gt=0, lt=0.5)
+    test_share: float = Field(0.1, gt=0, lt=0.5)
+    template: Literal["chat", "alpaca"] = "chat"
+    system_prompt: str | None = None
+    max_prompt_tokens: PositiveInt = 256
+    max_response_tokens: PositiveInt = 256
+    overlong_prompts: Literal["error", "drop"] = "error"
+    limit: PositiveInt | None = None  # the first records only
+
+
+class CorpusConfig(StrictModel):
+    """Plain text for the pre-training loss, cut into blocks of `block_tokens`."""
+
+    source: str  # a .txt or .jsonl file (key `text`), a hub data set, or "embedded:pydoc"
+    block_tokens: PositiveInt = 512
+    blocks_per_update: PositiveInt = 8
+
+
+class StudentConfig(StrictModel):
+    """The student: a model of its own, or the teacher with only some of its layers."""
+
+    model: str | None = None
+    layers: list[NonNegativeInt] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.layers is None):
+            raise ValueError("give the student either a model or the layers of the teacher that it keeps")
+        return self
+
+
+class OptimizerStageConfig(StrictModel):
+    """What every training stage sets."""
+
+    learning_rate: PositiveFloat
+    min_learning_rate: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_updates: NonNegativeInt = 0
+    weight_decay: float = Field(0.0, ge=0)
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    max_grad_norm: PositiveFloat | None = 1.0
+
+
+class SftConfig(OptimizerStageConfig):
+    """Supervised fine-tuning on gold responses; the checkpoint with the lowest validation loss is kept."""
+
+    epochs: PositiveInt = 3
+    sequences_per_update: PositiveInt = 32
+    max_updates: PositiveInt | None = None
+    validations_per_epoch: PositiveInt = 1
+
+
+class DistillConfig(OptimizerStageConfig):
+    """On-policy distillation: `iterations` times sample, score, credit, update, publish."""
+
+    iterations: PositiveInt
+    prompts_per_iteration: PositiveInt = 256
+    samples_per_prompt: PositiveInt = 1
+    epochs_per_iteration: PositiveInt = 1
+    updates_per_epoch: PositiveInt = 1
+    validate_every: PositiveInt = 10
+    validation_prompts: PositiveInt = 64
+    checkpoint_every: PositiveInt = 10
+    keep_checkpoints: PositiveInt = 1
+
+    @property
+    def responses_per_iteration(self) -> int:
+        return self.prompts_per_iteration * self.samples_per_prompt
+
+    @property
+    def updates_per_iteration(self) -> int:
+        return self.epochs_per_iteration * self.updates_per_epoch
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.responses_per_iteration % self.updates_per_epoch:
+            raise ValueError(
+                f"{self.responses_per_iteration} responses per iteration do not divide into {self.updates_per_epoch} updates per epoch; "
+                "change prompts_per_iteration, samples_per_prompt or updates_per_epoch"
+            )
+        return self
+
+
+class EvaluateConfig(StrictModel):
+    """The closing table: Rouge-L, exact divergences, diversity, on held-out prompts."""
+
+    seeds: list[int] = Field([10, 20, 30], min_length=1)
+    prompts: PositiveInt = 128
+
+
+class YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that 5e-6 is a number, as in YAML 1.2."""
+
+
+YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+def read_config[M: BaseModel](model: type[M], path: str | Path, overrides: list[str]) -> M:
+    """Read a YAML file, apply `key.path=value` overrides, and validate. Raises InputError with one sentence."""
+    try:
+        values = yaml.load(Path(path).read_text(), YamlLoader)
+    except OSError as error:
+        raise InputError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of keys to values")
+    for override in overrides:
+        _apply_override(values, override)
+    return validate_config(model, values)
+
+
+def _apply_override(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"the override {override!r} must have the form key.path=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise InputError(f"the override {override!r} goes through {parent}, which is a value and has no keys")
+    try:
+        values[last] = yaml.load(text, YamlLoader)
+    except yaml.YAMLError:
+        raise InputError(f"the value of the override {override!r} is not valid YAML") from None
+
+
+def validate_config[M: BaseModel](model: type[M], values: dict) -> M:
+    """Validate; the first problem becomes one sentence."""
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_url=False)
+        unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+        raise InputError(_sentence(model, (unknown or problems)[0])) from None
+
+
+def _sentence(model: type[BaseModel], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        siblings = _fields_at(model, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1, cutoff=0.5)
+        return f"{key} is not a known key; " + (f"did you mean {close[0]}?" if close else f"known here: {', '.join(siblings)}")
+    if problem["type"] == "missing":
+        return f"{key} is missing from the config and has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {problem['input']!r} does not fit: {message[0].lower() + message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            kinds = getattr(model.model_fields[part].annotation, "__args__", None) or (model.model_fields[part].annotation,)
+            nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            if not nested:
+                break
+            model = nested[0]
+    return sorted(model.model_fields)
