@@ -3,13 +3,16 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from minirl.errors import InputError
+
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class StrictModel(BaseModel):
@@ -174,7 +177,7 @@ class YamlLoader(yaml.SafeLoader):
 YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 
 
-def read_config[M: BaseModel](model: type[M], path: str | Path, overrides: list[str]) -> M:
+def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
     """Read a YAML file, apply `key.path=value` overrides, and validate. Raises InputError with one sentence."""
     try:
         values = yaml.load(Path(path).read_text(), YamlLoader)
@@ -206,7 +209,7 @@ def _apply_override(values: dict, override: str) -> None:
         raise InputError(f"the value of the override {override!r} is not valid YAML") from None
 
 
-def validate_config[M: BaseModel](model: type[M], values: dict) -> M:
+def validate_config(model: type[M], values: dict) -> M:
     """Validate; the first problem becomes one sentence."""
     try:
         return model.model_validate(values)
