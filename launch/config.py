@@ -34,7 +34,11 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         if self.rollout.top_p < 1:
-            what = "with mixing a token of the teacher may have probability 0 under the student" if self.rollout.teacher_share > 0 else "it bends p and q"
+            what = (
+                "with mixing a token of the teacher may have probability 0 under the student"
+                if self.rollout.teacher_share > 0
+                else "it bends p and q"
+            )
             raise ValueError(f"rollout.top_p must be 1: {what}; set rollout.top_p: 1.0")
         if self.stages.distill and self.objective.pretrain_coefficient > 0 and self.corpus is None:
             raise ValueError("the pre-training loss needs a corpus: give corpus.source, or set objective.pretrain_coefficient: 0.0")

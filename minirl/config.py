@@ -66,7 +66,13 @@ class ObjectiveConfig(StrictModel):
             raise ValueError("whiten needs credit: frozen, since live rewards are not known before the update's own forward pass")
         if self.importance == "exact":
             exact = self.returns == "future" and self.discount == 1.0 and not self.length_normalization and not self.whiten
-            if not exact or self.ratio_clip is not None or self.reward_scale != 1.0 or self.reward_clip is not None or self.credit != "live":
+            if (
+                not exact
+                or self.ratio_clip is not None
+                or self.reward_scale != 1.0
+                or self.reward_clip is not None
+                or self.credit != "live"
+            ):
                 raise ValueError(
                     "importance: exact is an identity of the plain objective: set length_normalization: false, ratio_clip: null, and leave "
                     "returns, discount, rewards, whiten and credit at the preset paper"

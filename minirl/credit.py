@@ -1,0 +1,73 @@
+"""From rewards to what multiplies the gradient. All grids are [B, T], responses x tokens, left-aligned; mask is 1 on response tokens.
+
+Notation: q student, p teacher, r_t = log p(y_t|s_t) - log q(y_t|s_t), M the mask, T a response's tokens, its end token included.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rewards(teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor, *, scale: float = 1.0, clip: float | None = None) -> Tensor:
+    """r_t = (log p - log q) / scale, clipped to +-clip, detached, 0 where masked (paper, section 2.2)."""
+    reward = ((teacher_logprobs - student_logprobs) / scale).detach()
+    if clip is not None:
+        reward = reward.clamp(-clip, clip)
+    return reward.masked_fill(mask == 0, 0.0)
+
+
+def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, length_normalization: bool = True) -> Tensor:
+    """What each token is credited with: A_t before whitening.
+
+    future        sum_{s>t} discount^(s-t-1) r_s     the paper's R_{t+1}: r_t itself belongs to the single-step term (Eq. 3)
+    reward_to_go  sum_{s>=t} discount^(s-t) r_s      the reference code's R_t, which counts r_t twice
+    immediate     r_t                                on-policy distillation without a future
+
+    length_normalization divides by the number of summed tokens, undiscounted, and gives 0 where there is none (Eq. 6).
+    Differs from the paper's print: the divisor there, T - t - 1, is one less than the number of terms, and 0 or -1 at the end.
+    """
+    if kind == "immediate":
+        return rewards.masked_fill(mask == 0, 0.0)
+    to_go = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        running = rewards[:, t] + discount * running
+        to_go[:, t] = running
+    counts = mask.to(rewards.dtype).flip(1).cumsum(1).flip(1)
+    if kind == "future":
+        to_go, counts = _next(to_go), _next(counts)
+    if length_normalization:
+        to_go = to_go / counts.clamp(min=1)
+    return to_go.masked_fill((mask == 0) | (counts == 0), 0.0)
+
+
+def whitening_sums(advantages: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and sum of squares, to be added up over every micro-batch and worker of one optimizer step; padding is 0 and adds nothing."""
+    return advantages.double().sum(), advantages.double().square().sum()
+
+
+def whiten(advantages: Tensor, mask: Tensor, *, mean: float, variance: float) -> Tensor:
+    """(A - mean) / sqrt(variance + 1e-8), 0 where masked.
+
+    mean and variance (population) are over the fixed grid [responses of the optimizer step, max_response_tokens], zeros in the
+    padding included. Differs from the reference: there the grid is one micro-batch, so results depend on how a step is split.
+    """
+    return ((advantages - mean) * (variance + 1e-8) ** -0.5).masked_fill(mask == 0, 0.0)
+
+
+def exact_returns(rewards: Tensor, ratios: Tensor, mask: Tensor) -> Tensor:
+    """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): every future reward weighted up to its own token (`mathematics.md`, section 1)."""
+    weighted = (ratios.detach() * (mask != 0)).to(rewards.dtype)
+    future = torch.zeros_like(rewards)
+    for t in reversed(range(rewards.shape[1] - 1)):
+        future[:, t] = weighted[:, t + 1] * (rewards[:, t + 1] + future[:, t + 1])
+    return future.masked_fill(mask == 0, 0.0)
+
+
+def weights_before(ratios: Tensor, mask: Tensor) -> Tensor:
+    """W_{t-1} = prod_{i<t} rho_i, detached, 1 at the first token: the exact weight of everything that happens at t."""
+    kept = ratios.detach().masked_fill(mask == 0, 1.0)
+    return torch.cat([torch.ones_like(kept[:, :1]), kept.cumprod(1)[:, :-1]], dim=1)
+
+
+def _next(grid: Tensor) -> Tensor:
+    return torch.cat([grid[:, 1:], torch.zeros_like(grid[:, :1])], dim=1)

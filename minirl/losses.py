@@ -1,0 +1,52 @@
+"""The three losses, to be minimised, as sums over tokens; the learner divides once, by counts of the whole optimizer step.
+
+All grids are [B, T], responses x tokens, left-aligned; mask is 1 on response tokens. Nothing outside the mask reaches value or gradient.
+"""
+
+import torch
+from torch import Tensor
+
+
+def importance_ratios(student_logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """rho_t = q(y_t|s_t) / mu(y_t|s_t), mu whatever sampled the token; attached to the student; 1 where masked."""
+    return (student_logprobs - behavior_logprobs).masked_fill(mask == 0, 0.0).exp()
+
+
+def policy_gradient_loss(
+    student_logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    ratio_clip: float | None = None,
+    clip_form: str = "outside",
+) -> Tensor:
+    """- sum_t of the clipped surrogate; advantages are constants, the gradient runs through rho (paper, Eq. 7 and Algorithm 1).
+
+    clip_form `outside`: A min(rho, clip rho), as the paper prints it. `ppo`: min(A rho, A clip rho), as the reference computes it.
+    They differ for A < 0, the usual case.
+    """
+    ratios = importance_ratios(student_logprobs, behavior_logprobs, mask)
+    advantages = advantages.detach()
+    clipped = ratios if ratio_clip is None else ratios.clamp(1 - ratio_clip, 1 + ratio_clip)
+    if clip_form == "outside":
+        surrogate = advantages * torch.minimum(ratios, clipped)
+    else:
+        surrogate = torch.minimum(advantages * ratios, advantages * clipped)
+    return -surrogate.masked_fill(mask == 0, 0.0).sum()
+
+
+def single_step_loss(reverse_kl: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """+ sum_t w_t KL(q(.|s_t) || p(.|s_t)), the exact full-vocabulary term (paper, Eq. 3 and 7); weights are constants, None is 1."""
+    weighted = reverse_kl if weights is None else reverse_kl * weights.detach()
+    return weighted.masked_fill(mask == 0, 0.0).sum()
+
+
+def pretrain_loss(logprobs: Tensor, mask: Tensor, *, soft_cross_entropy: Tensor | None = None, kd_share: float = 0.0) -> Tensor:
+    """(1 - k) sum_t -log q(d_t) + k sum_t -sum_v p(v) log q(v), the language-model loss on plain text; k > 0 is the reference's."""
+    hard = -logprobs.masked_fill(mask == 0, 0.0).sum()
+    if kd_share == 0.0:
+        return hard
+    if soft_cross_entropy is None:
+        raise ValueError("kd_share > 0 needs the soft cross-entropy against the teacher")
+    return (1 - kd_share) * hard + kd_share * soft_cross_entropy.masked_fill(mask == 0, 0.0).sum()
