@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from minirl.errors import InputError
 
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -26,7 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "returns": "reward_to_go", "discount": 0.95, "reward_scale": 0.5, "reward_clip": 100.0, "whiten": True, "clip_form": "ppo",
         "single_step_weight": "none", "pretrain_kd_share": 0.5, "credit": "frozen",
     },
-    "opd": {"returns": "immediate", "length_normalization": False, "ratio_clip": None, "single_step_coefficient": 0.0, "pretrain_coefficient": 0.0},
+    "opd": {
+        "returns": "immediate", "length_normalization": False, "ratio_clip": None, "single_step_coefficient": 0.0,
+        "pretrain_coefficient": 0.0,
+    },
     "gkd": {"policy_gradient_coefficient": 0.0, "single_step_weight": "none", "pretrain_coefficient": 0.0},
 }  # fmt: skip
 
@@ -99,9 +101,10 @@ class DataConfig(StrictModel):
 class CorpusConfig(StrictModel):
     """Plain text for the pre-training loss, cut into blocks of `block_tokens`."""
 
-    source: str  # a .txt or .jsonl file (key `text`), a hub data set, or "embedded:pydoc"
-    block_tokens: PositiveInt = 512
+    source: str  # a .txt file (one document), a .jsonl or .parquet file or a hub data set (column `text`), or "embedded:pydoc"
+    block_tokens: int = Field(512, ge=2)
     blocks_per_update: PositiveInt = 8
+    max_blocks: PositiveInt | None = None  # read no further than this; null: all of it
 
 
 class StudentConfig(StrictModel):

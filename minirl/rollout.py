@@ -11,7 +11,7 @@ Worked example, a prompt of 3 tokens and a response of 2 (the end token, 2, incl
 bfloat16 has no numpy type: a uint16 array holds its bits (`array_of`, `tensor_of`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Prompt:
     tokens: np.ndarray
     index: int
     references: tuple[str, ...] = ()
-    gold: np.ndarray = np.empty(0, np.int64)
+    gold: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Rollout:
         tokens = np.concatenate([self.prompt_tokens, self.response_tokens])
         return Sequence(tokens, np.arange(len(tokens)) >= len(self.prompt_tokens))
 
+    @property
+    def summary(self) -> "RolloutSummary":
+        return RolloutSummary(len(self.prompt_tokens), len(self.response_tokens), self.truncated, self.weight_version)
+
 
 @dataclass(frozen=True)
 class TeacherScores:
@@ -88,3 +92,17 @@ def tensor_of(array: np.ndarray) -> torch.Tensor:
     """The inverse of `array_of`, copied, since arrays from the object store are read-only."""
     tensor = torch.from_numpy(array.copy())
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+@dataclass(frozen=True)
+class RolloutSummary:
+    """The scalars of a rollout that the driver plans with; the rollout itself stays where it was made."""
+
+    prompt_tokens: int
+    response_tokens: int
+    truncated: bool
+    weight_version: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.response_tokens

@@ -1,0 +1,89 @@
+"""Plain text for the pre-training loss: documents, each closed by the end token, joined and cut into blocks of one length."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from minirl.config import CorpusConfig
+from minirl.errors import InputError
+from minirl.records import read_rows
+from minirl.rollout import Sequence
+
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """blocks: int32 [n, block_tokens]. report: `documents` read, `blocks` kept, `tokens_dropped` (the last, incomplete block)."""
+
+    blocks: np.ndarray
+    report: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def block(self, index: int) -> Sequence:
+        """Block `index` with every token but the first, which nothing predicts, as a target."""
+        tokens = self.blocks[index].astype(np.int64)
+        return Sequence(tokens, np.arange(len(tokens)) > 0)
+
+
+def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where not one block is full."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token to close the documents of the corpus with; give it an eos_token")
+    wanted = config.max_blocks * config.block_tokens if config.max_blocks else None
+    pieces, total, documents = [], 0, 0
+    for tokens in _tokenised(read_documents(config.source, streaming=wanted is not None), tokenizer):
+        pieces.append(tokens)
+        total, documents = total + len(tokens), documents + 1
+        if wanted is not None and total >= wanted:
+            break
+    count = min(total // config.block_tokens, config.max_blocks or total)
+    if count == 0:
+        raise InputError(
+            f"the corpus {config.source} has {total} tokens, fewer than one block; give more text, or a corpus.block_tokens "
+            f"below {config.block_tokens}"
+        )
+    kept = np.concatenate(pieces)[: count * config.block_tokens]
+    report = {"documents": documents, "blocks": count, "tokens_dropped": total - len(kept)}
+    return Corpus(kept.reshape(count, config.block_tokens), report)
+
+
+def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[np.ndarray]:
+    while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+        for tokens in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids:
+            yield np.array([*tokens, tokenizer.eos_token_id], np.int32)
+
+
+def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
+    """The texts of `source`: a .txt file is one document; rows of a .jsonl or .parquet file or a hub data set have a column `text`."""
+    if source.startswith("embedded:"):
+        if source != "embedded:pydoc":
+            raise InputError(f"{source} is not known; the embedded corpus is embedded:pydoc")
+        from minirl.embedded import pydoc_texts
+
+        yield from pydoc_texts()
+    elif Path(source).suffix == ".txt":
+        yield _read_text(Path(source))
+    else:
+        for origin, columns in read_rows(source, streaming):
+            if not isinstance(columns.get("text"), str):
+                raise InputError(
+                    f"{origin} has no text in a column `text`, which a corpus needs; its columns are {', '.join(columns) or '(none)'}"
+                )
+            if columns["text"].strip():
+                yield columns["text"]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the corpus {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the corpus {path} is not UTF-8 text: {error}") from None
