@@ -43,7 +43,7 @@ def tiny_model(
     vocab: int = 512,
     hidden: int = 64,
     layers: int = 2,
-    heads: int = 4,
+    heads: int = 2,
     seed: int = 0,
     tied: bool = True,
     max_positions: int = 512,
@@ -53,6 +53,7 @@ def tiny_model(
 
     `tokenizer_vocab` below `vocab` makes a padded vocabulary, as Qwen's are. Biases and norms are random too, so that a forgotten
     one shows; logits spread with a standard deviation near 1.5, so that distributions are far from uniform.
+    vLLM's CPU attention needs a head size (hidden / heads) of 32, 64, 80, 96, 112, 128 or more.
     """
     config = _config(family, vocab, hidden, layers, heads, tied, max_positions)
     generator = torch.Generator().manual_seed(seed)
