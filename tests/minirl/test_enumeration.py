@@ -15,6 +15,14 @@ mixture with teacher_share 0.2, no length normalization.
     paper, ratio clip 0.2 outside         0.3     0.11     0.93    0.978
     paper, ratio clip 0.2 ppo            0.31     0.16        1    0.972
     product to t (Eq. 5)                 0.22    0.083     0.92    0.989
+
+    at most 5 tokens                   median    least     most   cosine
+    exact                               7e-16  3.1e-16  2.2e-15    1.000
+    paper                                0.35     0.19        1    0.972
+    lmops                                0.35     0.19        1    0.972
+    paper, ratio clip 0.2 outside        0.46     0.33      1.2    0.924
+    paper, ratio clip 0.2 ppo            0.44     0.19      1.7    0.912
+    product to t (Eq. 5)                  0.3     0.12     0.98    0.973
 """
 
 import itertools
