@@ -1,0 +1,98 @@
+"""Starting a vLLM engine: every argument and environment variable that depends on the device stands here, and nowhere else.
+
+vLLM is imported inside the functions: it takes seconds, and reads its environment while it is imported.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from actors.config import EngineConfig
+from minirl.errors import InputError
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+GIB = 2**30
+
+
+def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[str, str]:
+    """Environment of a process that holds an engine. Ray workers should get it as they start; `start_engine` sets it at the latest."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler stays in our process: it dies with it
+    if tensor_parallel > 1:
+        environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if device == "cpu":
+        # nobind: engines that share a machine would otherwise all bind themselves to the same cores.
+        environment |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "KMP_BLOCKTIME": "0",
+            "OMP_NUM_THREADS": str(max(threads // tensor_parallel, 1)),
+        }
+    return environment
+
+
+def start_engine(
+    model: str, config: EngineConfig, *, device: str, threads: int, max_model_len: int, mixed: bool = False, **arguments: Any
+) -> "LLM":
+    """Start an engine on the model in the directory `model`. mixed: it holds two networks. `arguments` go to `vllm.LLM` as they are."""
+    os.environ.update(engine_environment(device, threads, config.tensor_parallel))
+    torch.set_num_threads(threads)
+    set_num_threads = torch.set_num_threads
+    from vllm import LLM
+
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        return LLM(
+            model,
+            dtype=config.dtype,
+            max_model_len=max_model_len,
+            tensor_parallel_size=config.tensor_parallel,
+            distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
+            generation_config="vllm",  # no sampling defaults from the model's directory
+            seed=0,
+            **_device_arguments(config, device, mixed),
+            **arguments,
+        )
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for the whole process, with a function that refuses
+
+
+def stop_engine(engine: "LLM") -> None:
+    """End the engine's processes, if it has some, and free its memory."""
+    engine.llm_engine.engine_core.shutdown()
+
+
+def read_model_config(model: str, max_model_len: int) -> PreTrainedConfig:
+    """The configuration of a model directory. Raises InputError where the model's positions end before `max_model_len`."""
+    config = AutoConfig.from_pretrained(model)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < max_model_len:
+        raise InputError(
+            f"the model {model} reads at most {positions} tokens, but prompt and response may have {max_model_len}; lower "
+            "data.max_prompt_tokens or data.max_response_tokens"
+        )
+    return config
+
+
+def architecture_of(config: PreTrainedConfig, model: str) -> str:
+    """The model class that the directory names. Raises InputError where it names none."""
+    architectures: Sequence[str] = config.architectures or ()
+    if not architectures:
+        raise InputError(f"the config.json of {model} names no architectures; save the model again with transformers")
+    return architectures[0]
+
+
+def _device_arguments(config: EngineConfig, device: str, mixed: bool) -> dict[str, Any]:
+    if device == "cpu":
+        # Compiling costs more than it gives here. A cache of explicit size keeps engines from claiming shares of the whole memory.
+        return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
+    arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    if mixed:
+        # A graph of the whole step would freeze the share that held while it was captured; piecewise graphs keep our branch in Python.
+        arguments["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
+    return arguments

@@ -1,0 +1,84 @@
+"""A vLLM pooling model that tells, of every token of a sequence, what the teacher made of it.
+
+The row of position i holds, in float32: the hidden state after the final norm (d), the log-normaliser of the distribution that
+predicts token i + 1, and that token's log-prob. The last two come from the wrapped model's own `compute_logits` (its norm, bias,
+scale and soft-cap), so that a learner which rebuilds them from `hidden @ head.T` has an independent check.
+
+Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary. A request names the first row that
+it wants (`PoolingParams.extra_kwargs["first_row"]`); the last row, which predicts nothing known, is left out.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.pooler import PoolingParamsUpdate
+from vllm.model_executor.layers.pooler.tokwise import AllPool, TokenPooler
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.v1.pool.metadata import PoolingMetadata
+
+HEAD_CHUNK_ROWS = 512  # rows whose logits exist at once
+
+
+class ScoringForCausalLM(nn.Module):
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.network = init_vllm_registered_model(
+            vllm_config,
+            prefix=maybe_prefix(prefix, "network"),
+            hf_config=copy.deepcopy(config),
+            architectures=[config.scoring["architecture"]],
+        )
+        self.temperature, self.shared_vocabulary = config.scoring["temperature"], config.scoring["shared_vocabulary"]
+        self.pooler = ScoringPooler(AllPool(), self.score)
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.network.embed_input_ids(input_ids)
+
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **_) -> torch.Tensor:
+        return self.network(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return {f"network.{name}" for name in self.network.load_weights(weights)}
+
+    def score(self, hidden: list[torch.Tensor | None], metadata: PoolingMetadata) -> list[torch.Tensor | None]:
+        """The rows of each finished sequence; None for one of which more chunks will come."""
+        wanted = [(parameters.extra_kwargs or {}).get("first_row", 0) for parameters in metadata.pooling_params]
+        rows = [None if states is None else states[first:-1] for states, first in zip(hidden, wanted, strict=True)]
+        next_tokens = [tokens[first + 1 :] for tokens, first in zip(metadata.get_prompt_token_ids_cpu(), wanted, strict=True)]
+        finished = [i for i, states in enumerate(rows) if states is not None]
+        if not finished:
+            return rows
+        states = torch.cat([rows[i] for i in finished])
+        tokens = torch.cat([next_tokens[i] for i in finished]).to(states.device, torch.int64)
+        chunks = zip(states.split(HEAD_CHUNK_ROWS), tokens.split(HEAD_CHUNK_ROWS), strict=True)
+        scored = torch.cat([torch.cat([part.float(), self._head_columns(part, following)], dim=-1) for part, following in chunks])
+        for i, part in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
+            rows[i] = part
+        return rows
+
+    def _head_columns(self, hidden: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
+        """Log-normaliser and next token's log-prob, float32 [rows, 2]. A token above the shared vocabulary has log-prob -inf."""
+        logits = self.network.compute_logits(hidden)
+        if logits is None:  # under tensor parallelism rank 0 alone has logits, and alone is asked for its rows
+            return hidden.new_zeros(len(hidden), 2, dtype=torch.float32)
+        logits = logits[..., : self.shared_vocabulary].float() / self.temperature
+        normalizer = logits.logsumexp(-1)
+        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1)
+        logprob = (chosen - normalizer).masked_fill(next_tokens >= self.shared_vocabulary, float("-inf"))
+        return torch.stack([normalizer, logprob], dim=-1)
+
+
+class ScoringPooler(TokenPooler):
+    """vLLM's own gathering of all tokens of a sequence, with the scores as its head."""
+
+    def get_supported_tasks(self):
+        return {"token_embed"}
+
+    def get_pooling_updates(self, task) -> PoolingParamsUpdate:
+        return PoolingParamsUpdate(requires_token_ids=True)
