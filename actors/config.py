@@ -1,10 +1,11 @@
 """Typed, strict configuration of the three groups: how many workers, on what, with which limits."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from minirl.config import StrictModel
+from minirl.config import ObjectiveConfig, OptimizerStageConfig, StrictModel
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -59,3 +60,29 @@ class ClusterConfig(StrictModel):
     start_timeout_s: PositiveFloat = 600.0
     step_timeout_s: PositiveFloat = 1800.0
     threads_per_worker: NonNegativeInt = 0  # 0: the machine's cores shared out evenly among workers that run at once
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """What a learner worker is told before it starts.
+
+    model, teacher: model directories; teacher None where no loss asks for it. vocabulary: the shared one. training None: evaluation
+    only, no optimizer. teacher_dtype, behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own
+    dropout (SFT) or without.
+    """
+
+    model: str
+    teacher: str | None
+    vocabulary: int
+    config: LearnerConfig
+    device: str
+    threads: int
+    seed: int
+    training: OptimizerStageConfig | None = None
+    objective: ObjectiveConfig | None = None
+    temperature: float = 1.0
+    teacher_share: float = 0.0
+    teacher_dtype: str = "float32"
+    behavior_dtype: str = "float32"
+    dropout: bool = False
+    deterministic: bool = False

@@ -44,6 +44,16 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class SamplingRequest:
+    """One response to be sampled. prompt_tokens: int64 [P]; seed: of this response alone, whichever worker samples it."""
+
+    prompt_tokens: np.ndarray
+    prompt_index: int
+    sample_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled response.
 

@@ -1,0 +1,256 @@
+"""The learner: the student under DeepSpeed, one rank of it in each worker. The one file that knows DeepSpeed."""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from actors.config import LearnerConfig, LearnerSetup
+from actors.weights import PackedWeights, pack
+from minirl.config import OptimizerStageConfig
+from minirl.errors import RunError
+from minirl.models import check_head, load_causal_lm, read_head, save_weights
+from minirl.student import StudentModule
+from minirl.update import (
+    OnPolicyItem,
+    Sums,
+    SupervisedItem,
+    UpdateScale,
+    UpdateStep,
+    add_sums,
+    forward,
+    frozen_advantages,
+    on_policy_loss,
+    supervised_loss,
+    teacher_gap,
+)
+
+# How far the rebuilt teacher may be from the shipped one, relative to the log-normaliser (or 1 nat): rounding of logits, with room.
+CHECKSUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+# How far the mean token of a fresh rollout may be, in nats, from what the learner makes of it.
+BEHAVIOR_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.3}
+
+
+class Learner:
+    """One rank. Every method that touches the model is collective: all ranks call it, in the same order."""
+
+    def __init__(self, setup: LearnerSetup):
+        self.setup = setup
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        torch.set_num_threads(setup.threads)
+        torch.use_deterministic_algorithms(setup.deterministic)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(setup.seed % 2**32 + self.rank)
+        self.teacher_head = None
+        if setup.teacher is not None:
+            self.teacher_head = read_head(setup.teacher, setup.vocabulary).to(setup.device)
+        self.load_model(setup.model)
+
+    def load_model(self, path: str) -> None:
+        """Build the student from a model directory; an optimizer with it if the setup trains."""
+        setup, config = self.setup, self.setup.config
+        settings = deepspeed_config(config, setup.training)
+        if config.zero_stage == 3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            self._sharded_loading = HfDeepSpeedConfig(settings)  # held: transformers shards while loading as long as it lives
+        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout)
+        if config.zero_stage < 3:
+            check_head(model, "student")
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
+        if setup.training is None and config.zero_stage < 3:
+            self.engine = module.to(setup.device)
+        else:
+            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=module.parameters())
+        self.model = model
+
+    def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
+        """One optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global."""
+        losses = [lambda items=items: self._on_policy_loss(items, step.scale) for items in on_policy]
+        losses += [lambda items=items: self._supervised_loss(items, step.scale) for items in supervised]
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = step.learning_rate
+        total: Sums = {}
+        finite = True
+        for number, loss_of in enumerate(losses):
+            self.engine.set_gradient_accumulation_boundary(number == len(losses) - 1)
+            loss, sums = loss_of()
+            finite &= bool(torch.isfinite(loss))
+            # DeepSpeed averages gradients over workers; the loss is already divided by the whole step's count.
+            self.engine.backward(loss * self.workers)
+            add_sums(total, sums)
+        self._refuse_non_finite(finite, step, "loss")
+        self._refuse_bad_teacher(total)
+        if step.check_behavior:
+            self._refuse_foreign_behavior(total, step)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None:
+            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
+        return {name: float(value) for name, value in total.items()} | ({} if norm is None else {"grad_norm": float(norm)})
+
+    def frozen_advantages(self, microbatches: list[list[OnPolicyItem]]) -> list[np.ndarray]:
+        """The gradient-free pass of `credit: frozen`: advantages before whitening, micro-batch after micro-batch."""
+        advantages, total = [], {}
+        for items in microbatches:
+            rows, sums = frozen_advantages(
+                self.engine, items, self.setup.objective, device=self.setup.device, temperature=self.setup.temperature
+            )
+            advantages += rows
+            add_sums(total, sums)
+        self._refuse_bad_teacher(total)
+        return advantages
+
+    @torch.no_grad()
+    def supervised_sums(self, microbatches: list[list[SupervisedItem]]) -> dict[str, float]:
+        """Validation: the summed loss (`supervised`) and the number of targets (`supervised_tokens`), without dropout."""
+        total: Sums = {}
+        self.engine.eval()
+        for items in microbatches:
+            add_sums(total, supervised_loss(self.engine, items, UpdateScale(), device=self.setup.device)[1])
+        self.engine.train()
+        return {name: float(value) for name, value in total.items()}
+
+    @torch.no_grad()
+    def divergences(self, microbatches: list[list[SupervisedItem]]) -> list[tuple[float, float, int]]:
+        """For each sequence: summed reverse KL, summed forward KL (nats, exact, temperature 1), and its number of targets."""
+        rows, total = [], {}
+        self.engine.eval()
+        for items in microbatches:
+            batch, tokens = forward(self.engine, items, self.setup.device, 1.0)
+            if items:
+                add_sums(total, teacher_gap(tokens, [item.scores for item in items], self.setup.device))
+                reverse, forward_ = (batch.grid(kl.double()).sum(1).tolist() for kl in (tokens.reverse_kl, tokens.forward_kl))
+                rows += list(zip(reverse, forward_, batch.counts.tolist(), strict=True))
+        self.engine.train()
+        self._refuse_bad_teacher(total)
+        return rows
+
+    def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
+        """The student's weights under their Hugging Face names, in buckets; yields on rank 0, the others only help to gather."""
+        bucket_bytes = self.setup.config.publish_bucket_mib * 2**20
+        for named in self._gathered(bucket_bytes):
+            if self.rank == 0:
+                yield from pack(((name, tensor.to(getattr(torch, dtype))) for name, tensor in named), bucket_bytes)
+
+    def export(self, source: str, directory: str) -> None:
+        """Write the student as a Hugging Face directory in the learner's dtype; config and tokenizer from `source`."""
+        weights = {}
+        for named in self._gathered(2**40):
+            weights |= {name: tensor.detach().cpu().clone() for name, tensor in named} if self.rank == 0 else {}
+        if self.rank == 0:
+            save_weights(weights, source, directory)
+        dist.barrier()
+
+    def save(self, directory: str) -> None:
+        """Optimizer, weights and random states of this rank."""
+        self.engine.save_checkpoint(directory, tag="learner", save_latest=False)
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        if self.setup.device == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state()
+        torch.save(states, Path(directory) / f"random-{self.rank}.pt")
+
+    def load(self, directory: str) -> None:
+        """The inverse of `save`, for the same number of workers."""
+        loaded, _ = self.engine.load_checkpoint(directory, tag="learner")
+        if loaded is None:
+            raise RunError(f"DeepSpeed could not load the checkpoint in {directory}; delete it to start from the one before")
+        states = torch.load(Path(directory) / f"random-{self.rank}.pt", weights_only=False)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if self.setup.device == "cuda":
+            torch.cuda.set_rng_state(states["cuda"])
+
+    def _on_policy_loss(self, items: list[OnPolicyItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+        setup = self.setup
+        return on_policy_loss(
+            self.engine,
+            items,
+            setup.objective,
+            scale,
+            device=setup.device,
+            temperature=setup.temperature,
+            teacher_share=setup.teacher_share,
+        )
+
+    def _supervised_loss(self, items: list[SupervisedItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+        objective = self.setup.objective
+        coefficient, kd_share = (objective.pretrain_coefficient, objective.pretrain_kd_share) if objective else (1.0, 0.0)
+        return supervised_loss(self.engine, items, scale, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
+
+    def _refuse_non_finite(self, finite: bool, step: UpdateStep, what: str) -> None:
+        flag = torch.tensor(int(finite), device=self.setup.device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        if not flag:
+            raise RunError(
+                f"the {what} of iteration {step.iteration}, update {step.update}, is not finite; "
+                "lower the learning rate or train in float32, and start again: the last checkpoint is untouched"
+            )
+
+    def _refuse_bad_teacher(self, total: Sums) -> None:
+        gap = float(total.get("teacher_gap_max", 0.0))
+        tolerance = self.setup.config.checksum_tolerance or CHECKSUM_TOLERANCE[self.setup.teacher_dtype]
+        if not gap <= tolerance:
+            raise RunError(
+                f"the teacher rebuilt from hidden states is {gap:.2g} (relative) away from what it says itself, more than {tolerance:.2g}: "
+                "the learner's copy of its output head or a final norm is wrong; check that teacher.model is the same everywhere"
+            )
+
+    def _refuse_foreign_behavior(self, total: Sums, step: UpdateStep) -> None:
+        if "behavior_gap" not in total:
+            return
+        gap, tolerance = float(total["behavior_gap"] / total["response_tokens"]), BEHAVIOR_TOLERANCE[self.setup.behavior_dtype]
+        if not gap <= tolerance:
+            raise RunError(
+                f"iteration {step.iteration}: the learner and the rollout engine differ by {gap:.2g} nats per token on the tokens just "
+                f"sampled, more than {tolerance:.2g}: the published weights are not what the engine samples with"
+            )
+
+    def _gathered(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """Named parameters, whole, bucket by bucket; a bucket's tensors are only valid until the next is asked for."""
+        named = list(self.model.state_dict(keep_vars=True).items())
+        while named:
+            bucket, size = [], 0
+            while named and (not bucket or size + _bytes(named[0][1]) <= bucket_bytes):
+                size += _bytes(named[0][1])
+                bucket.append(named.pop(0))
+            sharded = self.setup.config.zero_stage == 3
+            parameters = list({id(p): p for _, p in bucket}.values())
+            with deepspeed.zero.GatheredParameters(parameters) if sharded else nullcontext():
+                yield [(name, p.data) for name, p in bucket]
+
+
+def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
+    """DeepSpeed's own settings; accumulation boundaries are set by hand, since the number of micro-batches varies."""
+    zero: dict = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    settings: dict = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+    if training is not None:
+        settings["gradient_clipping"] = training.max_grad_norm or 0.0
+        parameters: dict = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        if config.optimizer == "adamw":
+            parameters |= {"betas": training.betas, "torch_adam": not config.offload_optimizer}
+        settings["optimizer"] = {"type": {"adamw": "AdamW", "sgd": "SGD"}[config.optimizer], "params": parameters}
+    return settings
+
+
+def _bytes(parameter: Tensor) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()

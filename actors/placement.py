@@ -1,0 +1,73 @@
+"""Where processes stand: the Ray cluster of a run, and what each worker of a role may use."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from actors.config import ClusterConfig, EngineConfig, LearnerConfig
+from minirl.errors import InputError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
+    """A Ray cluster for the run: the one at RAY_ADDRESS, or one of our own that ends with the block."""
+    own = "RAY_ADDRESS" not in os.environ
+    if own:
+        ray.init(
+            num_cpus=logical_cpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=True,
+        )
+    else:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def device_of(config: ClusterConfig) -> str:
+    """cpu or cuda, as configured or as the cluster has it."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if config.device == "cuda" and not gpus:
+        raise InputError("cluster.device is cuda but the Ray cluster has no GPU; set cluster.device: cpu or add a GPU node")
+    if config.device == "auto":
+        return "cuda" if gpus else "cpu"
+    return config.device
+
+
+def bundle(config: EngineConfig | LearnerConfig, device: str) -> dict[str, float]:
+    """What one worker reserves. A tensor-parallel engine is one bundle, so it stands on one node."""
+    devices = getattr(config, "tensor_parallel", 1)
+    reserved: dict[str, float] = {"CPU": config.cpus_per_worker}
+    return reserved | {"GPU": devices} if device == "cuda" else reserved
+
+
+def threads_of(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> int:
+    """Compute threads of each worker: the roles take turns, so one role's workers share a machine's cores."""
+    processes = role.workers * getattr(role, "tensor_parallel", 1)
+    return config.threads_per_worker or max(1, (os.cpu_count() or 1) // processes)
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Environment of every worker process."""
+    beside_python = str(Path(sys.executable).parent)  # ninja, for DeepSpeed's own collective, when the environment is not activated
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "KMP_BLOCKTIME": "0",  # idle threads of one role must not spin while another computes
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": beside_python + os.pathsep + os.environ.get("PATH", os.defpath),
+    }

@@ -1,0 +1,86 @@
+"""From sequences to padded micro-batches, and the division of one optimizer step among workers.
+
+Padding goes to the right: under causal attention no real token sees it, so no attention mask is needed and the fastest kernels apply.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirl.rollout import Sequence
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B sequences, N targets in all. input_ids, is_target: [B, L], right-padded with token 0. counts: [B], the targets of each."""
+
+    input_ids: Tensor
+    is_target: Tensor
+    counts: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """The target tokens, sequence after sequence: [N]."""
+        return self.input_ids[self.is_target]
+
+    def predicting(self, hidden: Tensor) -> Tensor:
+        """The states that predict the targets: [B, L, d] -> [N, d], those one position before each."""
+        return hidden[:, :-1][self.is_target[:, 1:]]
+
+    def mask(self) -> Tensor:
+        """[B, T], T the most targets of a sequence: 1 where the left-aligned grid holds a target."""
+        width = int(self.counts.max()) if len(self.counts) else 0
+        return torch.arange(width, device=self.counts.device)[None, :] < self.counts[:, None]
+
+    def grid(self, values: Tensor) -> Tensor:
+        """One value a target, [N], as a left-aligned grid [B, T] with zeros in the padding."""
+        mask = self.mask()
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        return MicroBatch(self.input_ids.to(device), self.is_target.to(device), self.counts.to(device))
+
+
+EMPTY = Sequence(np.zeros(2, np.int64), np.zeros(2, bool))
+"""Two tokens and no target: what a worker runs when it has nothing left and the others do."""
+
+
+def make_microbatch(sequences: Items[Sequence]) -> MicroBatch:
+    sequences = sequences or [EMPTY]
+    width = max(len(s.tokens) for s in sequences)
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
+    is_target = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence.tokens)] = torch.from_numpy(sequence.tokens.astype(np.int64))
+        is_target[row, : len(sequence.tokens)] = torch.from_numpy(sequence.is_target.copy())
+    return MicroBatch(input_ids, is_target, is_target.sum(1))
+
+
+def split_by_tokens(indices: Items[int], lengths: Items[int], tokens_per_microbatch: int) -> list[list[int]]:
+    """Length-sorted groups of at most `tokens_per_microbatch` tokens, padding included; a longer sequence stands alone."""
+    groups: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens_per_microbatch:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def plan_microbatches(lengths: Items[int], workers: int, tokens_per_microbatch: int) -> list[list[list[int]]]:
+    """[worker][micro-batch] -> indices into `lengths`; balanced by tokens, and equally many micro-batches for every worker.
+
+    The short lists are filled with empty micro-batches: under ZeRO-3 a worker that runs fewer passes hangs the others.
+    """
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        lightest = min(range(workers), key=lambda w: (loads[w], w))
+        shares[lightest].append(index)
+        loads[lightest] += lengths[index]
+    plans = [split_by_tokens(share, lengths, tokens_per_microbatch) for share in shares]
+    most = max(map(len, plans))
+    return [plan + [[] for _ in range(most - len(plan))] for plan in plans]

@@ -1,0 +1,226 @@
+"""On-policy distillation: five verbs, over and over.
+
+    sample   the rollout group draws responses from the student, or from (1-a) student + a teacher
+    score    the teacher group returns log-probs and hidden states of the sampled tokens
+    credit   rewards become future returns (`frozen`: one gradient-free pass here; `live`: inside the update)
+    update   the learner group takes optimizer steps
+    publish  the new weights go to the rollout group, with a version number
+
+The driver holds references and scalars; it knows the groups by what they can do and not by what they are.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from minirl.config import DistillConfig, ObjectiveConfig
+from minirl.corpus import Corpus
+from minirl.credit import whitening_statistics
+from minirl.cursor import Cursor
+from minirl.metrics import MetricsLog, Stopwatch
+from minirl.rollout import Prompt, RolloutSummary, SamplingRequest
+from minirl.schedule import learning_rate
+from minirl.seeds import derive_seed, sampling_seed
+from minirl.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout that stays where it was made: a reference to it, and its scalars."""
+
+    rollout: Any
+    summary: RolloutSummary
+
+
+class Rollouts(Protocol):
+    def sample(
+        self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int
+    ) -> list[Sampled]: ...
+
+
+class Teachers(Protocol):
+    def score(self, asked: list[Any], tokens: list[int]) -> list[Any]: ...
+
+
+class Learners(Protocol):
+    def frozen_advantages(self, items: list[OnPolicyItem], tokens: list[int]) -> list[np.ndarray]: ...
+    def update(self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]) -> dict: ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the learner's own state, all that a checkpoint needs."""
+
+    iteration: int = 0
+    updates: int = 0
+    weight_version: int = 0
+    best_rouge_l: float | None = None
+    best_iteration: int | None = None
+    cursors: dict[str, Any] = field(default_factory=dict)
+
+
+class Driver:
+    """The loop. `publish(version)` moves the learner's weights into the rollout group; `prompts` are the training prompts."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        objective: ObjectiveConfig,
+        *,
+        rollout: Rollouts,
+        teacher: Teachers,
+        learner: Learners,
+        publish: Callable[[int], None],
+        prompts: list[Prompt],
+        corpus: Corpus | None,
+        blocks_per_update: int,
+        max_response_tokens: int,
+        teacher_share: float,
+        seed: int,
+        metrics: MetricsLog,
+    ):
+        self.config, self.objective = config, objective
+        self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
+        self.prompts, self.corpus, self.blocks_per_update = prompts, corpus, blocks_per_update
+        self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
+        self.progress = Progress()
+        self.prompt_cursor = Cursor(len(prompts), derive_seed(seed, "prompts"))
+        self.corpus_cursor = Cursor(len(corpus), derive_seed(seed, "corpus")) if corpus else None
+        self.watch = Stopwatch()
+
+    def run(self) -> Iterator[Progress]:
+        """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
+        self.publish()
+        while self.progress.iteration < self.config.iterations:
+            sampled = self.sample()
+            scores = self.score(sampled)
+            advantages = self.credit(sampled, scores)
+            logged = self.update(sampled, scores, advantages)
+            self.publish()
+            self.log(sampled, logged)
+            self.progress.iteration += 1
+            yield self.progress
+
+    def sample(self) -> list[Sampled]:
+        with self.watch("sample"):
+            prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.prompts_per_iteration)]
+            requests = sampling_requests(prompts, self.config.samples_per_prompt, self.seed, self.progress.iteration)
+            return self.rollout.sample(
+                requests,
+                teacher_share=self.teacher_share,
+                max_response_tokens=self.max_response_tokens,
+                weight_version=self.progress.weight_version,
+            )
+
+    def score(self, sampled: list[Sampled]) -> list[Any]:
+        with self.watch("score"):
+            return self.teacher.score([s.rollout for s in sampled], [s.summary.tokens for s in sampled])
+
+    def credit(self, sampled: list[Sampled], scores: list[Any]) -> list[np.ndarray] | None:
+        with self.watch("credit"):
+            if self.objective.credit == "live":
+                return None
+            items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
+            return self.learner.frozen_advantages(items, [s.summary.tokens for s in sampled])
+
+    def update(self, sampled: list[Sampled], scores: list[Any], advantages: list[np.ndarray] | None) -> list[dict]:
+        items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
+        if advantages is not None:
+            items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
+        logged = []
+        for chosen in self._minibatches(len(items)):
+            supervised = self._pretrain_items()
+            with self.watch("update"):
+                summaries = [sampled[i].summary for i in chosen]
+                step = UpdateStep(
+                    iteration=self.progress.iteration,
+                    update=self.progress.updates,
+                    learning_rate=learning_rate(
+                        self.config, self.progress.updates, self.config.iterations * self.config.updates_per_iteration
+                    ),
+                    scale=self._scale(summaries, [items[i].advantages for i in chosen], supervised),
+                    check_behavior=not logged,
+                )
+                logged.append(self.learner.update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
+            self.progress.updates += 1
+        return logged
+
+    def publish(self) -> None:
+        with self.watch("publish"):
+            self.progress.weight_version += 1
+            self._publish(self.progress.weight_version)
+
+    def _minibatches(self, count: int) -> Iterator[list[int]]:
+        """The responses of each optimizer step: every epoch a new permutation, cut into `updates_per_epoch` equal parts."""
+        for epoch in range(self.config.epochs_per_iteration):
+            order = np.random.default_rng(derive_seed(self.seed, "minibatches", self.progress.iteration, epoch)).permutation(count)
+            yield from (part.tolist() for part in np.split(order, self.config.updates_per_epoch))
+
+    def _pretrain_items(self) -> list[SupervisedItem]:
+        if self.corpus_cursor is None or self.objective.pretrain_coefficient == 0:
+            return []
+        blocks = [self.corpus.block(i) for i in self.corpus_cursor.next(self.blocks_per_update)]
+        if self.objective.pretrain_kd_share == 0:
+            return [SupervisedItem(block) for block in blocks]
+        with self.watch("score"):
+            scores = self.teacher.score(blocks, [len(block.tokens) for block in blocks])
+        return [SupervisedItem(block, score) for block, score in zip(blocks, scores, strict=True)]
+
+    def _scale(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> UpdateScale:
+        kept = [s for s in summaries if self.objective.truncated == "keep" or not s.truncated]
+        count = len(kept) if self.objective.reduction == "response" else sum(s.response_tokens for s in kept)
+        whitening = None
+        if self.objective.whiten:
+            whitening = whitening_statistics(advantages, self.max_response_tokens)
+        return UpdateScale(float(max(1, count)), float(max(1, sum(i.sequence.targets for i in supervised))), whitening)
+
+    def log(self, sampled: list[Sampled], logged: list[dict]) -> None:
+        """One record: means over the iteration's updates, and the verbs' seconds since the last record."""
+        responses = [s.summary for s in sampled]
+        tokens = sum(s["response_tokens"] for s in logged)
+        per_token = {name: sum(s[name] for s in logged) / tokens for name in PER_TOKEN if name in logged[0]}
+        losses = {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
+        self.metrics.write(
+            self.progress.iteration,
+            {
+                "loss/total": sum(losses.values()),
+                **losses,
+                **{f"rollout/{name}": value for name, value in per_token.items()},
+                "rollout/behavior_gap": logged[0]["behavior_gap"] / logged[0]["response_tokens"],
+                "rollout/mean_response_tokens": float(np.mean([s.response_tokens for s in responses])),
+                "rollout/truncated": float(np.mean([s.truncated for s in responses])),
+                "rollout/response_tokens": sum(s.response_tokens for s in responses),
+                "rollout/tokens": sum(s.tokens for s in responses),
+                "learner/grad_norm": float(np.mean([s.get("grad_norm", np.nan) for s in logged])),
+                "learner/teacher_gap": max(s["teacher_gap_max"] for s in logged),
+                "learner/updates": self.progress.updates,
+                "weight_version": self.progress.weight_version,
+                **{f"time/{verb}": seconds for verb, seconds in self.watch.reset().items()},
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        cursors = {"prompts": self.prompt_cursor, "corpus": self.corpus_cursor}
+        return vars(self.progress) | {"cursors": {name: c.state_dict() for name, c in cursors.items() if c}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress = Progress(**state)
+        self.progress.weight_version -= 1  # `run` publishes once more what that version was
+        self.prompt_cursor.load_state_dict(state["cursors"]["prompts"])
+        if self.corpus_cursor:
+            self.corpus_cursor.load_state_dict(state["cursors"]["corpus"])
+
+
+PER_TOKEN = ("reverse_kl", "reward", "importance_ratio", "clipped")
+LOSSES = {"policy_gradient": "policy_gradient", "single_step": "single_step", "supervised": "pretrain"}
+
+
+def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int, iteration: int) -> list[SamplingRequest]:
+    """One request a response; its seed follows from run, iteration, prompt and sample alone."""
+    return [
+        SamplingRequest(prompt.tokens, prompt.index, sample, sampling_seed(seed, iteration, prompt.index, sample))
+        for prompt in prompts
+        for sample in range(samples_per_prompt)
+    ]

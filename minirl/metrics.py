@@ -1,0 +1,52 @@
+"""What a run reports while it goes: one JSON line an iteration, and the same dictionary to whoever watches."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Record = dict[str, float | int | str]
+Listener = Callable[[Record], None]
+
+
+class MetricsLog:
+    """`metrics.jsonl`. Records of one stage are numbered by `counter` (iteration or update); a resume drops those after its checkpoint."""
+
+    def __init__(self, path: Path, stage: str, counter: str, *, listener: Listener | None = None):
+        self.path, self.stage, self.counter, self.listener = path, stage, counter, listener
+
+    def resume_at(self, number: int) -> None:
+        """Forget records of this stage that the resumed run will write again: those numbered `number` or higher."""
+        if not self.path.is_file():
+            return
+        records = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+        kept = [r for r in records if r["stage"] != self.stage or r[self.counter] < number]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def write(self, number: int, values: Record) -> None:
+        record: Record = {"stage": self.stage, self.counter: number, **values}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.listener:
+            self.listener(record)
+
+
+class Stopwatch:
+    """Seconds spent under each name, from one `reset` to the next."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    def reset(self) -> dict[str, float]:
+        seconds, self.seconds = self.seconds, {}
+        return seconds
