@@ -114,14 +114,13 @@ def _hub_rows(source: str, streaming: bool) -> Iterator[Row]:
 
     name, _, split = source.partition(":")
     try:  # the library raises errors of many kinds for an unknown name, a missing split, a private data set and a missing network
-        rows = datasets.load_dataset(name, split=split or "train", streaming=streaming)
+        for number, row in enumerate(datasets.load_dataset(name, split=split or "train", streaming=streaming), start=1):
+            yield f"{source} row {number}", dict(row)
     except Exception as error:
         raise InputError(
             f"cannot load the data set {source} from the Hugging Face hub ({_first_line(error)}); "
             "check its name, its split and the network, or give a local .jsonl or .parquet file"
         ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{source} row {number}", dict(row)
 
 
 def conversation_of(columns: dict[str, Any], origin: str) -> Conversation:
@@ -160,7 +159,7 @@ def _from_messages(value: Any, origin: str) -> Conversation:
     roles = [role for role, _ in messages]
     if "user" not in roles or "system" in roles[1:]:
         raise InputError(f"{origin} has the roles {', '.join(roles)}; messages need a user turn, and a system prompt can only come first")
-    if roles.index("user") > roles.index("assistant") if "assistant" in roles else False:
+    if "assistant" in roles[: roles.index("user")]:
         raise InputError(f"{origin} begins with an assistant turn; a user turn must come before it")
     references = (messages[-1][1],) if roles[-1] == "assistant" else ()
     return Conversation(messages, references, origin=origin)
