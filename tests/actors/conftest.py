@@ -1,0 +1,107 @@
+"""Engines are dear (5 to 20 s each): fixtures that build them once, and Hugging Face references to hold against them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from actors.config import RolloutConfig
+from actors.rollout import RolloutWorker, SamplingRequest
+from actors.weights import checksum, pack
+from minirl.rollout import Rollout
+from tests.tiny import END_TOKEN, tiny_model
+
+MAX_LENGTH = 128
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Build a tiny model, once for each choice of arguments."""
+    built: dict[str, str] = {}
+
+    def build(family: str, **shape) -> str:
+        key = f"{family} {sorted(shape.items())}"
+        if key not in built:
+            built[key] = tiny_model(tmp_path_factory.mktemp(family), family, **shape)
+        return built[key]
+
+    return build
+
+
+def rollout_worker(student: str, teacher: str | None = None, **arguments) -> RolloutWorker:
+    """A float32 worker on one CPU thread with small caches."""
+    config = RolloutConfig(dtype="float32", kv_cache_gib=0.125, tensor_parallel=arguments.pop("tensor_parallel", 1))
+    defaults = {"device": "cpu", "threads": 1, "max_model_len": MAX_LENGTH, "shared_vocabulary": 512, "end_tokens": (END_TOKEN,)}
+    return RolloutWorker(student, teacher, config, **(defaults | arguments))
+
+
+@pytest.fixture(scope="session")
+def open_worker() -> Iterator[Callable[..., RolloutWorker]]:
+    """Start workers that are closed when the session ends."""
+    workers: list[RolloutWorker] = []
+
+    def start(*arguments, **named) -> RolloutWorker:
+        workers.append(rollout_worker(*arguments, **named))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.close()
+
+
+def hugging_face(directory: str | Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def requests(count: int = 6, vocab: int = 512, seed: int = 0) -> list[SamplingRequest]:
+    """Prompts of different lengths, each with a seed of its own."""
+    draw = np.random.default_rng(seed)
+    prompts = [draw.integers(3, vocab, size=8 + 5 * i) for i in range(count)]
+    return [SamplingRequest(prompt, i, 0, 1000 * seed + i) for i, prompt in enumerate(prompts)]
+
+
+@torch.no_grad()
+def mixture_rows(student: PreTrainedModel, teacher: PreTrainedModel | None, share: float, tokens: np.ndarray, **options) -> torch.Tensor:
+    """The mixture's next-token log-probs, float64 [n, shared], straight from its definition."""
+    shared, temperature = options.get("shared", 512), options.get("temperature", 1.0)
+    ids = torch.from_numpy(tokens)[None]
+    softmax = [
+        (network(ids).logits[0, :, :shared].double() / temperature).softmax(-1) for network in (student, teacher) if network is not None
+    ]
+    return softmax[0].log() if teacher is None else ((1 - share) * softmax[0] + share * softmax[1]).log()
+
+
+def worst_gap(rollouts: list[Rollout], student: PreTrainedModel, teacher: PreTrainedModel | None, share: float, **options) -> float:
+    """The largest difference, in nats, between behaviour log-probs and the mixture's."""
+    gaps = []
+    for rollout in rollouts:
+        tokens = rollout.sequence.tokens
+        rows = mixture_rows(student, teacher, share, tokens, **options)
+        positions = np.arange(len(rollout.prompt_tokens), len(tokens))
+        expected = rows[positions - 1, tokens[positions]]
+        gaps.append((expected - torch.from_numpy(rollout.behavior_logprobs)).abs().max().item())
+    return max(gaps)
+
+
+def perturb(model: PreTrainedModel, seed: int) -> None:
+    """Move every weight by about a third of its spread: log-probs change by far more than any tolerance here."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator) * parameter.data.std().clamp(min=0.05)
+
+
+def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """What a learner sends: parameters by name, the head always named."""
+    named = dict(model.named_parameters())
+    named["lm_head.weight"] = model.get_output_embeddings().weight
+    return list(named.items())
+
+
+def publish(worker: RolloutWorker, model: PreTrainedModel, version: int, bucket_bytes: int = 100_000) -> None:
+    worker.begin_update()
+    for bucket in pack(named_weights(model), bucket_bytes):
+        worker.load_bucket(bucket, checksum(bucket))
+    worker.finish_update(version)
