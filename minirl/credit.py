@@ -3,6 +3,9 @@
 Notation: q student, p teacher, r_t = log p(y_t|s_t) - log q(y_t|s_t), M the mask, T a response's tokens, its end token included.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +28,9 @@ def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, 
     length_normalization divides by the number of summed tokens, undiscounted, and gives 0 where there is none (Eq. 6).
     Differs from the paper's print: the divisor there, T - t - 1, is one less than the number of terms, and 0 or -1 at the end.
     """
+    rewards = rewards.masked_fill(mask == 0, 0.0)
     if kind == "immediate":
-        return rewards.masked_fill(mask == 0, 0.0)
+        return rewards
     to_go = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -40,9 +44,11 @@ def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, 
     return to_go.masked_fill((mask == 0) | (counts == 0), 0.0)
 
 
-def whitening_sums(advantages: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and sum of squares, to be added up over every micro-batch and worker of one optimizer step; padding is 0 and adds nothing."""
-    return advantages.double().sum(), advantages.double().square().sum()
+def whitening_statistics(advantages: Sequence[np.ndarray], max_response_tokens: int) -> tuple[float, float]:
+    """Mean and population variance over the grid that `whiten` wants, from the advantages [T_i] of every response of one optimizer step."""
+    grid = len(advantages) * max_response_tokens
+    mean = sum(float(a.sum(dtype=np.float64)) for a in advantages) / grid
+    return mean, sum(float(np.square(a, dtype=np.float64).sum()) for a in advantages) / grid - mean**2
 
 
 def whiten(advantages: Tensor, mask: Tensor, *, mean: float, variance: float) -> Tensor:

@@ -36,10 +36,11 @@ class TokenStatistics(NamedTuple):
 
 def token_statistics(student_logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> TokenStatistics:
     """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient."""
-    student = student_logits.log_softmax(-1)
+    student = _at_least_float32(student_logits).log_softmax(-1)
     student_logprobs = _pick(student, targets)
     if teacher_logits is None:
         return TokenStatistics(student_logprobs)
+    teacher_logits = _at_least_float32(teacher_logits).detach()
     log_normalizers = teacher_logits.logsumexp(-1)
     teacher = teacher_logits - log_normalizers[:, None]
     probabilities = teacher.exp()
@@ -72,3 +73,7 @@ def in_chunks(function: Callable[..., TokenStatistics], chunk_tokens: int, *per_
 
 def _pick(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.gather(-1, columns[:, None]).squeeze(-1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

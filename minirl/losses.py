@@ -38,8 +38,8 @@ def policy_gradient_loss(
 
 def single_step_loss(reverse_kl: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """+ sum_t w_t KL(q(.|s_t) || p(.|s_t)), the exact full-vocabulary term (paper, Eq. 3 and 7); weights are constants, None is 1."""
-    weighted = reverse_kl if weights is None else reverse_kl * weights.detach()
-    return weighted.masked_fill(mask == 0, 0.0).sum()
+    kept = reverse_kl.masked_fill(mask == 0, 0.0)
+    return kept.sum() if weights is None else (kept * weights.detach().masked_fill(mask == 0, 0.0)).sum()
 
 
 def pretrain_loss(logprobs: Tensor, mask: Tensor, *, soft_cross_entropy: Tensor | None = None, kd_share: float = 0.0) -> Tensor:
