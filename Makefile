@@ -1,12 +1,13 @@
 # make install | quickstart | test | test-fast | lint | format | clean. Every target but clean first makes .venv when it must.
 #
 #   PYTHON  the CPython (3.11 or newer) that .venv is made with
-#   STACK   cpu: exactly the versions of requirements-cpu.txt;  cuda: the extra `cuda` of pyproject.toml
+#   STACK   cpu: exactly the versions of requirements-cpu.txt;  cuda: the extra `cuda` of pyproject.toml.
+#           A .venv keeps the stack that it was made with; `make clean` before changing it.
 # Where packages come from is pip's own business (pip.conf, PIP_FIND_LINKS, PIP_INDEX_URL, ...): nothing here names an index.
 
 PYTHON ?= python3
-STACK ?= cpu
 VENV ?= .venv
+STACK ?= $(if $(wildcard $(VENV)/.installed-cuda),cuda,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PINS := requirements-cpu.txt
