@@ -177,6 +177,7 @@ class EvaluateConfig(StrictModel):
 
     seeds: list[int] = Field([10, 20, 30], min_length=1)
     prompts: PositiveInt = 128
+    distilled: Literal["best", "last"] = "best"  # by validation Rouge-L, as the paper selects, or the final student
 
 
 class YamlLoader(yaml.SafeLoader):

@@ -62,17 +62,13 @@ class Progress:
 
 
 class Driver:
-    """The loop. `publish(version)` moves the learner's weights into the rollout group; `prompts` are the training prompts."""
+    """The loop over the training prompts; `connect` it to the groups, then `run`."""
 
     def __init__(
         self,
         config: DistillConfig,
         objective: ObjectiveConfig,
         *,
-        rollout: Rollouts,
-        teacher: Teachers,
-        learner: Learners,
-        publish: Callable[[int], None],
         prompts: list[Prompt],
         corpus: Corpus | None,
         blocks_per_update: int,
@@ -82,13 +78,16 @@ class Driver:
         metrics: MetricsLog,
     ):
         self.config, self.objective = config, objective
-        self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
         self.prompts, self.corpus, self.blocks_per_update = prompts, corpus, blocks_per_update
         self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
         self.progress = Progress()
         self.prompt_cursor = Cursor(len(prompts), derive_seed(seed, "prompts"))
         self.corpus_cursor = Cursor(len(corpus), derive_seed(seed, "corpus")) if corpus else None
         self.watch = Stopwatch()
+
+    def connect(self, rollout: Rollouts, teacher: Teachers, learner: Learners, *, publish: Callable[[int], None]) -> None:
+        """`publish(version)` moves the learner's weights into the rollout group."""
+        self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
     def run(self) -> Iterator[Progress]:
         """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
@@ -181,6 +180,7 @@ class Driver:
         responses = [s.summary for s in sampled]
         tokens = sum(s["response_tokens"] for s in logged)
         per_token = {name: sum(s[name] for s in logged) / tokens for name in PER_TOKEN if name in logged[0]}
+        seconds, epochs = self.watch.reset(), self.config.epochs_per_iteration
         losses = {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
         self.metrics.write(
             self.progress.iteration,
@@ -197,7 +197,10 @@ class Driver:
                 "learner/teacher_gap": max(s["teacher_gap_max"] for s in logged),
                 "learner/updates": self.progress.updates,
                 "weight_version": self.progress.weight_version,
-                **{f"time/{verb}": seconds for verb, seconds in self.watch.reset().items()},
+                "rollout/tokens_per_second": sum(s.response_tokens for s in responses) / seconds["sample"],
+                "teacher/tokens_per_second": sum(s.tokens for s in responses) / seconds["score"],
+                "learner/tokens_per_second": epochs * sum(s.tokens for s in responses) / seconds["update"],
+                **{f"time/{verb}": spent for verb, spent in seconds.items()},
             },
         )
 

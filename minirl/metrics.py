@@ -34,13 +34,15 @@ class MetricsLog:
 
 
 class Stopwatch:
-    """Seconds spent under each name, from one `reset` to the next."""
+    """Seconds spent under each name, from one `reset` to the next. `listener` is told each name as it begins."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.listener: Callable[[str], None] = lambda name: None
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self.listener(name)
         start = time.monotonic()
         try:
             yield

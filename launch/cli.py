@@ -1,0 +1,60 @@
+"""The `minirl` command. Heavy imports happen inside the verbs, so that a mistyped key is reported at once."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from launch.config import RunConfig
+from minirl.config import read_config
+from minirl.errors import InputError, RunError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def minirl() -> None:
+    """MiniLLM: distil a large language model into a small one, on Ray, vLLM and DeepSpeed."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, for example stages.distill.learning_rate=5e-6.")] = None,
+) -> None:
+    """Run the stages of a config; started again in the same directory, go on where it stopped."""
+    settings = read_config(RunConfig, config, overrides or [])
+    from launch.prepare import claimed, prepare
+    from launch.progress import ProgressPanel, summary_table
+    from launch.recipe import Recipe
+
+    console = Console()
+    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+        Recipe(prepare(settings), panel).run()
+    if settings.stages.evaluate:
+        console.print(summary_table(json.loads((directory / "summary.json").read_text()), settings.directory))
+
+
+def main() -> None:
+    """Entry point: an error of the user's is one sentence and exit code 2, a run's own is exit code 1."""
+    signal.signal(signal.SIGTERM, _interrupt)  # the same orderly end as Ctrl-C
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        app()
+    except InputError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(2)
+    except RunError as error:
+        errors.print(f"stopped: {error}", markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; start the same command again to go on", highlight=False)
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

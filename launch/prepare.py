@@ -1,0 +1,114 @@
+"""Everything that can be checked or made before a process starts: models, tokenizer, data, and where the run keeps its files."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from launch.config import RunConfig
+from minirl.checkpoint import write_json
+from minirl.corpus import Corpus, load_corpus
+from minirl.embedded import materialise_teacher
+from minirl.errors import InputError
+from minirl.models import check_supported, prune_layers, resolve_model
+from minirl.prompts import InstructionData, load_data
+from minirl.templates import end_tokens
+from minirl.vocab import shared_vocabulary
+
+EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
+# A directory belongs to one experiment: these may not change between starts. Workers, limits and lengths of stages may.
+IDENTITY = ("seed", "student", "data", "corpus", "objective")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the stages work with. student: the initial one; vocabulary: the number of shared token ids."""
+
+    config: RunConfig
+    directory: Path
+    teacher: str
+    student: str
+    tokenizer: PreTrainedTokenizerBase
+    end_tokens: tuple[int, ...]
+    vocabulary: int
+    data: InstructionData
+    corpus: Corpus | None
+    student_bytes: int
+    teacher_width: int
+
+    @property
+    def max_model_len(self) -> int:
+        return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Raises InputError for anything that cannot work, in the order in which it is cheap to find out."""
+    directory = Path(config.directory)
+    if config.teacher.model == EMBEDDED_TEACHER:
+        teacher = materialise_teacher(directory / "models" / "teacher")
+    else:
+        teacher = resolve_model(config.teacher.model, "teacher.model")
+    teacher_config = check_supported(teacher, "teacher.model")
+    named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
+    student_config = teacher_config if named_student is None else check_supported(named_student, "student.model")
+    tokenizer = _tokenizer(teacher, "teacher.model")
+    student_tokenizer = tokenizer if named_student is None else _tokenizer(named_student, "student.model")
+    vocabulary = shared_vocabulary(student_tokenizer, tokenizer, student_config.vocab_size, teacher_config.vocab_size)
+    ends = end_tokens(tokenizer, teacher)
+    data = load_data(config.data, tokenizer, ends)
+    corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
+    student = named_student or _pruned(config, teacher, directory)
+    size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
+    return Prepared(
+        config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, size, teacher_config.hidden_size
+    )  # fmt: skip
+
+
+def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
+    target = directory / "models" / "student_init"
+    return str(target.resolve()) if target.is_dir() else prune_layers(teacher, config.student.layers, str(target.resolve()))
+
+
+def _tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{key}: {path} has no tokenizer that transformers reads ({' '.join(str(error).split())[:120]})") from None
+
+
+@contextmanager
+def claimed(config: RunConfig) -> Iterator[Path]:
+    """The run's directory, for this process alone. Raises InputError where another run is in it, or where it is another experiment's."""
+    directory = Path(config.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = f" (process {owner})" if (owner := lock.read().strip()) else ""
+            raise InputError(f"another run{holder} is working in {directory}; wait for it, or give another directory=...") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _same_experiment(config, directory)
+        yield directory
+
+
+def _same_experiment(config: RunConfig, directory: Path) -> None:
+    record = directory / "config.json"
+    now: dict[str, Any] = config.model_dump()
+    if record.is_file():
+        before = json.loads(record.read_text())
+        changed = [key for key in IDENTITY if before.get(key) != now[key]] + ["teacher.model"] * (
+            before["teacher"]["model"] != config.teacher.model
+        )
+        if changed:
+            raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete that one")
+    write_json(record, now)
