@@ -1,6 +1,9 @@
-"""A byte-level BPE tokenizer with a ChatML template, small but real: it merges, keeps any text, and has special tokens of its own."""
+"""A byte-level BPE tokenizer with a ChatML template, small but real: it merges, keeps any text, and has special tokens of its own.
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+Left to itself it puts a first token before every text, as Llama's do, which no template may let through.
+"""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -22,4 +25,5 @@ def chatml_tokenizer(text: list[str] = TEXT, template: str | None = TEMPLATE, eo
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, extra_special_tokens=SPECIAL[1:], chat_template=template)

@@ -24,7 +24,7 @@ def write(path, documents):
 @given(st.lists(st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1), min_size=1, max_size=400), st.integers(2, 9))
 def test_blocks_hold_every_document_and_its_end_token_in_order(tmp_path_factory, documents, block_tokens):
     source = write(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", documents)
-    stream = [token for text in documents for token in [*TOKENIZER.encode(text), END]]
+    stream = [token for text in documents for token in [*TOKENIZER.encode(text, add_special_tokens=False), END]]
     if len(stream) < block_tokens:
         return
     corpus = load_corpus(CorpusConfig(source=source, block_tokens=block_tokens), TOKENIZER)
