@@ -190,9 +190,11 @@ YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(
 def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
     """Read a YAML file, apply `key.path=value` overrides, and validate. Raises InputError with one sentence."""
     try:
-        values = yaml.load(Path(path).read_text(), YamlLoader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), YamlLoader)
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the config {path} is not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

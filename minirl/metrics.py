@@ -1,6 +1,7 @@
 """What a run reports while it goes: one JSON line an iteration, and the same dictionary to whoever watches."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ class MetricsLog:
         """Forget records of this stage that the resumed run will write again: those numbered `number` or higher."""
         if not self.path.is_file():
             return
-        records = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+        whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]  # a kill may have cut the last
+        records = [json.loads(line) for line in whole]
         kept = [r for r in records if r["stage"] != self.stage or r[self.counter] < number]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        staging = self.path.with_name(self.path.name + ".partial")
+        staging.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(staging, self.path)
 
     def write(self, number: int, values: Record) -> None:
         record: Record = {"stage": self.stage, self.counter: number, **values}
