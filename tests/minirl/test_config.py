@@ -190,9 +190,8 @@ def test_the_exact_objective_can_be_set():
 
 @pytest.mark.parametrize(("prompts", "samples", "updates", "fits"), [(8, 1, 4, True), (6, 2, 4, True), (9, 1, 2, False), (2, 1, 4, False)])
 def test_responses_of_an_iteration_divide_into_its_updates(prompts, samples, updates, fits):
-    values = {
-        "iterations": 1, "learning_rate": 1e-3, "prompts_per_iteration": prompts, "samples_per_prompt": samples, "updates_per_epoch": updates
-    }  # fmt: skip
+    values = {"iterations": 1, "learning_rate": 1e-3, "updates_per_epoch": updates}
+    values |= {"prompts_per_iteration": prompts, "samples_per_prompt": samples}
     if fits:
         config = validate_config(DistillConfig, values | {"epochs_per_iteration": 3})
         assert (config.responses_per_iteration, config.updates_per_iteration) == (prompts * samples, 3 * updates)
