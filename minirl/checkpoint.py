@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or not there: the manifest is written last, and only what it names is trusted.
 
-    checkpoints/00000012/          named by the count of iterations or updates that it follows
-        learner/, random-0.pt      what the learner wrote
-        manifest.json              the driver's state, and every file with its size; written last, by rename
+checkpoints/00000012/          named by the count of iterations or updates that it follows
+    learner/, random-0.pt      what the learner wrote
+    manifest.json              the driver's state, and every file with its size; written last, by rename
 """
 
 import json

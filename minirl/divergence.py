@@ -34,8 +34,13 @@ class TokenStatistics(NamedTuple):
     teacher_log_normalizers: Tensor | None = None
 
 
-def token_statistics(student_logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> TokenStatistics:
-    """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient."""
+def token_statistics(
+    student_logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, under_teacher: bool = True
+) -> TokenStatistics:
+    """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient.
+
+    under_teacher False leaves out the expectations under the teacher (forward KL, soft cross-entropy), which cost as much again.
+    """
     student = _at_least_float32(student_logits).log_softmax(-1)
     student_logprobs = _pick(student, targets)
     if teacher_logits is None:
@@ -43,12 +48,15 @@ def token_statistics(student_logits: Tensor, targets: Tensor, teacher_logits: Te
     teacher_logits = _at_least_float32(teacher_logits).detach()
     log_normalizers = teacher_logits.logsumexp(-1)
     teacher = teacher_logits - log_normalizers[:, None]
-    probabilities = teacher.exp()
-    soft_cross_entropy = -(probabilities * student).sum(-1)
+    forward_kl = soft_cross_entropy = None
+    if under_teacher:
+        probabilities = teacher.exp()
+        soft_cross_entropy = -(probabilities * student).sum(-1)
+        forward_kl = soft_cross_entropy + (probabilities * teacher).sum(-1)
     return TokenStatistics(
         student_logprobs,
         reverse_kl=(student.exp() * (student - teacher)).sum(-1),
-        forward_kl=soft_cross_entropy + (probabilities * teacher).sum(-1),
+        forward_kl=forward_kl,
         soft_cross_entropy=soft_cross_entropy,
         teacher_logprobs=_pick(teacher, targets),
         teacher_log_normalizers=log_normalizers,

@@ -9,6 +9,7 @@
 The driver holds references and scalars; it knows the groups by what they can do and not by what they are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -221,9 +222,14 @@ LOSSES = {"policy_gradient": "policy_gradient", "single_step": "single_step", "s
 
 
 def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int, iteration: int) -> list[SamplingRequest]:
-    """One request a response; its seed follows from run, iteration, prompt and sample alone."""
-    return [
-        SamplingRequest(prompt.tokens, prompt.index, sample, sampling_seed(seed, iteration, prompt.index, sample))
-        for prompt in prompts
-        for sample in range(samples_per_prompt)
-    ]
+    """One request a response; its seed follows from run, iteration, prompt and sample alone.
+
+    A prompt that comes twice (the iteration crosses an epoch of the data) goes on counting its samples, else they would be the same.
+    """
+    requests: list[SamplingRequest] = []
+    seen: Counter[int] = Counter()
+    for prompt in prompts:
+        for sample in range(seen[prompt.index], seen[prompt.index] + samples_per_prompt):
+            requests.append(SamplingRequest(prompt.tokens, prompt.index, sample, sampling_seed(seed, iteration, prompt.index, sample)))
+        seen[prompt.index] += samples_per_prompt
+    return requests

@@ -20,7 +20,7 @@ DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_
 
 @dataclass(frozen=True)
 class OutputHead:
-    """hidden [N, d] -> logits [N, vocabulary] in float32: soft_cap tanh((h @ weight.T + bias) * scale / soft_cap).
+    """hidden [N, d] -> logits [N, vocabulary] in float32: soft_cap tanh((h @ weight.T + bias) * scale / soft_cap) / temperature.
 
     weight: [at least `vocabulary`, d]; bias: [same] or None. soft_cap None means none.
     """
@@ -31,11 +31,15 @@ class OutputHead:
     soft_cap: float | None
     vocabulary: int
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         weight = self.weight[: self.vocabulary].float()
         bias = None if self.bias is None else self.bias[: self.vocabulary].float()
-        logits = nn.functional.linear(hidden.float(), weight, bias) * self.scale
-        return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
+        logits = nn.functional.linear(hidden.float(), weight, bias)
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits * self.scale / self.soft_cap) * (self.soft_cap / temperature)
+        elif self.scale != temperature:  # a pass over [tokens, vocabulary] that most models can do without
+            logits = logits * (self.scale / temperature)
+        return logits
 
     def to(self, device: torch.device | str) -> "OutputHead":
         bias = None if self.bias is None else self.bias.to(device)

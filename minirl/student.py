@@ -21,10 +21,12 @@ class StudentModule(nn.Module):
         self.model = model
         self.head = _Head(model, vocabulary, chunk_tokens, teacher_head)
 
-    def forward(self, batch: MicroBatch, teacher_hidden: Tensor | None = None, temperature: float = 1.0) -> TokenStatistics:
+    def forward(
+        self, batch: MicroBatch, teacher_hidden: Tensor | None = None, temperature: float = 1.0, under_teacher: bool = True
+    ) -> TokenStatistics:
         """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher]."""
         hidden = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return self.head(batch.predicting(hidden), batch.targets, teacher_hidden, temperature)
+        return self.head(batch.predicting(hidden), batch.targets, teacher_hidden, temperature, under_teacher)
 
 
 class _Head(nn.Module):
@@ -35,13 +37,15 @@ class _Head(nn.Module):
         self.scale, self.soft_cap, self.vocabulary, self.chunk_tokens = own.scale, own.soft_cap, vocabulary, chunk_tokens
         self.teacher_head = teacher_head
 
-    def forward(self, hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None, temperature: float) -> TokenStatistics:
+    def forward(
+        self, hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool
+    ) -> TokenStatistics:
         def statistics(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None) -> TokenStatistics:
             head = OutputHead(self.weight, self.bias, self.scale, self.soft_cap, self.vocabulary)
             teacher_logits = None
             if teacher_hidden is not None:
                 with torch.no_grad():
-                    teacher_logits = self.teacher_head.logits(teacher_hidden) / temperature
-            return token_statistics(head.logits(hidden) / temperature, targets, teacher_logits)
+                    teacher_logits = self.teacher_head.logits(teacher_hidden, temperature)
+            return token_statistics(head.logits(hidden, temperature), targets, teacher_logits, under_teacher=under_teacher)
 
         return in_chunks(statistics, self.chunk_tokens, hidden, targets, teacher_hidden)

@@ -65,19 +65,19 @@ class UpdateStep:
     check_behavior: bool = False
 
 
-# A forward pass of the student module: (micro-batch, teacher_hidden, temperature).
+# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher).
 Student = Callable[..., TokenStatistics]
 Sums = dict[str, Tensor]
 
 
 def forward(
-    student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, temperature: float
+    student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, temperature: float, *, under_teacher: bool = True
 ) -> tuple[MicroBatch, TokenStatistics]:
     batch = make_microbatch([item.sequence for item in items]).to(device)
     hidden = None
     if items and items[0].scores is not None:
         hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
-    return batch, student(batch, hidden, temperature)
+    return batch, student(batch, hidden, temperature, under_teacher)
 
 
 def on_policy_loss(
@@ -91,7 +91,7 @@ def on_policy_loss(
     teacher_share: float,
 ) -> tuple[Tensor, Sums]:
     """The two on-policy terms of one micro-batch, divided by the step's count, and the sums to log."""
-    batch, tokens = forward(student, items, device, temperature)
+    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
     if not items:
         return tokens.student_logprobs.sum(), {}
     mask = batch.mask()
@@ -149,7 +149,7 @@ def frozen_advantages(
     student: Student, items: list[OnPolicyItem], config: ObjectiveConfig, *, device: str, temperature: float
 ) -> tuple[list[np.ndarray], Sums]:
     """`credit: frozen`: each rollout's advantages [T] from the student at collection, before whitening."""
-    batch, tokens = forward(student, items, device, temperature)
+    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
     if not items:
         return [], {}
     truncated = torch.tensor([i.rollout.truncated for i in items], device=device)

@@ -75,12 +75,12 @@ class Step:
         return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     def student(self, table: Tensor):
-        """What the learner calls: (micro-batch, teacher_hidden, temperature) -> statistics."""
+        """What the learner calls: (micro-batch, teacher_hidden, temperature, under_teacher) -> statistics."""
 
-        def forward(batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float) -> TokenStatistics:
+        def forward(batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool) -> TokenStatistics:
             logits = batch.predicting(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
             teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
-            return token_statistics(logits / temperature, batch.targets, teacher)
+            return token_statistics(logits / temperature, batch.targets, teacher, under_teacher=under_teacher)
 
         return forward
 
