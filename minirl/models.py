@@ -172,6 +172,7 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
     kept.num_hidden_layers = len(layers)
     model.config = kept
     staging = f"{directory}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     copy_companions(path, staging, also=("generation_config.json",))
     shutil.rmtree(directory, ignore_errors=True)

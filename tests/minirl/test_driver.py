@@ -1,0 +1,309 @@
+"""The loop over stand-ins for the three groups: what it asks of them, in which order, and that a resume asks for the same."""
+
+import hashlib
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from minirl.config import DistillConfig, ObjectiveConfig
+from minirl.corpus import Corpus
+from minirl.driver import Driver, Sampled, sampling_requests
+from minirl.metrics import MetricsLog
+from minirl.rollout import Prompt, RolloutSummary
+
+PROMPTS = [Prompt(np.arange(3, 6 + number % 4), 100 + number) for number in range(14)]
+CORPUS = Corpus(np.arange(7 * 5, dtype=np.int32).reshape(7, 5), {})
+LIMIT = 9
+
+
+class Groups:
+    """Rollout, teacher and learner in one: writes down what it is asked, and answers by a rule that its seed alone decides.
+
+    `weights` is a chain of hashes over everything that every update was given, so that two equal ones went the same way.
+    """
+
+    def __init__(self, weights: str = "first"):
+        self.weights, self.calls, self.requests, self.steps, self.shares, self.versions = weights, [], [], [], [], []
+        self.items, self.supervised, self.tokens = [], [], []
+
+    def publish(self, version):
+        self.calls.append("publish")
+        self.versions.append(version)
+
+    def sample(self, requests, *, teacher_share, max_response_tokens, weight_version):
+        self.calls.append("sample")
+        assert weight_version == self.versions[-1]
+        self.requests.append(requests)
+        self.shares.append((teacher_share, max_response_tokens))
+        lengths = [1 + request.seed % max_response_tokens for request in requests]
+        return [
+            Sampled(
+                f"prompt {r.prompt_index} seed {r.seed}",
+                RolloutSummary(len(r.prompt_tokens), n, n == max_response_tokens, weight_version),
+            )
+            for r, n in zip(requests, lengths, strict=True)
+        ]
+
+    def score(self, asked, tokens):
+        self.calls.append("score")
+        return [f"score of {one}" for one in asked]
+
+    def frozen_advantages(self, items, tokens):
+        self.calls.append("credit")
+        return [np.linspace(-1, 1, 1 + int(item.rollout.split()[-1]) % LIMIT, dtype=np.float32) for item in items]
+
+    def update(self, step, on_policy, supervised, tokens):
+        self.calls.append("update")
+        self.steps.append(step)
+        self.items.append(on_policy)
+        self.supervised.append(supervised)
+        self.tokens.append(tokens)
+        told = [str(step), *(f"{i.rollout} {i.scores} {i.advantages}" for i in on_policy), *(str(s.sequence.tokens) for s in supervised)]
+        self.weights = hashlib.sha256("\n".join([self.weights, *told]).encode()).hexdigest()
+        count = float(len(self.steps))
+        sums = {"policy_gradient": count, "single_step": 2 * count, "behavior_gap": 3.0 * count, "response_tokens": 4.0, "reward": -6.0}
+        return sums | {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count}
+
+
+def make_driver(groups, path, *, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:
+    defaults = {"prompts_per_iteration": 6, "samples_per_prompt": 2, "updates_per_epoch": 3, "learning_rate": 1.0}
+    config = DistillConfig(iterations=iterations, **(defaults | settings))
+    driver = Driver(
+        config,
+        objective or ObjectiveConfig(),
+        prompts=PROMPTS,
+        corpus=corpus,
+        blocks_per_update=2,
+        max_response_tokens=LIMIT,
+        teacher_share=0.2,
+        seed=seed,
+        metrics=MetricsLog(path / "metrics.jsonl", "distill", "iteration"),
+    )
+    driver.connect(groups, groups, groups, publish=groups.publish)
+    return driver
+
+
+def run(path, groups=None, **settings) -> Groups:
+    groups = groups or Groups()
+    for _ in make_driver(groups, path, **settings).run():
+        pass
+    return groups
+
+
+def records(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- the five verbs ---
+
+
+def test_the_five_verbs_in_their_order(tmp_path):
+    groups = run(tmp_path, updates_per_epoch=2)
+    assert groups.calls == ["publish", *2 * ["sample", "score", "update", "update", "publish"]]
+    assert groups.shares == [(0.2, LIMIT)] * 2
+
+
+def test_frozen_credit_is_one_pass_before_the_updates_and_its_advantages_stay_with_their_rollouts(tmp_path):
+    groups = run(tmp_path, iterations=1, objective=ObjectiveConfig(credit="frozen"), updates_per_epoch=2)
+    assert groups.calls == ["publish", "sample", "score", "credit", "update", "update", "publish"]
+    for item in (item for step in groups.items for item in step):
+        assert item.scores == f"score of {item.rollout}"
+        assert len(item.advantages) == 1 + int(item.rollout.split()[-1]) % LIMIT
+    assert all(item.advantages is None for step in run(tmp_path).items for item in step)
+
+
+def test_a_share_of_soft_targets_has_the_corpus_scored_by_the_teacher(tmp_path):
+    groups = run(tmp_path, iterations=1, objective=ObjectiveConfig(pretrain_kd_share=0.5), updates_per_epoch=1)
+    assert groups.calls == ["publish", "sample", "score", "score", "update", "publish"]
+    assert all(item.scores is not None for item in groups.supervised[0])
+
+
+def test_every_publish_has_a_version_of_its_own_and_sampling_asks_for_the_last(tmp_path):
+    assert run(tmp_path, iterations=4).versions == [1, 2, 3, 4, 5]  # `Groups.sample` compares
+
+
+def test_only_the_first_update_of_an_iteration_is_held_against_the_engine(tmp_path):
+    groups = run(tmp_path, updates_per_epoch=2, epochs_per_iteration=2)
+    assert [step.check_behavior for step in groups.steps] == 2 * [True, False, False, False]
+
+
+# --- requests and seeds ---
+
+
+def test_requests_follow_from_run_seed_iteration_prompt_and_sample(tmp_path):
+    groups = run(tmp_path, iterations=3)
+    seeds = [(r.prompt_index, r.sample_index, r.seed) for requests in groups.requests for r in requests]
+    assert len({seed for _, _, seed in seeds}) == len(seeds) == 3 * 6 * 2
+    assert seeds == [(r.prompt_index, r.sample_index, r.seed) for requests in run(tmp_path, iterations=3).requests for r in requests]
+    other = run(tmp_path, iterations=3, seed=6)
+    assert not {seed for _, _, seed in seeds} & {r.seed for requests in other.requests for r in requests}
+
+
+def test_a_prompts_samples_stand_together_and_a_prompt_that_comes_twice_goes_on_counting():
+    twice = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    requests = sampling_requests(twice, 2, seed=1, iteration=0)
+    assert [(r.prompt_index, r.sample_index) for r in requests] == [(100, 0), (100, 1), (101, 0), (101, 1), (100, 2), (100, 3)]
+    assert len({r.seed for r in requests}) == 6
+    alone = sampling_requests([PROMPTS[1]], 2, seed=1, iteration=0)
+    assert [r.seed for r in alone] == [r.seed for r in requests if r.prompt_index == 101], "a seed follows from what else is in the batch"
+
+
+def test_prompts_and_blocks_come_in_epochs(tmp_path):
+    groups = run(tmp_path, iterations=7, prompts_per_iteration=6, samples_per_prompt=1)
+    indices = [r.prompt_index for requests in groups.requests for r in requests]
+    for start in range(0, len(indices), 14):
+        assert sorted(indices[start : start + 14]) == [p.index for p in PROMPTS]
+    blocks = [int(item.sequence.tokens[0]) for items in groups.supervised for item in items]
+    assert sorted(blocks[:7]) == CORPUS.blocks[:, 0].tolist()
+
+
+# --- minibatches ---
+
+
+def test_every_epoch_uses_each_response_once_in_an_order_of_its_own(tmp_path):
+    groups = run(tmp_path, iterations=2, updates_per_epoch=3, epochs_per_iteration=2)
+    orders = []
+    for iteration, requests in enumerate(groups.requests):
+        everything = sorted(f"prompt {r.prompt_index} seed {r.seed}" for r in requests)
+        for epoch in range(2):
+            steps = groups.items[6 * iteration + 3 * epoch :][:3]
+            assert [len(step) for step in steps] == [4, 4, 4]
+            order = [item.rollout for step in steps for item in step]
+            assert sorted(order) == everything
+            orders.append([everything.index(one) for one in order])
+    assert all(a != b for a, b in pairwise(orders))
+
+
+def test_the_learner_is_told_the_length_of_what_it_is_handed(tmp_path):
+    groups = run(tmp_path)
+    prompts = {p.index: len(p.tokens) for p in PROMPTS}
+    for items, tokens in zip(groups.items, groups.tokens, strict=True):
+        words = [item.rollout.split() for item in items]
+        assert tokens == [prompts[int(index)] + 1 + int(seed) % LIMIT for _, index, _, seed in words]
+
+
+# --- divisors ---
+
+
+def lengths_of(items) -> list[int]:
+    return [1 + int(item.rollout.split()[-1]) % LIMIT for item in items]
+
+
+@pytest.mark.parametrize("truncated", ["keep", "drop"])
+@pytest.mark.parametrize("reduction", ["token", "response"])
+def test_divisors_are_counts_of_the_whole_optimizer_step(tmp_path, reduction, truncated):
+    groups = run(tmp_path, iterations=6, objective=ObjectiveConfig(reduction=reduction, truncated=truncated))
+    assert any(LIMIT in lengths_of(items) for items in groups.items)
+    for step, items in zip(groups.steps, groups.items, strict=True):
+        kept = [n for n in lengths_of(items) if truncated == "keep" or n < LIMIT]
+        assert step.scale.on_policy == (sum(kept) if reduction == "token" else len(kept))
+        assert step.scale.supervised == 2 * 4  # two blocks of five tokens, the first of which nothing predicts
+        assert step.scale.whitening is None
+
+
+def test_no_divisor_is_zero(tmp_path):
+    groups = Groups()
+    groups.sample = lambda requests, **_: [Sampled(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
+    run(tmp_path, groups, iterations=1, objective=ObjectiveConfig(truncated="drop", pretrain_coefficient=0.0))
+    assert {(step.scale.on_policy, step.scale.supervised) for step in groups.steps} == {(1.0, 1.0)}
+    assert groups.supervised == [[], [], []]
+
+
+def test_whitening_is_over_the_grid_of_the_step_with_its_padding(tmp_path):
+    groups = run(tmp_path, objective=ObjectiveConfig(preset="lmops", pretrain_coefficient=0.0))
+    for step, items in zip(groups.steps, groups.items, strict=True):
+        grid = np.zeros((len(items), LIMIT))
+        for row, item in zip(grid, items, strict=True):
+            row[: len(item.advantages)] = item.advantages
+        assert step.scale.whitening == pytest.approx((grid.mean(), grid.var()), rel=1e-6, abs=1e-9)
+
+
+# --- the learning rate ---
+
+
+def test_warm_up_counts_updates(tmp_path):
+    groups = run(tmp_path, iterations=2, updates_per_epoch=3, warmup_updates=4)
+    assert [step.learning_rate for step in groups.steps] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [(step.iteration, step.update) for step in groups.steps] == [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5)]
+
+
+# --- records ---
+
+
+def test_a_record_holds_means_over_tokens_updates_and_responses(tmp_path):
+    groups = run(tmp_path, iterations=2)
+    first, second = records(tmp_path)
+    assert (first["stage"], first["iteration"], second["iteration"]) == ("distill", 0, 1)
+    assert first["loss/policy_gradient"] == 2.0 and first["loss/single_step"] == 4.0 and first["loss/total"] == 6.0
+    assert first["rollout/reward"] == -18 / 12 and first["rollout/behavior_gap"] == 3 / 4, "the gap is the first update's alone"
+    assert first["learner/grad_norm"] == 1.0 and second["learner/grad_norm"] == 2.5
+    assert second["learner/teacher_gap"] == pytest.approx(6e-7)
+    lengths = [1 + r.seed % LIMIT for r in groups.requests[1]]
+    assert second["rollout/mean_response_tokens"] == pytest.approx(np.mean(lengths))
+    assert second["rollout/truncated"] == pytest.approx(np.mean([n == LIMIT for n in lengths]))
+    assert second["rollout/response_tokens"] == sum(lengths)
+    assert (second["learner/updates"], second["weight_version"]) == (6, 3)
+    assert {name for name in second if name.startswith("time/")} == {
+        f"time/{v}" for v in ("sample", "score", "credit", "update", "publish")
+    }
+
+
+# --- resume ---
+
+RESUMED = {
+    "paper": {},
+    "lmops": {"objective": ObjectiveConfig(preset="lmops"), "warmup_updates": 7},
+    "no corpus": {"objective": ObjectiveConfig(pretrain_coefficient=0.0), "corpus": None},
+    "many updates": {"epochs_per_iteration": 2, "samples_per_prompt": 1},
+}
+
+
+@pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_so_many_iterations_are_so_many_stop_and_the_rest(tmp_path, stop, settings):
+    whole = run(tmp_path / "whole", iterations=5, **settings)
+    before = Groups()
+    driver = make_driver(before, tmp_path / "parts", iterations=stop, **settings)
+    for progress in driver.run():
+        last = progress
+    assert last.iteration == stop
+    state = json.loads(json.dumps(driver.state_dict()))
+    after = Groups(before.weights)
+    driver = make_driver(after, tmp_path / "parts", iterations=5, **settings)
+    driver.load_state_dict(state)
+    driver.metrics.resume_at(driver.progress.iteration)
+    assert [p.iteration for p in driver.run()] == list(range(stop + 1, 6))
+
+    assert after.weights == whole.weights
+    assert [step.update for step in before.steps + after.steps] == list(range(len(whole.steps)))
+    assert before.versions + after.versions[1:] == whole.versions and after.versions[0] == before.versions[-1]
+    found, expected = records(tmp_path / "parts"), records(tmp_path / "whole")
+    assert [sorted(r) for r in found] == [sorted(r) for r in expected]
+    for name in ("iteration", "learner/updates", "weight_version", "rollout/tokens", "rollout/truncated"):
+        assert [r[name] for r in found] == [r[name] for r in expected], name
+
+
+def test_a_resume_after_a_kill_in_the_middle_repeats_the_iteration_and_no_update_counts_twice(tmp_path):
+    whole = run(tmp_path / "whole", iterations=3)
+    killed = Groups()
+    driver = make_driver(killed, tmp_path / "killed", iterations=3)
+    going = driver.run()
+    next(going)
+    state, weights = json.loads(json.dumps(driver.state_dict())), killed.weights
+    next(going)  # an iteration that no checkpoint followed
+    after = Groups(weights)
+    driver = make_driver(after, tmp_path / "killed", iterations=3)
+    driver.load_state_dict(state)
+    driver.metrics.resume_at(driver.progress.iteration)
+    assert [p.iteration for p in driver.run()] == [2, 3] and after.weights == whole.weights
+    assert [r["learner/updates"] for r in records(tmp_path / "killed")] == [3, 6, 9]
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    driver = make_driver(Groups(), tmp_path, iterations=2)
+    list(driver.run())
+    again = make_driver(groups := Groups(), tmp_path, iterations=2)
+    again.load_state_dict(driver.state_dict())
+    assert list(again.run()) == [] and "update" not in groups.calls

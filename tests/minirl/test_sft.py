@@ -1,0 +1,114 @@
+"""Supervised fine-tuning over a stand-in for the learner: what it is given, when it is validated, which checkpoint is the best."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minirl.config import SftConfig
+from minirl.metrics import MetricsLog
+from minirl.rollout import Sequence
+from minirl.sft import SftDriver
+
+
+def sequence(number: int, targets: int) -> Sequence:
+    return Sequence(np.full(4 + targets, number), np.arange(4 + targets) >= 4)
+
+
+TRAIN = [sequence(number, 1 + number % 3) for number in range(10)]
+VALIDATION = [sequence(100 + number, 2) for number in range(3)]
+
+
+class Learner:
+    """Answers validations from a list of losses."""
+
+    def __init__(self, losses=()):
+        self.steps, self.seen, self.validated, self.losses = [], [], [], iter(losses)
+
+    def update(self, step, on_policy, supervised, tokens):
+        assert on_policy == [] and tokens == []
+        self.steps.append(step)
+        self.seen.append([int(item.sequence.tokens[0]) for item in supervised])
+        return {"supervised": 0.5, "supervised_tokens": 1.0, "grad_norm": 2.0}
+
+    def supervised_sums(self, items):
+        self.validated.append([int(item.sequence.tokens[0]) for item in items])
+        return {"supervised": 6 * next(self.losses, 1.0), "supervised_tokens": 6.0}
+
+
+def make_driver(path, learner, *, train=TRAIN, seed=1, **settings) -> SftDriver:
+    config = SftConfig(**({"learning_rate": 1.0, "epochs": 2, "sequences_per_update": 4} | settings))
+    metrics = MetricsLog(path / "metrics.jsonl", "sft", "update")
+    return SftDriver(config, learner=learner, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
+
+
+def records(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_updates_are_epochs_over_the_sequences_that_have_targets(tmp_path):
+    learner = Learner()
+    driver = make_driver(tmp_path, learner, train=[*TRAIN, sequence(50, 0)])
+    list(driver.run())
+    assert driver.total_updates == len(learner.steps) == 6
+    walk = sum(learner.seen, [])
+    assert sorted(walk[:10]) == sorted(walk[10:20]) == list(range(10)) and walk[:10] != walk[10:20]
+    other = Learner()
+    list(make_driver(tmp_path, other, seed=2).run())
+    assert other.seen != learner.seen
+
+
+def test_the_divisor_counts_the_targets_of_the_step(tmp_path):
+    learner = Learner()
+    list(make_driver(tmp_path, learner).run())
+    for step, seen in zip(learner.steps, learner.seen, strict=True):
+        assert step.scale.supervised == sum(1 + number % 3 for number in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "validated_after"),
+    [({}, [3, 6]), ({"validations_per_epoch": 3}, [1, 2, 3, 4, 5, 6]), ({"max_updates": 4}, [3, 4]), ({"validations_per_epoch": 9}, [1, 2, 3, 4, 5, 6])],
+)  # fmt: skip
+def test_validations_come_so_often_in_an_epoch_and_always_last(tmp_path, settings, validated_after):
+    learner = Learner()
+    driver = make_driver(tmp_path, learner, **settings)
+    assert [progress.updates for progress in driver.run()] == validated_after
+    assert learner.validated == [[100, 101, 102]] * len(validated_after)
+    assert [r["update"] + 1 for r in records(tmp_path) if "eval/validation_loss" in r] == validated_after
+    assert [r["update"] for r in records(tmp_path)] == list(range(validated_after[-1]))
+
+
+def test_the_lowest_validation_loss_marks_the_best(tmp_path):
+    driver = make_driver(tmp_path, Learner([3.0, 2.0, 2.5, 2.0, 1.5, 1.75]), validations_per_epoch=3)
+    assert [progress.is_best for progress in driver.run()] == [True, True, False, False, True, False]
+    assert (driver.progress.best_loss, driver.progress.best_update) == (1.5, 5)
+
+
+def test_warm_up_counts_updates(tmp_path):
+    learner = Learner()
+    list(make_driver(tmp_path, learner, warmup_updates=4).run())
+    assert [step.learning_rate for step in learner.steps] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [r["learner/learning_rate"] for r in records(tmp_path)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5])
+def test_a_resume_goes_on_with_the_next_update(tmp_path, stop):
+    settings = {"validations_per_epoch": 3, "warmup_updates": 5}
+    losses = [3.0, 2.0, 2.5, 2.0, 1.5, 1.75]
+    whole, before, after = Learner(losses), Learner(losses), Learner(losses[stop:])
+    expected = make_driver(tmp_path / "whole", whole, **settings)
+    list(expected.run())
+    driver = make_driver(tmp_path / "parts", before, **settings)
+    going = driver.run()
+    for _ in range(stop):
+        next(going)
+    state = json.loads(json.dumps(driver.state_dict()))
+    next(going)  # what a kill would lose
+    driver = make_driver(tmp_path / "parts", after, **settings)
+    driver.load_state_dict(state)
+    driver.metrics.resume_at(driver.progress.updates)
+    list(driver.run())
+    assert before.seen[:stop] + after.seen == whole.seen
+    assert before.steps[:stop] + after.steps == whole.steps
+    assert driver.state_dict() == expected.state_dict()
+    assert [r["update"] for r in records(tmp_path / "parts")] == list(range(6))
