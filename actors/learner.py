@@ -46,6 +46,7 @@ class Learner:
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         torch.set_num_threads(setup.threads)
         torch.use_deterministic_algorithms(setup.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed's buffers of gigabytes, at every update
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(setup.seed % 2**32 + self.rank)
         self.teacher_head = None
@@ -134,6 +135,18 @@ class Learner:
         self.engine.train()
         self._refuse_bad_teacher(total)
         return rows
+
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and whole shape of each of the student's weights, in the order in which they are published."""
+        named = self.model.state_dict(keep_vars=True).items()
+        return [(name, tuple(getattr(parameter, "ds_shape", parameter.shape))) for name, parameter in named]
+
+    def whole_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
+        """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
+        sharded = self.setup.config.zero_stage == 3  # then the gathered tensor dies, and a copy has to outlive it
+        for named in self._gathered(self.setup.config.publish_bucket_mib * 2**20):
+            for name, tensor in named:
+                yield name, tensor.to(getattr(torch, dtype), copy=sharded)
 
     def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
         """The student's weights under their Hugging Face names, in buckets; yields on rank 0, the others only help to gather."""
