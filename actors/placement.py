@@ -1,9 +1,10 @@
 """Where processes stand: the Ray cluster of a run, and what each worker of a role may use."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -17,9 +18,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 @contextmanager
 def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
     """A Ray cluster for the run: the one at RAY_ADDRESS, or one of our own that ends with the block."""
-    own = "RAY_ADDRESS" not in os.environ
-    if own:
+    terminated = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
+    if not os.environ.get("RAY_ADDRESS"):
         ray.init(
+            address="local",  # never one that somebody else's `ray start` left on this machine
             num_cpus=logical_cpus,
             object_store_memory=object_store_bytes,
             include_dashboard=False,
@@ -29,6 +31,8 @@ def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
         )
     else:
         ray.init(log_to_driver=False, logging_level="ERROR")
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from launch.config import RunConfig
 from minirl.config import read_config
 from minirl.errors import InputError, RunError
 
+INTERRUPTED = 130
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -51,9 +52,10 @@ def main() -> None:
     except RunError as error:
         errors.print(f"stopped: {error}", markup=False, highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("interrupted; start the same command again to go on", highlight=False)
-        sys.exit(130)
+    except SystemExit as end:  # typer turns an interruption into it
+        if end.code == INTERRUPTED:
+            errors.print("interrupted; start the same command again to go on", highlight=False)
+        raise
 
 
 def _interrupt(number: int, frame: object) -> None:

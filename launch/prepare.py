@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from launch.config import RunConfig
 from minirl.checkpoint import write_json
@@ -22,6 +22,7 @@ from minirl.templates import end_tokens
 from minirl.vocab import shared_vocabulary
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
+RECORD = "config.json"
 # A directory belongs to one experiment: these may not change between starts. Workers, limits and lengths of stages may.
 IDENTITY = ("seed", "student", "data", "corpus", "objective")
 
@@ -48,8 +49,12 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Raises InputError for anything that cannot work, in the order in which it is cheap to find out."""
-    directory = Path(config.directory)
+    """Raises InputError for anything that cannot work, in the order in which it is cheap to find out.
+
+    Only a config that passed is recorded as the directory's, so that a mistake can be corrected in place.
+    """
+    disable_progress_bar()  # one bar a file of weights would run through the panel
+    directory = Path(config.directory).resolve()  # workers may stand in another one
     if config.teacher.model == EMBEDDED_TEACHER:
         teacher = materialise_teacher(directory / "models" / "teacher")
     else:
@@ -57,13 +62,17 @@ def prepare(config: RunConfig) -> Prepared:
     teacher_config = check_supported(teacher, "teacher.model")
     named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
     student_config = teacher_config if named_student is None else check_supported(named_student, "student.model")
+    for key, network in (("teacher.model", teacher_config), ("student.model", student_config)):
+        _check_positions(config, key, network)
     tokenizer = _tokenizer(teacher, "teacher.model")
     student_tokenizer = tokenizer if named_student is None else _tokenizer(named_student, "student.model")
     vocabulary = shared_vocabulary(student_tokenizer, tokenizer, student_config.vocab_size, teacher_config.vocab_size)
     ends = end_tokens(tokenizer, teacher)
     data = load_data(config.data, tokenizer, ends)
+    _check_responses(config, data)
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
     student = named_student or _pruned(config, teacher, directory)
+    write_json(directory / RECORD, config.model_dump())
     size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     return Prepared(
         config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, size, teacher_config.hidden_size
@@ -72,7 +81,33 @@ def prepare(config: RunConfig) -> Prepared:
 
 def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
     target = directory / "models" / "student_init"
-    return str(target.resolve()) if target.is_dir() else prune_layers(teacher, config.student.layers, str(target.resolve()))
+    if target.is_dir() and (directory / RECORD).is_file():  # else it may be a refused config's
+        return str(target.resolve())
+    return prune_layers(teacher, config.student.layers, str(target.resolve()))
+
+
+def _check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> None:
+    lengths = {"data.max_prompt_tokens + data.max_response_tokens": config.data.max_prompt_tokens + config.data.max_response_tokens}
+    if config.corpus:
+        lengths["corpus.block_tokens"] = config.corpus.block_tokens
+    positions = getattr(network, "max_position_embeddings", None)
+    for name, length in lengths.items():
+        if positions is not None and positions < length:
+            raise InputError(f"{key}: the model reads at most {positions} tokens, but {name} = {length}; lower it or take another model")
+
+
+def _check_responses(config: RunConfig, data: InstructionData) -> None:
+    """Gold responses are what fine-tuning learns, and what Rouge-L and forward KL compare with."""
+    stages = config.stages
+    needs = {"sft_teacher": ("train", "validation"), "sft": ("train", "validation"), "distill": ("validation",), "evaluate": ("test",)}
+    for stage, splits in needs.items():
+        for split in splits if getattr(stages, stage) else ():
+            examples = getattr(data, split)
+            if not any(e.sequence.targets if stage.startswith("sft") else e.prompt.references for e in examples):
+                raise InputError(
+                    f"no record of the {split} data has a response, and stages.{stage} needs some; give data with responses, "
+                    f"or set stages.{stage}: null"
+                )
 
 
 def _tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
@@ -97,18 +132,16 @@ def claimed(config: RunConfig) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        _same_experiment(config, directory)
+        _check_same_experiment(config, directory)
         yield directory
 
 
-def _same_experiment(config: RunConfig, directory: Path) -> None:
-    record = directory / "config.json"
-    now: dict[str, Any] = config.model_dump()
-    if record.is_file():
-        before = json.loads(record.read_text())
-        changed = [key for key in IDENTITY if before.get(key) != now[key]] + ["teacher.model"] * (
-            before["teacher"]["model"] != config.teacher.model
-        )
-        if changed:
-            raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete that one")
-    write_json(record, now)
+def _check_same_experiment(config: RunConfig, directory: Path) -> None:
+    record = directory / RECORD
+    if not record.is_file():
+        return
+    before, now = json.loads(record.read_text()), config.model_dump()
+    changed = [key for key in IDENTITY if before.get(key) != now[key]]
+    changed += ["teacher.model"] * (before["teacher"]["model"] != now["teacher"]["model"])
+    if changed:
+        raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete that one")

@@ -67,8 +67,13 @@ def test_the_divisor_counts_the_targets_of_the_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "validated_after"),
-    [({}, [3, 6]), ({"validations_per_epoch": 3}, [1, 2, 3, 4, 5, 6]), ({"max_updates": 4}, [3, 4]), ({"validations_per_epoch": 9}, [1, 2, 3, 4, 5, 6])],
-)  # fmt: skip
+    [
+        ({}, [3, 6]),
+        ({"max_updates": 4}, [3, 4]),
+        ({"validations_per_epoch": 3}, [1, 2, 3, 4, 5, 6]),
+        ({"validations_per_epoch": 9}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
 def test_validations_come_so_often_in_an_epoch_and_always_last(tmp_path, settings, validated_after):
     learner = Learner()
     driver = make_driver(tmp_path, learner, **settings)

@@ -1,0 +1,251 @@
+"""Bad input through the real command: one sentence, exit code 2, before a process starts."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launch.recipe
+from launch.cli import main
+from launch.config import RunConfig
+from launch.prepare import claimed
+from minirl.config import read_config
+from minirl.errors import RunError
+from tests.launch.conftest import COMMAND, VOCABULARY
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    """What the command would have run; the stages themselves are not this file's business."""
+    runs: list[str] = []
+    monkeypatch.setattr(launch.recipe.Recipe, "run", lambda recipe: runs.append(recipe.student))
+    before = signal.getsignal(signal.SIGTERM)
+    yield runs
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def minirl(monkeypatch, capsys, started):
+    """Call the command in this process; returns its exit code and what it wrote to standard error."""
+
+    def call(config: Path, *overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["minirl", "run", str(config), *overrides])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def config(experiment, tmp_path) -> Path:
+    """The tiny experiment, to be run in a directory of this test's own; without evaluation, which would want a summary."""
+    file = tmp_path / "config.yaml"
+    settings = experiment.settings | {"directory": str(tmp_path / "run")}
+    file.write_text(yaml.safe_dump(settings | {"stages": settings["stages"] | {"evaluate": None}}))
+    return file
+
+
+def lines(path: Path, *rows) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_experiment_itself_is_good(minirl, config, started):
+    assert minirl(config) == (0, "") and len(started) == 1
+
+
+# --- what the config says ---
+
+FROM_THE_CONFIG = {
+    "unknown key": (["stages.distill.learning_rat=1"], "stages.distill.learning_rat is not a known key; did you mean learning_rate?"),
+    "mistyped value": (["rollout.workers=two"], "rollout.workers = 'two' does not fit"),
+    "not an override": (["rollout.workers"], "the override 'rollout.workers' must have the form key.path=value"),
+    "top_p with mixing": (["rollout.top_p=0.9"], "rollout.top_p must be 1: with mixing"),
+    "responses that do not divide": (["stages.distill.updates_per_epoch=5"], "12 responses per iteration do not divide into 5 updates"),
+    "no corpus": (["corpus=null"], "the pre-training loss needs a corpus"),
+    "missing data file": (["data.train=nowhere.jsonl"], "cannot read the data file nowhere.jsonl: No such file"),
+    "missing held-out file": (["data.test=nowhere.parquet"], "cannot read the data file nowhere.parquet: No such file"),
+    "unknown kind of data": (["data.train=records.csv"], "cannot tell what the data source 'records.csv' is"),
+    "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the corpus nowhere.txt: No such file"),
+    "short corpus": (["corpus.block_tokens=400", "corpus.source={short}"], "fewer than one block"),
+    "overlong prompt": (["data.max_prompt_tokens=6"], "more than data.max_prompt_tokens = 6; raise it, or set data.overlong_prompts: drop"),
+    "a model that is none": (["teacher.model={empty}"], "teacher.model: {empty} is a directory but holds no config.json"),
+    "a path that leads nowhere": (["student.model=./nowhere"], "student.model: ./nowhere is not a model: there is no such directory"),
+    "layers that are not there": (
+        ["student.model=null", "student.layers=[0, 7]"],
+        "student.layers must name some of the teacher's",
+    ),
+    "longer than the model reads": (["data.max_response_tokens=500"], "the model reads at most 512 tokens, but data.max_prompt_tokens"),
+    "blocks longer than the model reads": (
+        ["corpus.block_tokens=600"],
+        "reads at most 512 tokens, but corpus.block_tokens = 600",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), FROM_THE_CONFIG.values(), ids=FROM_THE_CONFIG)
+def test_one_sentence_and_exit_code_two(minirl, config, started, tmp_path, overrides, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short.txt").write_text("t7 t8")
+    names = {"{empty}": str(tmp_path / "empty"), "{short}": str(tmp_path / "short.txt")}
+    for name, path in names.items():
+        overrides, sentence = [o.replace(name, path) for o in overrides], sentence.replace(name, path)
+    code, error = minirl(config, *overrides)
+    assert code == 2 and sentence in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    assert not started
+
+
+def test_a_missing_config(minirl, tmp_path):
+    code, error = minirl(tmp_path / "absent.yaml")
+    assert (code, error) == (2, f"error: cannot read the config {tmp_path / 'absent.yaml'}: No such file or directory\n")
+
+
+# --- what the data says ---
+
+GOOD = [{"prompt": f"t{6 + n}", "completion": "t9"} for n in range(60)]
+FROM_THE_DATA = {
+    "malformed line": ([*GOOD[:2], '{"prompt": "t3", ', *GOOD[2:]], "{file} line 3 is not valid JSON"),
+    "not an object": ([*GOOD, "[1, 2]"], "{file} line 61 holds a list"),
+    "unknown columns": ([{"question": "t3", "answer": "t4"}], "{file} line 1 has the columns question, answer, which are not understood"),
+    "empty": ([], "the data set {file} is empty"),
+    "too few to split": (GOOD[:1] * 3, "has too few different prompts to split"),
+    "no responses": ([{"prompt": row["prompt"]} for row in GOOD], "no record of the train data has a response, and stages.sft needs some"),
+}
+
+
+@pytest.mark.parametrize(("rows", "sentence"), FROM_THE_DATA.values(), ids=FROM_THE_DATA)
+def test_bad_data_is_named_with_file_and_line(minirl, config, started, tmp_path, rows, sentence):
+    file = lines(tmp_path / "bad.jsonl", *rows)
+    code, error = minirl(config, f"data.train={file}")
+    assert code == 2 and sentence.replace("{file}", file) in error and error.count("\n") == 1
+    assert not started
+
+
+def test_overlong_prompts_can_be_dropped(minirl, config, started):
+    assert minirl(config, "data.max_prompt_tokens=9", "data.overlong_prompts=drop")[0] == 0 and started
+
+
+def test_data_without_responses_serves_where_nothing_needs_them(minirl, config, started, tmp_path):
+    bare = lines(tmp_path / "bare.jsonl", *({"prompt": row["prompt"]} for row in GOOD))
+    held_out = lines(tmp_path / "held.jsonl", *GOOD[:5])
+    code, error = minirl(config, f"data.train={bare}", f"data.validation={held_out}", "stages.sft=null")
+    assert (code, error) == (0, "")
+    elsewhere = f"directory={tmp_path / 'elsewhere'}"
+    assert "stages.distill needs some" in minirl(config, f"data.train={bare}", "stages.sft=null", elsewhere)[1]
+
+
+# --- what the models say ---
+
+
+def test_different_tokenizers(minirl, config, started, tmp_path):
+    student = tiny_model(tmp_path / "other", "llama", vocab=VOCABULARY + 8)
+    code, error = minirl(config, f"student.model={student}")
+    assert code == 2 and "the tokenizers of student and teacher differ in 8 of 200 tokens" in error and not started
+
+
+def test_a_padded_vocabulary_is_no_difference(minirl, config, started, tmp_path):
+    student = tiny_model(tmp_path / "padded", "llama", vocab=VOCABULARY + 8, tokenizer_vocab=VOCABULARY)
+    assert minirl(config, f"student.model={student}") == (0, "") and started == [student]
+
+
+def test_a_model_without_a_tokenizer(minirl, config, started, tmp_path, experiment):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(experiment.settings["teacher"]["model"]) / name, bare / name)
+    code, error = minirl(config, f"teacher.model={bare}")
+    assert code == 2 and f"teacher.model: {bare} has no tokenizer" in error and error.count("\n") == 1 and not started
+
+
+def test_a_tokenizer_without_a_chat_template(minirl, config, started, tmp_path, experiment):
+    directory = shutil.copytree(experiment.settings["teacher"]["model"], tmp_path / "plain")
+    tiny_tokenizer(directory, VOCABULARY)
+    (directory / "chat_template.jinja").unlink()
+    code, error = minirl(config, f"teacher.model={directory}", f"student.model={directory}")
+    assert code == 2 and "the tokenizer has no chat template" in error and not started
+
+
+# --- the run's directory ---
+
+
+def test_a_directory_in_use_is_refused(minirl, config, started):
+    with claimed(read_config(RunConfig, config, [])):
+        code, error = minirl(config)
+    assert code == 2 and "another run (process " in error and not started
+    assert minirl(config)[0] == 0 and started
+
+
+@pytest.mark.parametrize("override", ["seed=4", "objective.preset=opd", "data.max_response_tokens=11", "corpus.blocks_per_update=2"])
+def test_a_directory_of_another_experiment_is_refused(minirl, config, started, override):
+    assert minirl(config)[0] == 0
+    code, error = minirl(config, override)
+    assert code == 2 and f"holds a run with another {override.split('=')[0].split('.')[0]}" in error and len(started) == 1
+
+
+def test_workers_and_lengths_of_stages_may_change(minirl, config, started):
+    overrides = ["rollout.workers=1", "stages.distill.iterations=9", "teacher.workers=2", "stages.sft.max_updates=9"]
+    assert minirl(config)[0] == 0 and minirl(config, *overrides) == (0, "") and len(started) == 2
+
+
+def test_a_mistake_can_be_corrected_in_place(minirl, config, started):
+    assert minirl(config, "data.train=nowhere.jsonl")[0] == 2
+    assert minirl(config, "student.model=null", "student.layers=[0, 7]")[0] == 2
+    assert minirl(config, "student.model=null", "student.layers=[0]") == (0, "") and len(started) == 1
+
+
+def test_a_cut_student_is_cut_once_and_not_taken_from_a_refused_config(minirl, config, started):
+    layers = "student.model=null", "student.layers=[1]"
+    assert minirl(config, "student.model=null", "student.layers=[0]", "rollout.workers=1")[0] == 0
+    weights = Path(started[0]) / "model.safetensors"
+    first, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
+    assert minirl(config, "student.model=null", "student.layers=[0]")[0] == 0 and weights.stat().st_mtime_ns == stamp
+    (weights.parents[2] / "config.json").unlink()  # as if the command had been killed before it was done with its checks
+    assert minirl(config, *layers)[0] == 0 and weights.read_bytes() != first
+
+
+# --- a run that stops itself ---
+
+
+def test_a_run_that_stops_itself_is_one_sentence_and_exit_code_one(minirl, config, monkeypatch):
+    def broken(recipe):
+        raise RunError("the loss of iteration 3 is not finite")
+
+    monkeypatch.setattr(launch.recipe.Recipe, "run", broken)
+    assert minirl(config) == (1, "stopped: the loss of iteration 3 is not finite\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monkeypatch, number):
+    monkeypatch.setattr(launch.recipe.Recipe, "run", lambda recipe: signal.raise_signal(number))
+    code, error = minirl(config)
+    assert code == 130 and error == "interrupted; start the same command again to go on\n"
+
+
+# --- in a process of its own ---
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("learner.worker=2", "error: learner.worker is not a known key; did you mean workers?\n"),
+        ("data.train={bad}", "error: {bad} line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)\n"),
+    ],
+)
+def test_the_command_itself(config, tmp_path, change, sentence):
+    bad = lines(tmp_path / "bad.jsonl", {"prompt": "t3", "completion": "t4"}, "oops")
+    done = subprocess.run([*COMMAND, str(config), change.replace("{bad}", bad)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence.replace("{bad}", bad))
+
+
+def test_without_arguments_the_command_explains_itself():
+    done = subprocess.run(COMMAND[:1], capture_output=True, text=True, timeout=120)
+    assert "run" in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.config import RunConfig
+from minirl.config import YamlLoader, read_config, validate_config
+from minirl.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+STAGE = {"iterations": 1, "learning_rate": 1e-3}
+SMALLEST = {
+    "directory": "runs/x",
+    "teacher": {"model": "owner/teacher"},
+    "student": {"layers": [0, 1]},
+    "data": {"train": "records.jsonl"},
+    "stages": {},
+}
+
+
+def changed(**changes) -> dict:
+    return SMALLEST | changes
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_config_is_valid(file):
+    config = read_config(RunConfig, file, [])
+    assert config.stages.distill and config.stages.evaluate and len(config.stages.evaluate.seeds) >= 3
+
+
+def test_there_are_configs():
+    assert "quickstart.yaml" in [file.name for file in CONFIGS]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_configs_say_nothing_twice(file):
+    """YAML keeps the last of two equal keys without a word."""
+
+    class Once(YamlLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            assert len(set(keys)) == len(keys), keys
+            return super().construct_mapping(node, deep)
+
+    yaml.load(file.read_text(), Once)
+
+
+def test_the_smallest_config():
+    config = validate_config(RunConfig, SMALLEST)
+    assert config.stages.distill is None and config.rollout.teacher_share == 0.0 and config.objective.preset == "paper"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["stages.distil.iterations=3"], "stages.distil is not a known key; did you mean distill?"),
+        (["rolout.workers=2"], "rolout is not a known key; did you mean rollout?"),
+        (["learner.zero_stag=2"], "learner.zero_stag is not a known key; did you mean zero_stage?"),
+        (["objective.presets=paper"], "objective.presets is not a known key; did you mean preset?"),
+        (["learner.zero_stage=4"], "learner.zero_stage = 4 does not fit"),
+        (["rollout.teacher_share=1.0"], "rollout.teacher_share = 1.0 does not fit"),
+        (["stages.distill.learning_rate=fast"], "stages.distill.learning_rate = 'fast' does not fit"),
+        (["teacher.dtype=float16"], "teacher.dtype = 'float16' does not fit"),
+        (["rollout.top_p=0.9", "rollout.teacher_share=0.2"], "rollout.top_p must be 1: with mixing"),
+        (["rollout.top_p=0.9"], "rollout.top_p must be 1: it bends"),
+        (["corpus=null"], "the pre-training loss needs a corpus"),
+        (["student.model=x"], "either a model or the layers"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be_run(tmp_path, overrides, sentence):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(changed(stages={"distill": STAGE}, corpus={"source": "text.txt"})))
+    read_config(RunConfig, file, [])
+    with pytest.raises(InputError) as caught:
+        read_config(RunConfig, file, overrides)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_the_pretraining_loss_no_corpus_is_needed():
+    validate_config(RunConfig, changed(stages={"distill": STAGE}, objective={"preset": "gkd"}))
+    validate_config(RunConfig, changed(stages={"distill": STAGE}, objective={"pretrain_coefficient": 0.0}))
