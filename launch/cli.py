@@ -1,6 +1,7 @@
 """The `minirl` command. Heavy imports happen inside the verbs, so that a mistyped key is reported at once."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from minirl.config import read_config
 from minirl.errors import InputError, RunError
 
 INTERRUPTED = 130
+# The panel says what goes on; the libraries' own bars and banners would be drawn over it.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -29,6 +32,7 @@ def run(
 ) -> None:
     """Run the stages of a config; started again in the same directory, go on where it stopped."""
     settings = read_config(RunConfig, config, overrides or [])
+    os.environ |= QUIET
     from launch.prepare import claimed, prepare
     from launch.progress import ProgressPanel, summary_table
     from launch.recipe import Recipe

@@ -89,11 +89,11 @@ class ProgressPanel:
 
 
 def summary_table(rows: dict[str, dict], directory: str) -> Table:
-    """The closing table."""
-    table = Table(title=f"Held-out prompts ({directory}/summary.json)")
+    """The closing table; fits 80 columns."""
+    table = Table(title=f"Held-out prompts; {directory}/summary.json", padding=(0, 0), caption="KL in nats per token")
     columns = {
-        "Rouge-L": "rouge_l", "± s.e.": "rouge_l_standard_error", "reverse KL / token": "reverse_kl", "/ response": "reverse_kl_per_response",
-        "forward KL, gold": "forward_kl_gold", "tokens": "mean_response_tokens", "truncated": "truncated", "distinct-4": "distinct_4",
+        "Rouge-L": "rouge_l", "s.e.": "rouge_l_standard_error", "rev. KL": "reverse_kl", "per resp.": "reverse_kl_per_response",
+        "fwd. KL": "forward_kl_gold", "tokens": "mean_response_tokens", "cut": "truncated", "dist-4": "distinct_4",
     }  # fmt: skip
     table.add_column("model")
     for name in columns:

@@ -1,14 +1,17 @@
 """The stages of a run, one after the other, each going on where it stopped."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from actors.config import LearnerSetup
 from actors.placement import cluster, device_of
+from actors.publishing import publish
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.rollout import weight_transfer
 from launch.prepare import Prepared
 from minirl import checkpoint
 from minirl.config import ObjectiveConfig, OptimizerStageConfig, SftConfig
@@ -44,6 +47,7 @@ class Recipe:
         stages = self.config.stages
         with cluster(self._logical_cpus(), self._object_store_bytes()):
             self.device = device_of(self.config.cluster)
+            weight_transfer(self.config.rollout, self.device)  # refuses at once, and not after the fine-tuning stages
             if stages.sft_teacher:
                 self.teacher = self.sft("sft_teacher", stages.sft_teacher, self.teacher)
             if stages.sft:
@@ -102,7 +106,7 @@ class Recipe:
         metrics.resume_at(driver.progress.iteration)
         self.watcher.total_of("distill", config.iterations, driver.progress.iteration)
         with self._groups("distill", self.student, training=config) as (rollout, teacher, learner):
-            driver.connect(rollout, teacher, learner, publish=self._publisher(learner, rollout))
+            driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
             if found:
                 learner.load(str(found[0]))
             for progress in driver.run():
@@ -143,7 +147,7 @@ class Recipe:
         learner.load_model(path)
         share, version = (1.0, 0) if name == "teacher" else (0.0, version)  # the teacher comes first, before anything is published
         if name != "teacher":
-            self._publisher(learner, rollout)(version)
+            publish(learner, rollout, version)
         texts, rollouts, divergences = [], [], []
         for seed in self.config.stages.evaluate.seeds:
             sampled = self._sample(rollout, examples, seed, share, version)
@@ -190,9 +194,6 @@ class Recipe:
         with (_made(self.directory / "evaluate") / f"{name}.samples.jsonl").open("w") as file:
             for prompt, text, example in zip(prompts, texts, examples, strict=True):
                 file.write(json.dumps({"prompt": prompt, "response": text, "references": example.prompt.references}) + "\n")
-
-    def _publisher(self, learner: LearnerGroup, rollout: RolloutGroup) -> Callable[[int], None]:
-        return lambda version: rollout.load(learner.put_weights(self.config.rollout.dtype), version)
 
     def _checkpoint(self, directory: Path, number: int, driver: Driver | SftDriver, learner: LearnerGroup, *, keep: int) -> None:
         layout = {"workers": self.config.learner.workers, "zero_stage": self.config.learner.zero_stage}
