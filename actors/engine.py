@@ -53,6 +53,7 @@ def start_engine(
             max_model_len=max_model_len,
             tensor_parallel_size=config.tensor_parallel,
             distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
+            use_tqdm_on_load=False,
             generation_config="vllm",  # no sampling defaults from the model's directory
             seed=0,
             **_device_arguments(config, device, mixed),

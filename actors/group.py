@@ -1,5 +1,6 @@
 """All Ray processes of one role: started together, called with a deadline, ended together."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minirl.errors import InputError, RunError
+
+TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Group:
@@ -53,28 +56,17 @@ class Group:
         """Block until every constructor has returned."""
         self.get([worker.__ray_ready__.remote() for worker in self.workers], "start", self.start_timeout_s)
 
+    def begin(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
+        """The same call on every worker, not waited for."""
+        return [getattr(worker, method).remote(*arguments) for worker in self.workers]
+
     def call(self, method: str, *arguments: Any, phase: str | None = None, timeout_s: float | None = None) -> list[Any]:
         """The same call on every worker; its results in order of workers."""
-        return self.get([getattr(worker, method).remote(*arguments) for worker in self.workers], phase or method, timeout_s)
+        return self.get(self.begin(method, *arguments), phase or method, timeout_s)
 
     def get(self, refs: list[ray.ObjectRef], phase: str, timeout_s: float | None = None) -> list[Any]:
-        """Results of one ref a worker, within a deadline. A failure names the role, the worker and the phase.
-
-        All are watched at once: a worker that fails is reported at once, also while another waits for it in a collective.
-        """
-        deadline = time.monotonic() + (timeout_s or self.step_timeout_s)
-        pending = list(refs)
-        while pending:
-            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
-                late = [refs.index(ref) for ref in pending]
-                raise RunError(
-                    f"{self.role} worker {late[0]} did not finish `{phase}` within {timeout_s or self.step_timeout_s:g} s; "
-                    "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
-                )
-            for ref in done:
-                self._value(ref, refs.index(ref), phase)
-        return [ray.get(ref) for ref in refs]
+        """Results of one ref a worker, within a deadline."""
+        return gather([(self, refs)], phase, timeout_s)[0]
 
     def _value(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
         try:
@@ -82,12 +74,45 @@ class Group:
         except RayTaskError as error:
             if isinstance(error.cause, InputError | RunError):
                 raise type(error.cause)(str(error.cause)) from None
-            raise RunError(f"{self.role} worker {worker} failed in `{phase}`: {error}") from None
+            raise RunError(self._failed(worker, phase, f"{type(error.cause).__name__}: {error.cause}", error)) from None
         except RayActorError as error:
-            raise RunError(f"{self.role} worker {worker} died in `{phase}`: {' '.join(str(error).split())[:800]}") from None
+            if not error.actor_init_failed:
+                raise RunError(f"{self.role} worker {worker} died in `{phase}`: {' '.join(str(error).split())[:800]}") from None
+            reason = str(error).strip().splitlines()[-1]  # of a constructor's error Ray keeps the traceback alone
+            name, _, message = reason.partition(": ")
+            for kind in (InputError, RunError):
+                if name == f"{kind.__module__}.{kind.__name__}":
+                    raise kind(message) from None
+            raise RunError(self._failed(worker, phase, reason, error)) from None
+
+    def _failed(self, worker: int, phase: str, reason: str, error: Exception) -> str:
+        return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{TERMINAL_COLOR.sub('', str(error))}"
 
     def stop(self) -> None:
         """End every process of the group and give its place back."""
         for worker in self.workers:
             ray.kill(worker)
         remove_placement_group(self._placement)
+
+
+def gather(calls: list[tuple[Group, list[ray.ObjectRef]]], phase: str, timeout_s: float | None = None) -> list[list[Any]]:
+    """Results of calls on one or more groups, one ref a worker, within a deadline. A failure names the role, the worker and the phase.
+
+    All are watched at once: a worker that fails is reported at once, also while another waits for it in a collective.
+    """
+    limit = timeout_s or max(group.step_timeout_s for group, _ in calls)
+    deadline = time.monotonic() + limit
+    asked = {ref: (group, worker) for group, refs in calls for worker, ref in enumerate(refs)}
+    pending = list(asked)
+    while pending:
+        done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            group, worker = asked[pending[0]]
+            raise RunError(
+                f"{group.role} worker {worker} did not finish `{phase}` within {limit:g} s; "
+                "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
+            )
+        for ref in done:
+            group, worker = asked[ref]
+            group._value(ref, worker, phase)
+    return [[ray.get(ref) for ref in refs] for _, refs in calls]

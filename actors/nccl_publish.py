@@ -1,42 +1,75 @@
-"""The learner's end of vLLM's own NCCL weight transfer. Needs GPUs: not exercised by the test suite, which has none.
+"""Both ends of vLLM's own NCCL weight transfer. Needs GPUs: the test suite, which has none, runs nothing of it beyond `LearnerWeights`.
 
-The engines' end is `RolloutWorker.join_transfer` and `receive`; vLLM's engine drives both through a client with four methods
-(`init_weight_transfer_engine`, `start_weight_update`, `update_weights`, `finish_weight_update`) that the rollout group supplies.
+vLLM's sender means to make the engines' calls itself. Here the driver makes them (`actors.publishing`), at the same time and with one
+deadline for both ends, so that an engine that fails is reported at once and not after the sender has waited for it; hence
+`DrivenElsewhere`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 
-NamedTensors = Iterable[tuple[str, torch.Tensor]]
+from actors.engine_worker import student_of
+from actors.publishing import NcclChannel
+from actors.weights import SentSample, sample_of
+
+if TYPE_CHECKING:
+    from actors.learner import Learner
 
 
-def nccl_sender(
-    shapes: list[tuple[str, torch.dtype, tuple[int, ...]]],
-    weights: Callable[[], NamedTensors],
-    client: Any,
-    *,
-    master_address: str,
-    master_port: int,
-    engine_ranks: int,
-    learner_rank: int,
-) -> Any:
-    """Open the transfer; the result's `send_weights()` publishes once and `shutdown()` closes. Call it on every learner rank.
+class StudentNcclEngine(NCCLWeightTransferEngine):
+    """The engine's end: vLLM's own, aimed at the student alone where the model is a mixed policy."""
 
-    shapes: name, dtype and full shape of every tensor that `weights()` will yield, in that order. engine_ranks: workers x
-    tensor_parallel of the rollout group. Rank 0 sends; the others only iterate, since gathering ZeRO-3 shards is a collective.
-    """
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module):
+        super().__init__(config, vllm_config, device, student_of(model))
 
-    class LearnerWeights(WeightSource):
-        def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(*shape) for shape in shapes]
 
-        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            return iter(weights())
+class LearnerWeights(WeightSource):
+    """The learner's weights as vLLM's sender reads them. sent: a few elements of each tensor of the last pass, on rank 0."""
 
-    info = NCCLTrainerInitInfo(master_address, master_port, world_size=1 + engine_ranks, rank=learner_rank)
-    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=LearnerWeights())
+    def __init__(self, learner: "Learner", dtype: str):
+        self.learner, self.dtype, self.sent = learner, dtype, []
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, getattr(torch, self.dtype), shape) for name, shape in self.learner.weight_shapes()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.sent: list[SentSample] = []
+        for name, tensor in self.learner.whole_weights(self.dtype):
+            if self.learner.rank == 0:
+                self.sent.append(sample_of(name, tensor))
+            yield name, tensor
+
+
+class DrivenElsewhere:
+    """The engines' calls as vLLM's sender makes them: none, since the driver makes them."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def update_weights(self, update_info: Any) -> None:
+        pass
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        pass
+
+
+def open_sender(learner: "Learner", channel: NcclChannel, dtype: str) -> Any:
+    """The learner's end; `send_weights()` publishes once. Every rank opens and sends: gathering ZeRO-3 shards is a collective."""
+    info = NCCLTrainerInitInfo(
+        channel.address,
+        channel.port,
+        channel.world_size,
+        packed=True,
+        packed_buffer_size_bytes=channel.buffer_bytes,
+        rank=learner.rank,
+    )
+    return WeightTransferTrainerFactory.trainer_init(info, client=DrivenElsewhere(), source=LearnerWeights(learner, dtype))

@@ -1,7 +1,11 @@
 """What vLLM loads in every process of its own, through the `vllm.general_plugins` entry point of this distribution."""
 
-WEIGHT_TRANSFER = "host_memory"
+WEIGHT_TRANSFER, NCCL_TRANSFER = "host_memory", "student_nccl"
 WORKER_EXTENSION = "actors.engine_worker.WorkerExtension"
+TRANSFERS = {
+    WEIGHT_TRANSFER: ("actors.engine_worker", "HostMemoryEngine"),
+    NCCL_TRANSFER: ("actors.nccl_publish", "StudentNcclEngine"),
+}
 MODELS = {
     "MixedPolicyForCausalLM": "actors.mixed_policy:MixedPolicyForCausalLM",
     "ScoringForCausalLM": "actors.scoring_model:ScoringForCausalLM",
@@ -9,12 +13,13 @@ MODELS = {
 
 
 def register() -> None:
-    """Make our model classes and our weight-transfer engine known to vLLM. May be called more than once."""
+    """Make our model classes and our weight-transfer engines known to vLLM. May be called more than once."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     for architecture, location in MODELS.items():
         if architecture not in ModelRegistry.get_supported_archs():
             ModelRegistry.register_model(architecture, location)
-    if WEIGHT_TRANSFER not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(WEIGHT_TRANSFER, "actors.engine_worker", "HostMemoryEngine")
+    for name, (module, engine) in TRANSFERS.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, engine)

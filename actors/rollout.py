@@ -6,9 +6,9 @@ import numpy as np
 
 from actors.config import RolloutConfig
 from actors.engine import architecture_of, read_model_config, start_engine, stop_engine
-from actors.plugin import WEIGHT_TRANSFER, WORKER_EXTENSION
+from actors.plugin import NCCL_TRANSFER, WEIGHT_TRANSFER, WORKER_EXTENSION
 from actors.weights import PackedWeights, SentSample, checksum, sent_samples
-from minirl.errors import RunError
+from minirl.errors import InputError, RunError
 from minirl.rollout import Rollout, SamplingRequest
 
 if TYPE_CHECKING:
@@ -63,20 +63,22 @@ class RolloutWorker:
         self._sent += sent_samples(bucket)
         self._engine.update_weights({"update_info": {"bucket": bucket}})
 
-    def finish_update(self, version: int) -> None:
+    def finish_update(self, version: int, sent: list[SentSample] | None = None) -> None:
         """End the update: compare what the engine holds with what was sent, drop the prefix cache, record the version.
+
+        sent: samples of what `receive` received, since NCCL's data never passes here.
 
         Raises RunError where the two differ, or where the stream left the output head out.
         """
         self._require_update("finish_update")
+        self._sent += sent or []
         self._engine.finish_weight_update()
-        if self._transfer == WEIGHT_TRANSFER:
-            self._compare_loaded()
+        self._compare_loaded()
         self._reset_prefix_cache()
         self._updating, self._version = False, version
 
     def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join vLLM's own weight transfer (nccl), whose sender is `actors.nccl_publish`. Not exercised by the tests: needs GPUs."""
+        """Join vLLM's own weight transfer (nccl), whose sender is in `actors.nccl_publish`. Not exercised by the tests: needs GPUs."""
         self._engine.init_weight_transfer_engine({"init_info": init_info})
 
     def receive(self, update_info: dict[str, Any]) -> None:
@@ -99,7 +101,9 @@ class RolloutWorker:
             raise RunError(
                 f"a prompt of {longest} and a response of {max_response_tokens} tokens exceed the engine's {self._max_model_len}"
             )
-        self._reset_prefix_cache()  # so that a call's results do not depend, in the last bits, on the calls before it
+        # Cached prompts may stem from older weights, or lack the part of a network that was skipped then. Even where they do not,
+        # a call that finds some differs in the last bits from one that finds none: results would depend on the calls before.
+        self._reset_prefix_cache()
         prompts = [{"prompt_token_ids": request.prompt_tokens.tolist()} for request in requests]
         outputs = self._engine.generate(prompts, [self._sampling(request, max_response_tokens) for request in requests], use_tqdm=False)
         return [self._rollout(request, output) for request, output in zip(requests, outputs, strict=True)]
@@ -140,7 +144,6 @@ class RolloutWorker:
             raise RunError(f"the teacher's share {teacher_share} is not between 0 and 1")
         if self._is_mixed and teacher_share != self._teacher_share:
             self._engine.collective_rpc("set_teacher_share", args=(teacher_share,))
-            self._reset_prefix_cache()
         self._teacher_share = teacher_share
 
     def _reset_prefix_cache(self) -> None:
@@ -170,7 +173,9 @@ class RolloutWorker:
 
 
 def weight_transfer(config: RolloutConfig, device: str) -> str:
-    """How new weights reach the engine: "host_memory" or "nccl"."""
+    """How new weights reach the engine: "host_memory" or "nccl". Raises InputError for nccl without GPUs."""
+    if config.weight_transfer == "nccl" and device != "cuda":
+        raise InputError("rollout.weight_transfer: nccl moves weights between GPUs and this run has none; set it to auto or host_memory")
     if config.weight_transfer != "auto":
         return config.weight_transfer
     return "nccl" if device == "cuda" else WEIGHT_TRANSFER
@@ -203,7 +208,7 @@ def _start(model: str, config: RolloutConfig, policy: dict[str, Any], transfer: 
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
         skip_tokenizer_init=True,
-        weight_transfer_config=WeightTransferConfig(backend=transfer),
+        weight_transfer_config=WeightTransferConfig(backend=NCCL_TRANSFER if transfer == "nccl" else WEIGHT_TRANSFER),
         worker_extension_cls=WORKER_EXTENSION,
         **where,
     )

@@ -81,12 +81,13 @@ def checksum(bucket: PackedWeights) -> int:
 
 def sent_samples(bucket: PackedWeights) -> list[SentSample]:
     """A few elements of every entry, evenly spread, to compare with what the engine holds once it has loaded them."""
-    samples = []
-    for name, tensor in bucket.tensors():
-        indices = torch.linspace(0, tensor.numel() - 1, min(SAMPLED_ELEMENTS, tensor.numel()), dtype=torch.float64).long()
-        values = tensor.reshape(-1)[indices].float()
-        samples.append(SentSample(name, tuple(tensor.shape), _dtype_name(tensor), indices.numpy(), values.numpy()))
-    return samples
+    return [sample_of(name, tensor) for name, tensor in bucket.tensors()]
+
+
+def sample_of(name: str, tensor: torch.Tensor) -> SentSample:
+    indices = torch.linspace(0, tensor.numel() - 1, min(SAMPLED_ELEMENTS, tensor.numel()), dtype=torch.float64).long()
+    values = tensor.detach().reshape(-1)[indices.to(tensor.device)].float().cpu()
+    return SentSample(name, tuple(tensor.shape), _dtype_name(tensor), indices.numpy(), values.numpy())
 
 
 def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> PackedWeights:

@@ -66,20 +66,21 @@ class ObjectiveConfig(StrictModel):
     def _refuse_contradictions(self) -> Self:
         if self.whiten and self.credit == "live":
             raise ValueError("whiten needs credit: frozen, since live rewards are not known before the update's own forward pass")
-        if self.importance == "exact":
-            exact = self.returns == "future" and self.discount == 1.0 and not self.length_normalization and not self.whiten
-            if (
-                not exact
-                or self.ratio_clip is not None
-                or self.reward_scale != 1.0
-                or self.reward_clip is not None
-                or self.credit != "live"
-            ):
-                raise ValueError(
-                    "importance: exact is an identity of the plain objective: set length_normalization: false, ratio_clip: null, and leave "
-                    "returns, discount, rewards, whiten and credit at the preset paper"
-                )
+        if self.returns == "immediate" and (self.discount != 1.0 or self.length_normalization):
+            raise ValueError("returns: immediate has no future to discount or average: set discount: 1.0 and length_normalization: false")
+        if self.importance == "exact" and self._departs_from_exact():
+            raise ValueError(
+                "importance: exact is an identity of the plain objective: set length_normalization: false, ratio_clip: null, and leave "
+                "returns, discount, rewards, whiten, credit and single_step_weight at the preset paper"
+            )
         return self
+
+    def _departs_from_exact(self) -> bool:
+        plain = {
+            "returns": "future", "discount": 1.0, "length_normalization": False, "whiten": False, "ratio_clip": None, "reward_scale": 1.0,
+            "reward_clip": None, "credit": "live", "single_step_weight": "importance",
+        }  # fmt: skip
+        return any(getattr(self, switch) != value for switch, value in plain.items())
 
 
 class DataConfig(StrictModel):

@@ -1,6 +1,6 @@
 """Engines are dear (5 to 20 s each): fixtures that build them once, and Hugging Face references to hold against them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from actors.weights import checksum, pack
 from minirl.rollout import Rollout
 from tests.tiny import END_TOKEN, tiny_model
 
-MAX_LENGTH = 128
+MAX_LENGTH = 256
 
 
 @pytest.fixture(scope="session")
@@ -39,17 +39,15 @@ def rollout_worker(student: str, teacher: str | None = None, **arguments) -> Rol
 
 
 @pytest.fixture(scope="session")
-def open_worker() -> Iterator[Callable[..., RolloutWorker]]:
-    """Start workers that are closed when the session ends."""
+def open_worker() -> Callable[..., RolloutWorker]:
+    """Start workers that live as long as the session: on one device an engine has no process of its own to end."""
     workers: list[RolloutWorker] = []
 
     def start(*arguments, **named) -> RolloutWorker:
         workers.append(rollout_worker(*arguments, **named))
         return workers[-1]
 
-    yield start
-    for worker in workers:
-        worker.close()
+    return start
 
 
 def hugging_face(directory: str | Path) -> PreTrainedModel:
@@ -57,9 +55,9 @@ def hugging_face(directory: str | Path) -> PreTrainedModel:
 
 
 def requests(count: int = 6, vocab: int = 512, seed: int = 0) -> list[SamplingRequest]:
-    """Prompts of different lengths, each with a seed of its own."""
+    """Prompts of different lengths, each with a seed of its own; the last fills a block of the KV cache (128 tokens on a CPU)."""
     draw = np.random.default_rng(seed)
-    prompts = [draw.integers(3, vocab, size=8 + 5 * i) for i in range(count)]
+    prompts = [draw.integers(3, vocab, size=8 + 5 * i if i < count - 1 else 140) for i in range(count)]
     return [SamplingRequest(prompt, i, 0, 1000 * seed + i) for i, prompt in enumerate(prompts)]
 
 

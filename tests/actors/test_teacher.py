@@ -97,6 +97,6 @@ def test_refusals(bfloat16_teacher, model_directory):
     with pytest.raises(RunError, match="target token 700 is not among the 512"):
         worker.score([Sequence(tokens, np.array([False, True, True]))])
     with pytest.raises(RunError, match="exceeds the teacher engine's"):
-        worker.score([Sequence(np.full(200, 5), np.arange(200) > 3)])
+        worker.score([Sequence(np.full(MAX_LENGTH + 1, 5), np.arange(MAX_LENGTH + 1) > 3)])
     with pytest.raises(InputError, match="at most 64 tokens"):
         teacher_worker(model_directory("gpt2", max_positions=64))
