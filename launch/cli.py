@@ -39,7 +39,10 @@ def run(
 
     console = Console()
     with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
-        Recipe(prepare(settings), panel).run()
+        prepared = prepare(settings)
+        for name, counts in prepared.reports().items():
+            console.print(f"{name}: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()), highlight=False)
+        Recipe(prepared, panel).run()
     if settings.stages.evaluate:
         console.print(summary_table(json.loads((directory / "summary.json").read_text()), settings.directory))
 

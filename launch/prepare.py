@@ -47,6 +47,10 @@ class Prepared:
     def max_model_len(self) -> int:
         return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
 
+    def reports(self) -> dict[str, dict[str, int]]:
+        """What was read, kept, cut and dropped, of each source."""
+        return {"data": self.data.report} | ({"corpus": self.corpus.report} if self.corpus else {})
+
 
 def prepare(config: RunConfig) -> Prepared:
     """Raises InputError for anything that cannot work, in the order in which it is cheap to find out.
@@ -74,9 +78,11 @@ def prepare(config: RunConfig) -> Prepared:
     student = named_student or _pruned(config, teacher, directory)
     write_json(directory / RECORD, config.model_dump())
     size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
-    return Prepared(
+    prepared = Prepared(
         config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, size, teacher_config.hidden_size
     )  # fmt: skip
+    write_json(directory / "data.json", prepared.reports())
+    return prepared
 
 
 def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
