@@ -33,7 +33,8 @@ def sample(worker, share, version=None, tokens=40, asked=None):
 def test_mixture_equals_hugging_face_as_loaded_and_after_each_publish(pair, model_directory, open_worker):
     paths = [model_directory(family, **shape) for family, shape in PAIRS[pair]]
     worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
-    for share in (0.2, 0.0, 1.0, 0.2):
+    # 0 first: the teacher's part of the KV cache is then unwritten, which a prompt found in the prefix cache would take for written.
+    for share in (0.0, 0.2, 1.0, 0.2):
         assert worst_gap(sample(worker, share), student, teacher, share) < 1e-5
     for version in (1, 2):
         before = copy.deepcopy(student)
