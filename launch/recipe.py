@@ -1,39 +1,23 @@
 """The stages of a run, one after the other, each going on where it stopped."""
 
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from actors.config import LearnerSetup
 from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.roles import LearnerGroup, RolloutGroup
 from actors.rollout import weight_transfer
+from launch.evaluate import Evaluation, sample, texts_of, with_references
+from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.prepare import Prepared
+from launch.watcher import Watcher
 from minirl import checkpoint
-from minirl.config import ObjectiveConfig, OptimizerStageConfig, SftConfig
-from minirl.driver import Driver, Sampled, sampling_requests
+from minirl.config import SftConfig
+from minirl.driver import Driver
 from minirl.errors import InputError
-from minirl.evaluation.table import Judged, row_of
 from minirl.evaluation.text import rouge_l
-from minirl.metrics import MetricsLog, Record
-from minirl.prompts import Example
-from minirl.rollout import Rollout
+from minirl.metrics import MetricsLog
 from minirl.sft import SftDriver
-from minirl.update import SupervisedItem
-
-MIB = 2**20
-
-
-class Watcher(Protocol):
-    """Who is told how the run goes: every record, what is being done, and how far a stage is when it begins."""
-
-    def record(self, record: Record) -> None: ...
-    def doing(self, stage: str, what: str) -> None: ...
-    def total_of(self, stage: str, total: int, done: int) -> None: ...
 
 
 class Recipe:
@@ -45,9 +29,10 @@ class Recipe:
 
     def run(self) -> None:
         stages = self.config.stages
-        with cluster(self._logical_cpus(), self._object_store_bytes()):
-            self.device = device_of(self.config.cluster)
-            weight_transfer(self.config.rollout, self.device)  # refuses at once, and not after the fine-tuning stages
+        with cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)):
+            device = device_of(self.config.cluster)
+            weight_transfer(self.config.rollout, device)  # refuses at once, and not after the fine-tuning stages
+            self.groups = Groups(self.prepared, device)
             if stages.sft_teacher:
                 self.teacher = self.sft("sft_teacher", stages.sft_teacher, self.teacher)
             if stages.sft:
@@ -55,7 +40,7 @@ class Recipe:
             if stages.distill:
                 self.distill()
             if stages.evaluate:
-                self.evaluate()
+                Evaluation(self.prepared, self.groups, self.watcher, self._models()).run(self.student)
 
     def sft(self, stage: str, config: SftConfig, model: str) -> str:
         """Fine-tune `model`; returns the directory of the checkpoint with the lowest validation loss."""
@@ -72,7 +57,8 @@ class Recipe:
         metrics.resume_at(driver.progress.updates)
         self.watcher.total_of(stage, driver.total_updates, driver.progress.updates)
         driver.watch.listener = lambda verb: self.watcher.doing(stage, verb)
-        with self._learner(stage, model, training=config, dropout=True) as learner:
+        self.watcher.doing(stage, "starting the learner group")
+        with self.groups.learner(model, config) as learner:
             driver.learner = learner
             if found:
                 learner.load(str(found[0]))
@@ -105,7 +91,8 @@ class Recipe:
                 return
         metrics.resume_at(driver.progress.iteration)
         self.watcher.total_of("distill", config.iterations, driver.progress.iteration)
-        with self._groups("distill", self.student, training=config) as (rollout, teacher, learner):
+        self.watcher.doing("distill", "starting the rollout, teacher and learner groups")
+        with self.groups.all(self.student, self.teacher, training=config) as (rollout, teacher, learner):
             driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
             if found:
                 learner.load(str(found[0]))
@@ -119,81 +106,24 @@ class Recipe:
                     self.watcher.doing("distill", "checkpoint")
                     self._checkpoint(directory, progress.iteration, driver, learner, keep=config.keep_checkpoints)
 
-    def evaluate(self) -> None:
-        """The closing table: every model of the run, on held-out prompts, by its own samples."""
-        config, prepared, directory = self.config.stages.evaluate, self.prepared, self.directory / "evaluate"
-        models = self._models()
-        wanted = {name: {"settings": config.model_dump(), "weights": _fingerprint(path)} for name, path in models.items()}
-        missing = [name for name in models if not _is_row(directory / f"{name}.json", wanted[name])]
-        if missing:
-            examples = [example for example in prepared.data.test if example.prompt.references][: config.prompts]
-            with self._groups("evaluate", self.student, teacher_in_rollout=True, temperature=1.0) as groups:
-                gold = self._score_gold(examples, groups[1])
-                self.watcher.total_of("evaluate", 0, 0)
-                for version, name in enumerate(missing, start=1):
-                    self.watcher.doing("evaluate", name)
-                    row = self._row(name, models[name], version, examples, gold, groups)
-                    checkpoint.write_json(_made(directory) / f"{name}.json", wanted[name] | {"row": row})
-        rows = {name: json.loads((directory / f"{name}.json").read_text())["row"] for name in models}
-        checkpoint.write_json(self.directory / "summary.json", rows)
-
     def _models(self) -> dict[str, str]:
+        """The rows of the closing table."""
         stages = {"sft": self.directory / "sft" / "best", "distill": self.directory / "distill" / self.config.stages.evaluate.distilled}
         trained = {name: str(path) for name, path in stages.items() if getattr(self.config.stages, name)}
         return {"teacher": self.teacher, "student_init": self.prepared.student} | trained
 
-    def _row(self, name: str, path: str, version: int, examples: list[Example], gold: list[SupervisedItem], groups: tuple) -> dict:
-        rollout, teacher, learner = groups
-        learner.load_model(path)
-        share, version = (1.0, 0) if name == "teacher" else (0.0, version)  # the teacher comes first, before anything is published
-        if name != "teacher":
-            publish(learner, rollout, version)
-        texts, rollouts, divergences = [], [], []
-        for seed in self.config.stages.evaluate.seeds:
-            sampled = self._sample(rollout, examples, seed, share, version)
-            tokens = [s.summary.tokens for s in sampled]
-            scores = teacher.score([s.rollout for s in sampled], tokens)
-            rollouts.append(rollout.fetch(sampled))
-            items = [SupervisedItem(r.sequence, score) for r, score in zip(rollouts[-1], scores, strict=True)]
-            divergences.append(learner.divergences(items, tokens))
-            texts.append(self._texts(rollouts[-1]))
-        judged = Judged(texts, rollouts, divergences, learner.divergences(gold, [len(item.sequence.tokens) for item in gold]))
-        self._write_samples(name, examples, texts[0])
-        return row_of(judged, [example.prompt.references for example in examples])
-
-    def _score_gold(self, examples: list[Example], teacher: TeacherGroup) -> list[SupervisedItem]:
-        sequences = [example.sequence for example in examples if example.sequence.targets]
-        scores = teacher.score(sequences, [len(s.tokens) for s in sequences])
-        return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
-
     def _validate(self, driver: Driver, rollout: RolloutGroup, learner: LearnerGroup, directory: Path, metrics: MetricsLog) -> None:
         progress, config = driver.progress, self.config.stages.distill
         self.watcher.doing("distill", "validate")
-        examples = [example for example in self.prepared.data.validation if example.prompt.references][: config.validation_prompts]
-        sampled = self._sample(rollout, examples, self.config.seed, 0.0, progress.weight_version)
-        texts = self._texts(rollout.fetch(sampled))
+        examples = with_references(self.prepared.data.validation)[: config.validation_prompts]
+        version = progress.weight_version
+        sampled = sample(self.prepared, rollout, examples, seed=self.config.seed, teacher_share=0.0, weight_version=version)
+        texts = texts_of(self.prepared, rollout, sampled)
         score = sum(rouge_l(text, e.prompt.references) for text, e in zip(texts, examples, strict=True)) / len(examples)
         metrics.write(progress.iteration - 1, {"eval/rouge_l": score})
         if progress.best_rouge_l is None or score > progress.best_rouge_l:
             progress.best_rouge_l, progress.best_iteration = score, progress.iteration
             learner.export(self.student, str(directory / "best"))
-
-    def _sample(self, rollout: RolloutGroup, examples: list[Example], seed: int, teacher_share: float, version: int) -> list[Sampled]:
-        return rollout.sample(
-            sampling_requests([example.prompt for example in examples], 1, seed, 0),
-            teacher_share=teacher_share,
-            max_response_tokens=self.config.data.max_response_tokens,
-            weight_version=version,
-        )
-
-    def _texts(self, rollouts: list[Rollout]) -> list[str]:
-        return self.prepared.tokenizer.batch_decode([rollout.response_tokens for rollout in rollouts], skip_special_tokens=True)
-
-    def _write_samples(self, name: str, examples: list[Example], texts: list[str]) -> None:
-        prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in examples])
-        with (_made(self.directory / "evaluate") / f"{name}.samples.jsonl").open("w") as file:
-            for prompt, text, example in zip(prompts, texts, examples, strict=True):
-                file.write(json.dumps({"prompt": prompt, "response": text, "references": example.prompt.references}) + "\n")
 
     def _checkpoint(self, directory: Path, number: int, driver: Driver | SftDriver, learner: LearnerGroup, *, keep: int) -> None:
         layout = {"workers": self.config.learner.workers, "zero_stage": self.config.learner.zero_stage}
@@ -205,93 +135,3 @@ class Recipe:
             if getattr(self.config.learner, key) != value:
                 raise InputError(f"the checkpoint was written with learner.{key} = {value}; set that to go on, or give another directory")
         driver.load_state_dict(state["driver"])
-
-    @contextmanager
-    def _learner(self, stage: str, model: str, *, training: OptimizerStageConfig, dropout: bool) -> Iterator[LearnerGroup]:
-        self.watcher.doing(stage, "starting the learner group")
-        learner = LearnerGroup(self._setup(model, None, training, None, dropout), self.config.cluster)
-        try:
-            learner.wait_started()
-            yield learner
-        finally:
-            learner.stop()
-
-    @contextmanager
-    def _groups(
-        self,
-        stage: str,
-        student: str,
-        *,
-        training: OptimizerStageConfig | None = None,
-        teacher_in_rollout: bool = False,
-        temperature: float | None = None,
-    ) -> Iterator[tuple[RolloutGroup, TeacherGroup, LearnerGroup]]:
-        """All three groups, started side by side, gone when the block ends."""
-        config, prepared = self.config, self.prepared
-        temperature = temperature or config.rollout.temperature
-        engine = {"max_model_len": prepared.max_model_len, "shared_vocabulary": prepared.vocabulary, "temperature": temperature}
-        scored = engine | {"max_model_len": max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0)}
-        mixed = self.teacher if teacher_in_rollout or config.rollout.teacher_share > 0 else None
-        objective = config.objective if training else None
-        self.watcher.doing(stage, "starting the rollout, teacher and learner groups")
-        with ExitStack() as started:
-
-            def start(group):
-                started.callback(group.stop)
-                return group
-
-            where = {"cluster": config.cluster, "device": self.device}
-            rollout = start(RolloutGroup(config.rollout, **where, model=student, teacher=mixed, end_tokens=prepared.end_tokens, **engine))
-            teacher = start(TeacherGroup(config.teacher, **where, model=self.teacher, **scored))
-            learner = start(LearnerGroup(self._setup(student, self.teacher, training, objective, False, temperature), config.cluster))
-            for group in (rollout, teacher, learner):
-                group.wait_started()
-            yield rollout, teacher, learner
-
-    def _setup(
-        self,
-        model: str,
-        teacher: str | None,
-        training: OptimizerStageConfig | None,
-        objective: ObjectiveConfig | None,
-        dropout: bool,
-        temperature: float = 1.0,
-    ) -> LearnerSetup:
-        config = self.config
-        return LearnerSetup(
-            model=model, teacher=teacher, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device, threads=1,
-            seed=config.seed, training=training, objective=objective, temperature=temperature, teacher_share=config.rollout.teacher_share,
-            teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype, dropout=dropout, deterministic=config.deterministic,
-        )  # fmt: skip
-
-    def _logical_cpus(self) -> int:
-        config = self.config
-        return sum(role.workers * role.cpus_per_worker for role in (config.rollout, config.teacher, config.learner))
-
-    def _object_store_bytes(self) -> int:
-        """Room for one iteration's teacher states and two versions of the weights, with a margin."""
-        config, tokens = self.config, 0
-        if distill := config.stages.distill:
-            tokens = distill.responses_per_iteration * config.data.max_response_tokens
-            if config.corpus and config.objective.pretrain_kd_share > 0:
-                tokens += config.corpus.blocks_per_update * config.corpus.block_tokens * distill.updates_per_iteration
-        if evaluate := config.stages.evaluate:
-            tokens = max(tokens, 2 * evaluate.prompts * self.prepared.max_model_len)
-        payload = tokens * (self.prepared.teacher_width * 4 + 64)
-        return int(1.25 * payload + 3 * self.prepared.student_bytes + 256 * MIB)
-
-
-def _fingerprint(path: str) -> list:
-    return sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in Path(path).glob("*.safetensors"))
-
-
-def _is_row(path: Path, wanted: dict) -> bool:
-    if not path.is_file():
-        return False
-    found = json.loads(path.read_text())
-    return all(found.get(key) == value for key, value in wanted.items())
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
