@@ -1,0 +1,93 @@
+"""Learner groups and what to feed them with: shared by the tests of the learner and of the groups together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import ray
+import torch
+
+from actors.config import ClusterConfig, LearnerConfig, LearnerSetup
+from actors.roles import LearnerGroup
+from minirl.config import ObjectiveConfig, SftConfig
+from minirl.models import read_head
+from minirl.rollout import Rollout, Sequence, TeacherScores, array_of
+from minirl.update import OnPolicyItem, SupervisedItem
+from tests.actors.conftest import hugging_face
+
+VOCABULARY = 256
+CLUSTER = ClusterConfig(step_timeout_s=120, start_timeout_s=120)
+
+
+@contextmanager
+def learner_group(
+    student: str,
+    teacher: str | None = None,
+    *,
+    preset: str = "paper",
+    dtype: str = "float32",
+    optimizer: str = "sgd",
+    dropout: bool = False,
+    vocabulary: int = VOCABULARY,
+    deterministic: bool = False,
+    **learner,
+) -> Iterator[LearnerGroup]:
+    """A started group that trains without clipping; `learner` are switches of `LearnerConfig`."""
+    setup = LearnerSetup(
+        model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
+        device="cpu", threads=1, seed=0, training=SftConfig(learning_rate=1.0, max_grad_norm=None),
+        objective=ObjectiveConfig(preset=preset), teacher_share=0.2, dropout=dropout, deterministic=deterministic,
+    )  # fmt: skip
+    group = LearnerGroup(setup, CLUSTER)
+    try:
+        group.wait_started()
+        yield group
+    finally:
+        group.stop()
+
+
+def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
+    """What the group would publish, by name."""
+    return {name: tensor.clone() for ref, _ in group.put_weights("float32") for name, tensor in ray.get(ref).tensors()}
+
+
+def blocks(lengths: tuple[int, ...] = (30, 17, 9), vocabulary: int = VOCABULARY) -> list[SupervisedItem]:
+    """Plain text: every token but the first is a target."""
+    draw = np.random.default_rng(5)
+    return [SupervisedItem(Sequence(draw.integers(3, vocabulary, n), np.arange(n) > 0)) for n in lengths]
+
+
+def scored(teacher: str, sequences: list[Sequence], vocabulary: int = VOCABULARY) -> list[TeacherScores]:
+    """What the model in the directory `teacher` says of the targets, by Hugging Face."""
+    network, head = hugging_face(teacher), read_head(teacher, vocabulary)
+    scores = []
+    for sequence in sequences:
+        positions = torch.from_numpy(np.flatnonzero(sequence.is_target))
+        with torch.no_grad():
+            hidden = network.base_model(torch.from_numpy(sequence.tokens)[None]).last_hidden_state[0, positions - 1]
+            logits = head.logits(hidden)
+        normalizers = logits.logsumexp(-1)
+        logprobs = logits[torch.arange(len(positions)), torch.from_numpy(sequence.tokens)[positions]] - normalizers
+        scores.append(TeacherScores(array_of(logprobs), array_of(normalizers), array_of(hidden)))
+    return scores
+
+
+def rollouts_of(count: int = 12, vocabulary: int = VOCABULARY) -> list[Rollout]:
+    """Random responses to random prompts, each 2 to 19 tokens; every third cut at a limit; behaviour log-probs of no model at all."""
+    draw = np.random.default_rng(0)
+    rollouts = []
+    for number in range(count):
+        prompt, response = (draw.integers(3, vocabulary, draw.integers(2, 20)) for _ in range(2))
+        behavior = draw.normal(-4.0, 1.0, len(response)).astype(np.float32)
+        rollouts.append(Rollout(prompt, response, behavior, number % 3 == 0, 1, number, 0))
+    return rollouts
+
+
+def on_policy_items(teacher: str, rollouts: list[Rollout] | None = None, vocabulary: int = VOCABULARY) -> list[OnPolicyItem]:
+    rollouts = rollouts_of(vocabulary=vocabulary) if rollouts is None else rollouts
+    scores = scored(teacher, [rollout.sequence for rollout in rollouts], vocabulary)
+    return [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
+
+
+def lengths_of(items: list[OnPolicyItem] | list[SupervisedItem]) -> list[int]:
+    return [len(item.sequence.tokens) for item in items]
