@@ -71,7 +71,9 @@ class Learner:
         if setup.training is None and config.zero_stage < 3:
             self.engine = module.to(setup.device)
         else:
+            buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
             self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=module.parameters())
+            _restore_buffers(module, buffers)
         self.model = model
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
@@ -263,6 +265,14 @@ def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | Non
             parameters |= {"betas": training.betas, "torch_adam": not config.offload_optimizer}
         settings["optimizer"] = {"type": {"adamw": "AdamW", "sgd": "SGD"}[config.optimizer], "params": parameters}
     return settings
+
+
+def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Undo DeepSpeed's rounding of buffers to bfloat16: rotary frequencies are float32 in every engine, and 0.01 nats apart if not."""
+    for name, buffer in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        device = next(module.parameters()).device
+        setattr(module.get_submodule(owner), attribute, buffer.to(device))
 
 
 def _bytes(parameter: Tensor) -> int:
