@@ -139,6 +139,7 @@ def test_the_head_read_alone_makes_the_models_logits(models, name):
 def test_scales_caps_and_biases_belong_to_the_head(exotic, name):
     head = read_head(exotic[name], VOCABULARY)
     torch.testing.assert_close(head.logits(hidden_of(exotic[name])), logits_of(exotic[name]))
+    torch.testing.assert_close(head.logits(hidden_of(exotic[name]), temperature=1.7), logits_of(exotic[name]) / 1.7)
     model = AutoModelForCausalLM.from_pretrained(exotic[name])
     own = student_head(model, VOCABULARY)
     assert torch.equal(own.weight, head.weight) and (own.scale, own.soft_cap) == (head.scale, head.soft_cap)
