@@ -102,7 +102,7 @@ class Command:
         while not ready():
             assert self.process.poll() is None, f"the command ended early:\n{self.text}"
             assert time.monotonic() < deadline, f"still waiting after {seconds} s:\n{self.text}"
-            time.sleep(0.02)
+            time.sleep(0.01)
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
@@ -123,7 +123,7 @@ class Command:
         return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start():
     """Start the real command; whatever a failed test leaves is killed."""
     started: list[Command] = []
