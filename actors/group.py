@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -84,6 +84,8 @@ class Group:
                 if name == f"{kind.__module__}.{kind.__name__}":
                     raise kind(message) from None
             raise RunError(self._failed(worker, phase, reason, error)) from None
+        except RayError as error:  # ended by Ray for want of memory, or lost with its node
+            raise RunError(f"{self.role} worker {worker} was lost in `{phase}`: {str(error).strip().splitlines()[0]}") from None
 
     def _failed(self, worker: int, phase: str, reason: str, error: Exception) -> str:
         return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{TERMINAL_COLOR.sub('', str(error))}"

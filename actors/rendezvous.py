@@ -1,7 +1,6 @@
 """How the learner's ranks find one another: rank 0 hosts a store, the others connect to it."""
 
 import os
-import socket
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -19,14 +18,10 @@ def join(store: dist.TCPStore | None, address: str, port: int, *, rank: int, wor
     """Start torch.distributed, NCCL on GPUs and gloo elsewhere, and tell DeepSpeed what it reads from the environment."""
     timeout = timedelta(seconds=timeout_s)
     store = store or dist.TCPStore(address, port, is_master=False, timeout=timeout)
-    store.set(f"host/{rank}", socket.gethostname())
-    hosts = [store.get(f"host/{r}") for r in range(workers)]
-    local = [r for r in range(workers) if hosts[r] == hosts[rank]]
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(workers),
-        "LOCAL_RANK": "0" if device == "cuda" else str(local.index(rank)),  # Ray shows each worker its own GPU alone
-        "LOCAL_SIZE": str(len(local)),
+        "LOCAL_RANK": "0",  # Ray shows each worker its own GPU alone
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "DS_ACCELERATOR": device,
@@ -34,4 +29,6 @@ def join(store: dist.TCPStore | None, address: str, port: int, *, rank: int, wor
     dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=workers, timeout=timeout)
     import deepspeed
 
+    # Its shared-memory collective serves inference alone; a killed rank would leave its 69 MB of it in /dev/shm for good.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)

@@ -15,8 +15,14 @@ from minirl.config import read_config
 from minirl.errors import InputError, RunError
 
 INTERRUPTED = 130
-# The panel says what goes on; the libraries' own bars and banners would be drawn over it.
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# The panel says what goes on; the libraries' own bars and banners would be drawn over it. The driver itself uses no accelerator.
+QUIET = {
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
