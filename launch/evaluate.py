@@ -12,6 +12,7 @@ from minirl.checkpoint import write_json
 from minirl.driver import Sampled, sampling_requests
 from minirl.evaluation.table import Judged, row_of
 from minirl.prompts import Example
+from minirl.rollout import Rollout
 from minirl.update import SupervisedItem
 
 TEACHER = "teacher"
@@ -57,7 +58,7 @@ class Evaluation:
             rollouts.append(rollout.fetch(sampled))
             items = [SupervisedItem(one.sequence, score) for one, score in zip(rollouts[-1], scores, strict=True)]
             divergences.append(learner.divergences(items, tokens))
-            texts.append(texts_of(self.prepared, rollout, sampled))
+            texts.append(texts_of(self.prepared, rollouts[-1]))
         self._write_samples(name, texts[0])
         return Judged(texts, rollouts, divergences, learner.divergences(gold, [len(item.sequence.tokens) for item in gold]))
 
@@ -100,6 +101,6 @@ def sample(
     )
 
 
-def texts_of(prepared: Prepared, rollout: RolloutGroup, sampled: list[Sampled]) -> list[str]:
-    tokens = [one.response_tokens for one in rollout.fetch(sampled)]
-    return prepared.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+def texts_of(prepared: Prepared, rollouts: list[Rollout]) -> list[str]:
+    """The responses as a person reads them, end tokens left out."""
+    return prepared.tokenizer.batch_decode([one.response_tokens for one in rollouts], skip_special_tokens=True)

@@ -118,7 +118,7 @@ class Recipe:
         examples = with_references(self.prepared.data.validation)[: config.validation_prompts]
         version = progress.weight_version
         sampled = sample(self.prepared, rollout, examples, seed=self.config.seed, teacher_share=0.0, weight_version=version)
-        texts = texts_of(self.prepared, rollout, sampled)
+        texts = texts_of(self.prepared, rollout.fetch(sampled))
         score = sum(rouge_l(text, e.prompt.references) for text, e in zip(texts, examples, strict=True)) / len(examples)
         metrics.write(progress.iteration - 1, {"eval/rouge_l": score})
         if progress.best_rouge_l is None or score > progress.best_rouge_l:
