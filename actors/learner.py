@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers.integrations import HfDeepSpeedConfig
 
 from actors.config import LearnerConfig, LearnerSetup
 from actors.weights import PackedWeights, pack
@@ -58,11 +59,10 @@ class Learner:
         """Build the student from a model directory; an optimizer with it if the setup trains."""
         setup, config = self.setup, self.setup.config
         settings = deepspeed_config(config, setup.training)
-        if config.zero_stage == 3:
-            from transformers.integrations import HfDeepSpeedConfig
-
-            self._sharded_loading = HfDeepSpeedConfig(settings)  # held: transformers shards while loading as long as it lives
+        sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
         model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout)
+        # transformers shards every model that it builds while this lives, and `export` builds one on one rank alone.
+        del sharded_loading
         if config.zero_stage < 3:
             check_head(model, "student")
         if config.gradient_checkpointing:
@@ -95,11 +95,8 @@ class Learner:
         self._refuse_bad_teacher(total)
         if step.check_behavior:
             self._refuse_foreign_behavior(total, step)
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        if norm is not None:
-            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
-        return {name: float(value) for name, value in total.items()} | ({} if norm is None else {"grad_norm": float(norm)})
+        norm = self._step(step)
+        return {name: float(value) for name, value in total.items()} | {"grad_norm": norm}
 
     def frozen_advantages(self, microbatches: list[list[OnPolicyItem]]) -> list[np.ndarray]:
         """The gradient-free pass of `credit: frozen`: advantages before whitening, micro-batch after micro-batch."""
@@ -202,6 +199,18 @@ class Learner:
         objective = self.setup.objective
         coefficient, kd_share = (objective.pretrain_coefficient, objective.pretrain_kd_share) if objective else (1.0, 0.0)
         return supervised_loss(self.engine, items, scale, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
+
+    def _step(self, step: UpdateStep) -> float:
+        """The optimizer's step. Returns the global norm of the gradient before clipping; one that is not finite is refused."""
+        known_before = not hasattr(self.engine.optimizer, "_global_grad_norm")
+        if known_before:  # float32 at ZeRO 0: DeepSpeed leaves torch's optimizer as it is, and tells no norm
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
+            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
+        self.engine.step()
+        if not known_before:
+            norm = float(self.engine.get_global_grad_norm())
+            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
+        return norm
 
     def _refuse_non_finite(self, finite: bool, step: UpdateStep, what: str) -> None:
         flag = torch.tensor(int(finite), device=self.setup.device)

@@ -19,18 +19,16 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
     """A Ray cluster for the run: the one at RAY_ADDRESS, or one of our own that ends with the block."""
     terminated = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
-    if not os.environ.get("RAY_ADDRESS"):
-        ray.init(
-            address="local",  # never one that somebody else's `ray start` left on this machine
-            num_cpus=logical_cpus,
-            object_store_memory=object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=True,
-        )
-    else:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+    address = os.environ.get("RAY_ADDRESS")
+    own = {"num_cpus": logical_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
+    try:
+        # local: never one that somebody else's `ray start` left on this machine
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own))
+    except ConnectionError:
+        raise InputError(
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached; unset it to start one here, or, if that cluster asks for a "
+            "token, set RAY_AUTH_MODE=token"
+        ) from None
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, terminated)
     try:
@@ -64,7 +62,7 @@ def threads_of(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> int
 
 def worker_environment(threads: int) -> dict[str, str]:
     """Environment of every worker process."""
-    beside_python = str(Path(sys.executable).parent)  # ninja, for DeepSpeed's own collective, when the environment is not activated
+    beside_python = str(Path(sys.executable).parent)  # ninja, with which DeepSpeed builds the optimizer of learner.offload_optimizer
     return {
         "OMP_NUM_THREADS": str(threads),
         "KMP_BLOCKTIME": "0",  # idle threads of one role must not spin while another computes

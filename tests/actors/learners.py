@@ -17,6 +17,7 @@ from tests.actors.conftest import hugging_face
 
 VOCABULARY = 256
 CLUSTER = ClusterConfig(step_timeout_s=120, start_timeout_s=120)
+TRAINING = SftConfig(learning_rate=1.0, max_grad_norm=None)  # no clipping
 
 
 @contextmanager
@@ -30,12 +31,13 @@ def learner_group(
     dropout: bool = False,
     vocabulary: int = VOCABULARY,
     deterministic: bool = False,
+    training: SftConfig | None = TRAINING,
     **learner,
 ) -> Iterator[LearnerGroup]:
-    """A started group that trains without clipping; `learner` are switches of `LearnerConfig`."""
+    """A started group; `learner` are switches of `LearnerConfig`."""
     setup = LearnerSetup(
         model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
-        device="cpu", threads=1, seed=0, training=SftConfig(learning_rate=1.0, max_grad_norm=None),
+        device="cpu", threads=1, seed=0, training=training,
         objective=ObjectiveConfig(preset=preset), teacher_share=0.2, dropout=dropout, deterministic=deterministic,
     )  # fmt: skip
     group = LearnerGroup(setup, CLUSTER)

@@ -75,9 +75,12 @@ def assert_same_step(result, expected):
     reference = gradient(expected)
     assert reference.norm() > 0.1
     assert (gradient(result) - reference).norm() <= 1e-5 * reference.norm()
+    assert set(result[2]) == set(expected[2])
     for name, value in expected[2].items():
-        if name != "grad_norm":
-            assert result[2][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        assert result[2][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    before, after, sums = result
+    moved = torch.cat([(before[name] - after[name]).flatten() for name in before if name != "lm_head.weight"])  # it is tied
+    assert sums["grad_norm"] == pytest.approx(moved.norm().item() / LEARNING_RATE, rel=1e-4)
 
 
 def step_of(models, items, *, preset="paper", **learner):
