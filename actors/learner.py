@@ -47,6 +47,8 @@ class Learner:
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         torch.set_num_threads(setup.threads)
         torch.use_deterministic_algorithms(setup.deterministic)
+        # The output heads alone multiply in float32. Their bfloat16 inputs are exact in it, so the forward pass loses nothing.
+        torch.set_float32_matmul_precision("medium" if setup.config.dtype == "bfloat16" else "highest")
         torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed's buffers of gigabytes, at every update
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(setup.seed % 2**32 + self.rank)
