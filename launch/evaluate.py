@@ -1,7 +1,6 @@
 """The stage `evaluate`: every model of a run on held-out prompts, by its own samples, judged by the teacher; one row each."""
 
 import json
-from pathlib import Path
 
 from actors.publishing import publish
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
@@ -11,6 +10,7 @@ from launch.watcher import Watcher
 from minirl.checkpoint import write_json
 from minirl.driver import Sampled, sampling_requests
 from minirl.evaluation.table import Judged, row_of
+from minirl.models import fingerprint
 from minirl.prompts import Example
 from minirl.rollout import Rollout
 from minirl.update import SupervisedItem
@@ -79,9 +79,7 @@ class Evaluation:
         return found["row"] if all(found.get(key) == value for key, value in self._identity(name).items()) else None
 
     def _identity(self, name: str) -> dict:
-        files = Path(self.models[name]).glob("*.safetensors")
-        weights = sorted([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)
-        return {"settings": self.config.model_dump(), "weights": weights}
+        return {"settings": self.config.model_dump(), "weights": fingerprint(self.models[name])}
 
 
 def with_references(examples: list[Example]) -> list[Example]:

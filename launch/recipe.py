@@ -17,6 +17,7 @@ from minirl.driver import Driver
 from minirl.errors import InputError
 from minirl.evaluation.text import rouge_l
 from minirl.metrics import MetricsLog
+from minirl.models import fingerprint
 from minirl.sft import SftDriver
 
 
@@ -45,13 +46,13 @@ class Recipe:
     def sft(self, stage: str, config: SftConfig, model: str) -> str:
         """Fine-tune `model`; returns the directory of the checkpoint with the lowest validation loss."""
         directory, data = self.directory / stage, self.prepared.data
-        best = directory / "best"
+        best, started_from = directory / "best", fingerprint(model)
         metrics = MetricsLog(self.directory / "metrics.jsonl", stage, "update", listener=self.watcher.record)
         found = checkpoint.latest(directory / "checkpoints")
         train, validation = ([example.sequence for example in examples] for examples in (data.train, data.validation))
         driver = SftDriver(config, learner=None, train=train, validation=validation, seed=self.config.seed, metrics=metrics)
         if found:
-            self._load_state(driver, found[1])
+            self._load_state(stage, driver, found[1], started_from)
             if driver.progress.updates >= driver.total_updates:
                 return str(best)
         metrics.resume_at(driver.progress.updates)
@@ -65,12 +66,13 @@ class Recipe:
             for progress in driver.run():
                 if progress.is_best:
                     learner.export(model, str(best))
-                self._checkpoint(directory, progress.updates, driver, learner, keep=1)
+                self._checkpoint(directory, progress.updates, driver, learner, started_from, keep=1)
         return str(best)
 
     def distill(self) -> None:
         """On-policy distillation; `best` is the student with the highest validation Rouge-L, `last` the final one."""
         config, prepared, directory = self.config.stages.distill, self.prepared, self.directory / "distill"
+        started_from = f"{fingerprint(self.student)} {fingerprint(self.teacher)}"
         metrics = MetricsLog(self.directory / "metrics.jsonl", "distill", "iteration", listener=self.watcher.record)
         driver = Driver(
             config,
@@ -86,7 +88,7 @@ class Recipe:
         driver.watch.listener = lambda verb: self.watcher.doing("distill", verb)
         found = checkpoint.latest(directory / "checkpoints")
         if found:
-            self._load_state(driver, found[1])
+            self._load_state("distill", driver, found[1], started_from)
             if driver.progress.iteration >= config.iterations:
                 return
         metrics.resume_at(driver.progress.iteration)
@@ -104,7 +106,7 @@ class Recipe:
                     learner.export(self.student, str(directory / "last"))
                 if last or progress.iteration % config.checkpoint_every == 0:
                     self.watcher.doing("distill", "checkpoint")
-                    self._checkpoint(directory, progress.iteration, driver, learner, keep=config.keep_checkpoints)
+                    self._checkpoint(directory, progress.iteration, driver, learner, started_from, keep=config.keep_checkpoints)
 
     def _models(self) -> dict[str, str]:
         """The rows of the closing table."""
@@ -125,12 +127,19 @@ class Recipe:
             progress.best_rouge_l, progress.best_iteration = score, progress.iteration
             learner.export(self.student, str(directory / "best"))
 
-    def _checkpoint(self, directory: Path, number: int, driver: Driver | SftDriver, learner: LearnerGroup, *, keep: int) -> None:
+    def _checkpoint(
+        self, directory: Path, number: int, driver: Driver | SftDriver, learner: LearnerGroup, started_from: str, *, keep: int
+    ) -> None:
         layout = {"workers": self.config.learner.workers, "zero_stage": self.config.learner.zero_stage}
-        state = {"driver": driver.state_dict(), "learner": layout}
+        state = {"driver": driver.state_dict(), "learner": layout, "started_from": started_from}
         checkpoint.write(directory / "checkpoints", number, state, learner.save, keep=keep)
 
-    def _load_state(self, driver: Driver | SftDriver, state: dict) -> None:
+    def _load_state(self, stage: str, driver: Driver | SftDriver, state: dict, started_from: str) -> None:
+        if state["started_from"] != started_from:
+            raise InputError(
+                f"{self.directory / stage} goes on from other weights than the stage before it left; delete that directory to do the "
+                "stage anew, or give another directory=..."
+            )
         for key, value in state["learner"].items():
             if getattr(self.config.learner, key) != value:
                 raise InputError(f"the checkpoint was written with learner.{key} = {value}; set that to go on, or give another directory")

@@ -6,6 +6,7 @@ One uninterrupted run is the reference. Others are stopped, interrupted, killed 
 import hashlib
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -213,6 +214,18 @@ def test_interrupted_killed_and_diverged_it_still_arrives(whole, fine_tuned, exp
     assert_same_bits(directory / "distill" / "best", whole / "distill" / "best")
     assert records(directory, "distill") == records(whole, "distill")
     assert [file.name for file in (directory / "distill" / "checkpoints").iterdir()] == ["00000004"]
+
+
+def test_distillation_does_not_go_on_from_a_student_that_has_changed_since(whole, experiment, start):
+    copy = experiment.root / "changed"
+    shutil.copytree(whole, copy)
+    with (copy / "sft" / "best" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x01\x02\x03\x04")
+    command = start(whole.with_suffix(".yaml"), f"directory={copy}", "stages.distill.iterations=5")
+    assert command.wait() == 2, command.text
+    assert "goes on from other weights than the stage before it left" in command.text
+    assert command.left() == []
 
 
 def test_a_checkpoint_of_another_layout_is_refused(whole, start):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,17 @@ from transformers import (
 )
 
 from minirl.errors import InputError
-from minirl.models import check_head, check_supported, load_causal_lm, prune_layers, read_head, resolve_model, save_weights, student_head
+from minirl.models import (
+    check_head,
+    check_supported,
+    fingerprint,
+    load_causal_lm,
+    prune_layers,
+    read_head,
+    resolve_model,
+    save_weights,
+    student_head,
+)
 from tests.tiny import tiny_model
 
 VOCABULARY = 64
@@ -290,3 +301,13 @@ def test_a_config_that_transformers_does_not_read(tmp_path, content):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dense_causal_models_are_taken(models, name):
     assert check_supported(models[name], "student.model").vocab_size == VOCABULARY
+
+
+def test_a_fingerprint_survives_a_copy_and_sees_a_change(models, tmp_path):
+    directory = models["llama tied"]
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    assert fingerprint(str(copy)) == fingerprint(str(directory))
+    weights = load_file(copy / "model.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, copy / "model.safetensors")
+    assert fingerprint(str(copy)) != fingerprint(str(directory))
