@@ -46,7 +46,7 @@ class LearnerConfig(StrictModel):
     tokens_per_microbatch: PositiveInt = 4096  # padding included
     head_chunk_tokens: PositiveInt = 512  # target tokens whose logits exist at once
     gradient_checkpointing: bool = False
-    offload_optimizer: bool = False
+    offload_optimizer: bool = False  # to host memory; DeepSpeed compiles its CPU optimizer with a C++ compiler on first use
     optimizer: Literal["adamw", "sgd"] = "adamw"
     checksum_tolerance: PositiveFloat | None = None  # nats; null: by dtype
     publish_bucket_mib: PositiveInt = 256
