@@ -55,7 +55,8 @@ def run(
 
 def main() -> None:
     """Entry point: an error of the user's is one sentence and exit code 2, a run's own is exit code 1."""
-    signal.signal(signal.SIGTERM, _interrupt)  # the same orderly end as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's background job would ignore the first
+        signal.signal(number, _interrupt)
     errors = Console(stderr=True, soft_wrap=True)
     try:
         app()

@@ -25,9 +25,10 @@ def started(monkeypatch) -> list[str]:
     """What the command would have run; the stages themselves are not this file's business."""
     runs: list[str] = []
     monkeypatch.setattr(launch.recipe.Recipe, "run", lambda recipe: runs.append(recipe.student))
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield runs
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
