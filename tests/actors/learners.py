@@ -16,7 +16,7 @@ from minirl.update import OnPolicyItem, SupervisedItem
 from tests.actors.conftest import hugging_face
 
 VOCABULARY = 256
-CLUSTER = ClusterConfig(step_timeout_s=120, start_timeout_s=120)
+CLUSTER = ClusterConfig(step_timeout_s=120, start_timeout_s=400)  # a first start may compile
 TRAINING = SftConfig(learning_rate=1.0, max_grad_norm=None)  # no clipping
 
 

@@ -184,6 +184,16 @@ def test_bfloat16_trains_with_a_float32_optimizer(workers, stage, ray_cluster, m
             assert (moments, masters, parameters) == ({"torch.float32"}, {"torch.float32"}, {"torch.bfloat16"})
 
 
+def test_an_optimizer_in_host_memory_learns_too(ray_cluster, models):
+    """Its first start on a machine compiles DeepSpeed's CPU optimizer."""
+    plain = blocks()
+    count = sum(item.sequence.targets for item in plain)
+    with learner_group(models[0], dtype="bfloat16", optimizer="adamw", zero_stage=2, offload_optimizer=True) as group:
+        steps = [UpdateStep(0, update, 1e-3, UpdateScale(supervised=count)) for update in range(5)]
+        losses = [group.update(step, [], plain, [])["supervised"] for step in steps]
+    assert all(after < before for before, after in itertools.pairwise(losses))
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_resumed_training_equals_uninterrupted_bit_for_bit(stage, ray_cluster, model_directory, tmp_path):
     """Dropout is on, so that random states count too."""
