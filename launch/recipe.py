@@ -7,6 +7,7 @@ from actors.placement import cluster, device_of
 from actors.publishing import publish
 from actors.roles import LearnerGroup, RolloutGroup
 from actors.rollout import weight_transfer
+from launch.distillation import make_driver
 from launch.evaluate import Evaluation, sample, texts_of, with_references
 from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.prepare import Prepared
@@ -74,17 +75,7 @@ class Recipe:
         config, prepared, directory = self.config.stages.distill, self.prepared, self.directory / "distill"
         started_from = f"{fingerprint(self.student)} {fingerprint(self.teacher)}"
         metrics = MetricsLog(self.directory / "metrics.jsonl", "distill", "iteration", listener=self.watcher.record)
-        driver = Driver(
-            config,
-            self.config.objective,
-            prompts=[example.prompt for example in prepared.data.train],
-            corpus=prepared.corpus,
-            blocks_per_update=self.config.corpus.blocks_per_update if self.config.corpus else 0,
-            max_response_tokens=self.config.data.max_response_tokens,
-            teacher_share=self.config.rollout.teacher_share,
-            seed=self.config.seed,
-            metrics=metrics,
-        )
+        driver = make_driver(prepared, metrics)
         driver.watch.listener = lambda verb: self.watcher.doing("distill", verb)
         found = checkpoint.latest(directory / "checkpoints")
         if found:
