@@ -35,6 +35,7 @@ class TeacherConfig(EngineConfig):
 
     model: str  # a directory, a hub name, or "embedded:smollm2-135m-instruct"
     micro_batch_tokens: PositiveInt = 4096  # a scoring pass of the engine
+    score_as_finished: bool = True  # each rollout when it is there, not when the batch is; `deterministic: true` waits for the batch
 
 
 class LearnerConfig(StrictModel):

@@ -56,19 +56,20 @@ class Group:
         """Block until every constructor has returned."""
         self.get([worker.__ray_ready__.remote() for worker in self.workers], "start", self.start_timeout_s)
 
-    def begin(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
+    def begin_call(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
         """The same call on every worker, not waited for."""
         return [getattr(worker, method).remote(*arguments) for worker in self.workers]
 
     def call(self, method: str, *arguments: Any, phase: str | None = None, timeout_s: float | None = None) -> list[Any]:
         """The same call on every worker; its results in order of workers."""
-        return self.get(self.begin(method, *arguments), phase or method, timeout_s)
+        return self.get(self.begin_call(method, *arguments), phase or method, timeout_s)
 
     def get(self, refs: list[ray.ObjectRef], phase: str, timeout_s: float | None = None) -> list[Any]:
         """Results of one ref a worker, within a deadline."""
         return gather([(self, refs)], phase, timeout_s)[0]
 
-    def _value(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
+    def value(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
+        """What a call returned that is known to have ended; its failure as one of ours, naming role, worker and phase."""
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -86,6 +87,16 @@ class Group:
             raise RunError(self._failed(worker, phase, reason, error)) from None
         except RayError as error:  # ended by Ray for want of memory, or lost with its node
             raise RunError(f"{self.role} worker {worker} was lost in `{phase}`: {str(error).strip().splitlines()[0]}") from None
+
+    def timed_out(self, worker: int, phase: str, limit_s: float) -> RunError:
+        return RunError(
+            f"{self.role} worker {worker} did not finish `{phase}` within {limit_s:g} s; "
+            "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
+        )
+
+    def peak_memory(self) -> list[int]:
+        """Bytes, of each worker's process."""
+        return self.call("peak_memory")
 
     def _failed(self, worker: int, phase: str, reason: str, error: Exception) -> str:
         return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{TERMINAL_COLOR.sub('', str(error))}"
@@ -110,11 +121,8 @@ def gather(calls: list[tuple[Group, list[ray.ObjectRef]]], phase: str, timeout_s
         done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
         if not done:
             group, worker = asked[pending[0]]
-            raise RunError(
-                f"{group.role} worker {worker} did not finish `{phase}` within {limit:g} s; "
-                "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
-            )
+            raise group.timed_out(worker, phase, limit)
         for ref in done:
             group, worker = asked[ref]
-            group._value(ref, worker, phase)
+            group.value(ref, worker, phase)
     return [[ray.get(ref) for ref in refs] for _, refs in calls]

@@ -3,6 +3,7 @@
 The driver holds references to payloads and a few scalars each; `actors.shells` has what runs in the processes.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from itertools import pairwise
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.collection import Collection, SamplingCall
 from actors.config import ClusterConfig, EngineConfig, LearnerSetup, RolloutConfig, TeacherConfig
 from actors.group import Group
 from actors.placement import bundle, threads_of, worker_environment
 from actors.rollout import weight_transfer
 from actors.shells import LearnerShell, Ref, RolloutShell, TeacherShell
 from minirl.batch import plan_microbatches
-from minirl.driver import Sampled
-from minirl.rollout import Rollout, RolloutSummary, SamplingRequest, Sequence
+from minirl.protocols import Sampled
+from minirl.rollout import Rollout, SamplingRequest, Sequence
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
@@ -52,18 +54,22 @@ class RolloutGroup(EngineGroup):
         self.transfer, self.joined = weight_transfer(config, device), False
         super().__init__("rollout", RolloutShell, config, cluster, device, engine)
 
-    def sample(
-        self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int
-    ) -> list[Sampled]:
-        options = {"teacher_share": teacher_share, "max_response_tokens": max_response_tokens, "weight_version": weight_version}
-        shares = [share for share in _contiguous(requests, len(self.workers)) if share]
-        calls = [
-            worker.sample_apart.options(num_returns=len(share) + 1).remote(share, options)
-            for worker, share in zip(self.workers, shares, strict=False)
-        ]
-        summaries: list[list[RolloutSummary]] = self.get([refs[0] for refs in calls], "sample")
-        pairs = [zip(refs[1:], known, strict=True) for refs, known in zip(calls, summaries, strict=True)]
-        return [Sampled(rollout, summary) for share in pairs for rollout, summary in share]
+    def begin(self, requests: list[SamplingRequest], teacher: "TeacherGroup | None", **options: Any) -> Collection:
+        """Have the requests sampled, after all that was asked before, and scored by `teacher`.
+
+        options: those of `RolloutWorker.sample_each`.
+        """
+        calls, first = [], 0
+        for worker, share in enumerate(_contiguous(requests, len(self.workers))):
+            if share:
+                stream = self.workers[worker].sample_apart.options(num_returns="streaming").remote(share, options)
+                calls.append(SamplingCall(worker, stream, first))
+            first += len(share)
+        return Collection(self, calls, len(requests), teacher)
+
+    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Sampled]:
+        """The same, waited for, and not scored."""
+        return self.begin(requests, None, **options).sampled()
 
     def fetch(self, sampled: list[Sampled]) -> list[Rollout]:
         """The rollouts themselves: for evaluation, which reads their text."""
@@ -71,18 +77,29 @@ class RolloutGroup(EngineGroup):
 
 
 class TeacherGroup(EngineGroup):
-    """Scores sequences, dealt out by tokens. engine: what `TeacherWorker` takes besides."""
+    """Scores sequences. engine: what `TeacherWorker` takes besides.
 
-    def __init__(self, config: TeacherConfig, cluster: ClusterConfig, device: str, **engine: Any):
+    as_finished: each rollout is scored as soon as a worker is free for it. Else all are dealt out when the last one is there, so
+    that what is scored together, and with it the last bits, does not depend on time.
+    """
+
+    config: TeacherConfig
+
+    def __init__(self, config: TeacherConfig, cluster: ClusterConfig, device: str, *, as_finished: bool = True, **engine: Any):
+        self.as_finished = as_finished
         super().__init__("teacher", TeacherShell, config, cluster, device, engine)
 
+    def begin_score(self, worker: int, asked: Items[Ref | Sequence]) -> list[Ref]:
+        """Have one worker score rollouts (by reference) or sequences (by value).
+
+        Returns a reference to an `Effort`, then one to each `TeacherScores`.
+        """
+        return self.workers[worker].score_apart.options(num_returns=len(asked) + 1).remote(*asked)
+
     def score(self, asked: Items[Ref | Sequence], tokens: Items[int]) -> list[Ref]:
-        """References to the `TeacherScores` of rollouts (by reference) or sequences (by value); tokens: the length of each."""
-        shares = [share[0] for share in plan_microbatches(list(tokens), len(self.workers), 2**62) if share[0]]
-        calls = [
-            worker.score_apart.options(num_returns=len(share) + 1).remote(*[asked[i] for i in share])
-            for worker, share in zip(self.workers, shares, strict=False)
-        ]
+        """References to the `TeacherScores` of all, dealt out by tokens (the length of each) and waited for."""
+        shares = [share[0] for share in plan_microbatches(list(tokens), len(self.workers), 2**62)]
+        calls = [self.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
         self.get([refs[0] for refs in calls], "score")
         order = [index for share in shares for index in share]
         return _in_order(order, [ref for refs in calls for ref in refs[1:]])
@@ -115,7 +132,8 @@ class LearnerGroup(Group):
     ) -> dict[str, float]:
         """One optimizer step; tokens: the length of each on-policy item. Returns sums over all workers, and `grad_norm`."""
         mine, plain = self._deal(on_policy, tokens), self._deal(supervised, _lengths(supervised))
-        return _added(self._each("update", [(step, a, b) for a, b in zip(mine, plain, strict=True)]))
+        sums = _added(self._each("update", [(step, a, b) for a, b in zip(mine, plain, strict=True)]))
+        return sums | {"busy_seconds": sums["busy_seconds"] / len(self.workers)}
 
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[np.ndarray]:
         return self._rows("frozen_advantages", items, tokens)
@@ -138,9 +156,32 @@ class LearnerGroup(Group):
     def export(self, source: str, directory: str) -> None:
         self._run("export", source, directory)
 
-    def put_weights(self, dtype: str) -> list[tuple[Ref, int]]:
-        """The weights as references to `PackedWeights`, each with its checksum."""
-        return self.call("put_weights", dtype, phase="publish")[0]
+    def pack_weights(self, dtype: str) -> Iterator[tuple[Ref, int, int]]:
+        """The weights as references to `PackedWeights`, each with its checksum and bytes, while the later ones are still being packed."""
+        streams = [worker.pack_weights.options(num_returns="streaming").remote(dtype) for worker in self.workers]
+        for told in self._stream(streams[0], 0):
+            expected, size = self.value(told, 0, "publish")
+            yield next(self._stream(streams[0], 0)), expected, size
+        for worker, stream in enumerate(streams[1:], start=1):  # they only helped to gather
+            for told in self._stream(stream, worker):
+                self.value(told, worker, "publish")
+
+    def _stream(self, stream: ray.ObjectRefGenerator, worker: int) -> Iterator[Ref]:
+        """The stream's references as they come, each within the deadline."""
+        while ray.wait([stream], timeout=self.step_timeout_s)[0]:
+            try:
+                yield next(stream)
+            except StopIteration:
+                return
+        raise self.timed_out(worker, "publish", self.step_timeout_s)
+
+    def bare_seconds(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[float | None]:
+        """For benchmarks: each worker's seconds for plain PyTorch over its share of these items."""
+        return self._each("bare_seconds", [(share,) for share in self._deal(items, tokens)])
+
+    def head_seconds(self, tokens: int) -> dict[str, float] | None:
+        """For benchmarks: seconds of the output heads and the KL over so many tokens, and of their bare matrix products."""
+        return self._run("head_seconds", tokens)[0]
 
     def weight_info(self, dtype: str) -> dict[str, list]:
         """What vLLM's NCCL engine asks before it receives: names, dtypes and shapes in the order in which they are sent."""

@@ -1,5 +1,6 @@
 """One rollout worker: a vLLM engine that samples from the student, or from its mixture with the teacher, at a known version."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,10 +87,15 @@ class RolloutWorker:
         self._require_update("receive")
         self._engine.update_weights({"update_info": update_info})
 
-    def sample(
+    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Rollout]:
+        """Sample one response a request, in their order; options as of `sample_each`."""
+        finished = dict(pair for pairs in self.sample_each(requests, **options) for pair in pairs)
+        return [finished[position] for position in range(len(requests))]
+
+    def sample_each(
         self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int | None
-    ) -> list[Rollout]:
-        """Sample one response a request, in their order.
+    ) -> Iterator[list[tuple[int, Rollout]]]:
+        """Sample one response a request; yields those that finished together, each with its position among the requests.
 
         teacher_share: the mixture's a in [0, 1]. weight_version: the version that must be loaded; None means the weights on disk.
         Raises RunError where another one is, or where prompt and response do not fit the engine.
@@ -104,9 +110,14 @@ class RolloutWorker:
         # Cached prompts may stem from older weights, or lack the part of a network that was skipped then. Even where they do not,
         # a call that finds some differs in the last bits from one that finds none: results would depend on the calls before.
         self._reset_prefix_cache()
-        prompts = [{"prompt_token_ids": request.prompt_tokens.tolist()} for request in requests]
-        outputs = self._engine.generate(prompts, [self._sampling(request, max_response_tokens) for request in requests], use_tqdm=False)
-        return [self._rollout(request, output) for request, output in zip(requests, outputs, strict=True)]
+        engine = self._engine.llm_engine
+        for position, request in enumerate(requests):
+            prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
+            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens))
+        while engine.has_unfinished_requests():
+            finished = [output for output in engine.step() if output.finished]
+            if finished:
+                yield [(int(output.request_id), self._rollout(requests[int(output.request_id)], output)) for output in finished]
 
     def close(self) -> None:
         """Stop the engine and the processes that it started."""
@@ -114,11 +125,12 @@ class RolloutWorker:
 
     def _sampling(self, request: SamplingRequest, max_response_tokens: int) -> "SamplingParams":
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         # ignore_eos: the end tokens are the given ones alone, not also what the model's directory says.
         return SamplingParams(
             temperature=1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens, stop_token_ids=list(self._end_tokens),
-            ignore_eos=True, logprobs=0, detokenize=False,
+            ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
 
     def _rollout(self, request: SamplingRequest, output: "RequestOutput") -> Rollout:

@@ -23,6 +23,8 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+CONFIG = typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")
+OVERRIDES = typer.Argument(help="key.path=value, for example stages.distill.learning_rate=5e-6.")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -33,8 +35,8 @@ def minirl() -> None:
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, for example stages.distill.learning_rate=5e-6.")] = None,
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
 ) -> None:
     """Run the stages of a config; started again in the same directory, go on where it stopped."""
     settings = read_config(RunConfig, config, overrides or [])
@@ -51,6 +53,33 @@ def run(
         Recipe(prepared, panel).run()
     if settings.stages.evaluate:
         console.print(summary_table(json.loads((directory / "summary.json").read_text()), settings.directory))
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations of the loop that count; one more warms it up.")] = 5,
+) -> None:
+    """Measure a config's distillation on this machine or cluster: each role alone, the loop, and how near both are to their limits."""
+    settings = read_config(RunConfig, config, overrides or [])
+    if settings.stages.distill is None:
+        raise InputError("bench measures the stage distill, and this config has none; give stages.distill")
+    os.environ |= QUIET
+    from launch.bench import Bench, shown
+    from launch.prepare import claimed, prepare
+    from launch.progress import ProgressPanel
+    from minirl.efficiency import advice
+    from minirl.report import save, tables
+
+    console = Console()
+    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+        measurements, about = Bench(prepare(settings), iterations, panel).run()
+        files = save(directory / "bench", measurements, about)
+    for table in tables(measurements):
+        console.print(shown(table))
+    console.print(advice(measurements), style="bold", highlight=False)
+    console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
 
 
 def main() -> None:

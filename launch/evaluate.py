@@ -8,10 +8,11 @@ from launch.groups import Groups
 from launch.prepare import Prepared
 from launch.watcher import Watcher
 from minirl.checkpoint import write_json
-from minirl.driver import Sampled, sampling_requests
+from minirl.driver import sampling_requests
 from minirl.evaluation.table import Judged, row_of
 from minirl.models import fingerprint
 from minirl.prompts import Example
+from minirl.protocols import Sampled
 from minirl.rollout import Rollout
 from minirl.update import SupervisedItem
 
@@ -39,7 +40,7 @@ class Evaluation:
                     self.watcher.doing("evaluate", name)
                     learner.load_model(self.models[name])
                     if name != TEACHER:
-                        publish(learner, rollout, version)
+                        publish(learner, rollout, version).wait()
                     judged = self._judge(name, version, gold, rollout, teacher, learner)
                     row = row_of(judged, [example.prompt.references for example in self.examples])
                     write_json(self.directory / f"{name}.json", self._identity(name) | {"row": row})

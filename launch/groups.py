@@ -53,7 +53,15 @@ class Groups:
 
             groups = (
                 start(RolloutGroup(config.rollout, **where, model=student, teacher=mixed, end_tokens=prepared.end_tokens, **engine)),
-                start(TeacherGroup(config.teacher, **where, model=teacher, **scored)),
+                start(
+                    TeacherGroup(
+                        config.teacher,
+                        **where,
+                        as_finished=config.teacher.score_as_finished and not config.deterministic,
+                        model=teacher,
+                        **scored,
+                    )
+                ),
                 start(
                     LearnerGroup(
                         self._setup(student, teacher, training=training, objective=objective, temperature=temperature), config.cluster

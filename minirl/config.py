@@ -150,6 +150,7 @@ class DistillConfig(OptimizerStageConfig):
     samples_per_prompt: PositiveInt = 1
     epochs_per_iteration: PositiveInt = 1
     updates_per_epoch: PositiveInt = 1
+    max_staleness: int = Field(0, ge=0, le=2)  # iterations that are sampled ahead; 0 is exact, above it the importance ratio corrects
     validate_every: PositiveInt = 10
     validation_prompts: PositiveInt = 64
     checkpoint_every: PositiveInt = 10

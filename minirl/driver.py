@@ -6,13 +6,17 @@
     update   the learner group takes optimizer steps
     publish  the new weights go to the rollout group, with a version number
 
+With `max_staleness: k` the rollouts of up to k further iterations are on their way while this one is learnt from, sampled by weights
+that are up to k publishes old when their turn comes. At 0 the verbs follow one another.
+
 The driver holds references and scalars; it knows the groups by what they can do and not by what they are.
 """
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +25,7 @@ from minirl.corpus import Corpus
 from minirl.credit import whitening_statistics
 from minirl.cursor import Cursor
 from minirl.metrics import MetricsLog, Stopwatch
+from minirl.protocols import Collection, Learners, Publication, Rollouts, Sampled, Teachers
 from minirl.rollout import Prompt, RolloutSummary, SamplingRequest
 from minirl.schedule import learning_rate
 from minirl.seeds import derive_seed, sampling_seed
@@ -28,26 +33,11 @@ from minirl.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A rollout that stays where it was made: a reference to it, and its scalars."""
+class Begun:
+    """An iteration on its way, and where the prompts stood before it: a resume asks for it anew."""
 
-    rollout: Any
-    summary: RolloutSummary
-
-
-class Rollouts(Protocol):
-    def sample(
-        self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int
-    ) -> list[Sampled]: ...
-
-
-class Teachers(Protocol):
-    def score(self, asked: list[Any], tokens: list[int]) -> list[Any]: ...
-
-
-class Learners(Protocol):
-    def frozen_advantages(self, items: list[OnPolicyItem], tokens: list[int]) -> list[np.ndarray]: ...
-    def update(self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]) -> dict: ...
+    collection: Collection
+    prompt_cursor: dict[str, Any]
 
 
 @dataclass
@@ -85,38 +75,55 @@ class Driver:
         self.prompt_cursor = Cursor(len(prompts), derive_seed(seed, "prompts"))
         self.corpus_cursor = Cursor(len(corpus), derive_seed(seed, "corpus")) if corpus else None
         self.watch = Stopwatch()
+        self.begun: deque[Begun] = deque()
+        self.publication: Publication | None = None
+        self.effort: dict[str, float] = {}
 
-    def connect(self, rollout: Rollouts, teacher: Teachers, learner: Learners, *, publish: Callable[[int], None]) -> None:
-        """`publish(version)` moves the learner's weights into the rollout group."""
+    def connect(self, rollout: Rollouts, teacher: Teachers, learner: Learners, *, publish: Callable[[int], Publication]) -> None:
+        """`publish(version)` sends the learner's weights on their way into the rollout group."""
         self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
     def run(self) -> Iterator[Progress]:
         """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
         self.publish()
         while self.progress.iteration < self.config.iterations:
+            began = time.monotonic()
             sampled = self.sample()
-            scores = self.score(sampled)
+            scores = self.score()
             advantages = self.credit(sampled, scores)
             logged = self.update(sampled, scores, advantages)
+            staleness = self._staleness(sampled)
             self.publish()
-            self.log(sampled, logged)
+            self.log(sampled, logged, staleness, time.monotonic() - began)
             self.progress.iteration += 1
             yield self.progress
 
     def sample(self) -> list[Sampled]:
+        """The rollouts of this iteration; those of the next `max_staleness` ones are begun too."""
         with self.watch("sample"):
-            prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.prompts_per_iteration)]
-            requests = sampling_requests(prompts, self.config.samples_per_prompt, self.seed, self.progress.iteration)
-            return self.rollout.sample(
-                requests,
-                teacher_share=self.teacher_share,
-                max_response_tokens=self.max_response_tokens,
-                weight_version=self.progress.weight_version,
-            )
+            last = min(self.progress.iteration + self.config.max_staleness, self.config.iterations - 1)
+            for iteration in range(self.progress.iteration + len(self.begun), last + 1):
+                self._begin(iteration)
+            return self.begun[0].collection.sampled()
 
-    def score(self, sampled: list[Sampled]) -> list[Any]:
+    def _begin(self, iteration: int) -> None:
+        cursor = self.prompt_cursor.state_dict()
+        prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.prompts_per_iteration)]
+        collection = self.rollout.begin(
+            sampling_requests(prompts, self.config.samples_per_prompt, self.seed, iteration),
+            self.teacher,
+            teacher_share=self.teacher_share,
+            max_response_tokens=self.max_response_tokens,
+            weight_version=self.progress.weight_version,
+        )
+        self.begun.append(Begun(collection, cursor))
+
+    def score(self) -> list[Any]:
         with self.watch("score"):
-            return self.teacher.score([s.rollout for s in sampled], [s.summary.tokens for s in sampled])
+            collection = self.begun.popleft().collection
+            scores = collection.scores()
+        self.effort = collection.effort
+        return scores
 
     def credit(self, sampled: list[Sampled], scores: list[Any]) -> list[np.ndarray] | None:
         with self.watch("credit"):
@@ -141,16 +148,24 @@ class Driver:
                         self.config, self.progress.updates, self.config.iterations * self.config.updates_per_iteration
                     ),
                     scale=self._scale(summaries, [items[i].advantages for i in chosen], supervised),
-                    check_behavior=not logged,
+                    check_behavior=not logged and self._staleness(sampled) == 0,
                 )
                 logged.append(self.learner.update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
             self.progress.updates += 1
         return logged
 
     def publish(self) -> None:
+        """The engines take the new weights in turn with what they were asked to sample; waited for where nothing else can go on."""
         with self.watch("publish"):
             self.progress.weight_version += 1
-            self._publish(self.progress.weight_version)
+            before, self.publication = self.publication, self._publish(self.progress.weight_version)
+            awaited = self.publication if self.config.max_staleness == 0 else before
+            if awaited:
+                awaited.wait()
+
+    def _staleness(self, sampled: list[Sampled]) -> int:
+        """How many publishes ago the oldest of these rollouts was sampled."""
+        return self.progress.weight_version - min(s.summary.weight_version for s in sampled)
 
     def _minibatches(self, count: int) -> Iterator[list[int]]:
         """The responses of each optimizer step: every epoch a new permutation, cut into `updates_per_epoch` equal parts."""
@@ -176,13 +191,16 @@ class Driver:
             whitening = whitening_statistics(advantages, self.max_response_tokens)
         return UpdateScale(float(max(1, count)), float(max(1, sum(i.sequence.targets for i in supervised))), whitening)
 
-    def log(self, sampled: list[Sampled], logged: list[dict]) -> None:
-        """One record: means over the iteration's updates, and the verbs' seconds since the last record."""
+    def log(self, sampled: list[Sampled], logged: list[dict], staleness: int, elapsed: float) -> None:
+        """One record: means over the iteration's updates, the seconds that the driver waited in each verb, and what each role spent."""
         responses = [s.summary for s in sampled]
         tokens = sum(s["response_tokens"] for s in logged)
         per_token = {name: sum(s[name] for s in logged) / tokens for name in PER_TOKEN if name in logged[0]}
         seconds, epochs = self.watch.reset(), self.config.epochs_per_iteration
         losses = {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
+        effort = self.effort | {"learner/busy_seconds": sum(s["busy_seconds"] for s in logged), "publish/bytes": self.publication.bytes}
+        worked = {"rollout": sum(s.response_tokens for s in responses), "teacher": sum(s.tokens for s in responses)}
+        worked["learner"] = epochs * worked["teacher"]
         self.metrics.write(
             self.progress.iteration,
             {
@@ -192,22 +210,26 @@ class Driver:
                 "rollout/behavior_gap": logged[0]["behavior_gap"] / logged[0]["response_tokens"],
                 "rollout/mean_response_tokens": float(np.mean([s.response_tokens for s in responses])),
                 "rollout/truncated": float(np.mean([s.truncated for s in responses])),
-                "rollout/response_tokens": sum(s.response_tokens for s in responses),
-                "rollout/tokens": sum(s.tokens for s in responses),
+                "rollout/response_tokens": worked["rollout"],
+                "rollout/tokens": worked["teacher"],
+                "rollout/staleness": staleness,
                 "learner/grad_norm": float(np.mean([s.get("grad_norm", np.nan) for s in logged])),
                 "learner/teacher_gap": max(s["teacher_gap_max"] for s in logged),
                 "learner/updates": self.progress.updates,
                 "weight_version": self.progress.weight_version,
-                "rollout/tokens_per_second": sum(s.response_tokens for s in responses) / seconds["sample"],
-                "teacher/tokens_per_second": sum(s.tokens for s in responses) / seconds["score"],
-                "learner/tokens_per_second": epochs * sum(s.tokens for s in responses) / seconds["update"],
+                **effort,
+                **{f"{role}/tokens_per_second": worked[role] / effort[f"{role}/busy_seconds"] for role in worked},
                 **{f"time/{verb}": spent for verb, spent in seconds.items()},
+                "time/iteration": elapsed,
             },
         )
 
     def state_dict(self) -> dict[str, Any]:
-        cursors = {"prompts": self.prompt_cursor, "corpus": self.corpus_cursor}
-        return vars(self.progress) | {"cursors": {name: c.state_dict() for name, c in cursors.items() if c}}
+        """What has been learnt from is behind it; iterations that are on their way are asked for anew, of the student as it is then."""
+        cursors = {"prompts": self.begun[0].prompt_cursor if self.begun else self.prompt_cursor.state_dict()}
+        if self.corpus_cursor:
+            cursors["corpus"] = self.corpus_cursor.state_dict()
+        return vars(self.progress) | {"cursors": cursors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state)

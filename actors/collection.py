@@ -1,0 +1,160 @@
+"""One iteration's rollouts on their way: sampled by one group, scored by another as they finish."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from actors.effort import Effort
+from actors.group import Group
+from minirl.batch import plan_microbatches
+from minirl.errors import RunError
+from minirl.protocols import Sampled
+from minirl.rollout import RolloutSummary
+
+if TYPE_CHECKING:
+    from actors.roles import TeacherGroup
+
+CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
+
+
+@dataclass(frozen=True)
+class SamplingCall:
+    """What one rollout worker was asked: its stream of results, and the place of its first request among all."""
+
+    worker: int
+    stream: ray.ObjectRefGenerator
+    first: int
+
+
+class Collection:
+    """Watches sampling and scoring from a thread of its own, so that both go on while the driver waits for something else.
+
+    teacher None: the rollouts are not scored. A failure on the way is raised by `sampled` or `scores`.
+    """
+
+    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: "TeacherGroup | None"):
+        self.rollout, self.teacher, self.count = rollout, teacher, count
+        self._streams: dict[Any, SamplingCall] = {call.stream: call for call in calls}
+        self._finished: dict[int, Sampled] = {}
+        self._unscored: deque[int] = deque()
+        self._unscored_tokens = 0
+        self._asked: dict[ray.ObjectRef, tuple[int, list[int], list[ray.ObjectRef]]] = {}
+        self._scores: dict[int, ray.ObjectRef] = {}
+        self._spent = {"rollout": Effort(0.0), "teacher": Effort(0.0)}
+        self._all_sampled: Future[list[Sampled]] = Future()
+        self._all_scored: Future[list[ray.ObjectRef]] = Future()
+        threading.Thread(target=self._run, name="collection", daemon=True).start()
+
+    def sampled(self) -> list[Sampled]:
+        """Wait for all rollouts; in the order of the requests."""
+        return self._all_sampled.result()
+
+    def scores(self) -> list[ray.ObjectRef]:
+        """Wait for references to all `TeacherScores`; in the order of the requests."""
+        return self._all_scored.result()
+
+    @property
+    def effort(self) -> dict[str, float]:
+        """Seconds of each role's mean worker, and bytes of what it produced."""
+        workers = {"rollout": len(self.rollout.workers), "teacher": len(self.teacher.workers) if self.teacher else 1}
+        seconds = {f"{role}/busy_seconds": effort.seconds / workers[role] for role, effort in self._spent.items()}
+        return seconds | {f"{role}/payload_bytes": effort.bytes for role, effort in self._spent.items()}
+
+    def _run(self) -> None:
+        try:
+            while self._streams:
+                self._advance()
+            self._all_sampled.set_result(_in_order(self._finished, self.count))
+            while self.teacher and (self._unscored or self._asked):
+                self._hand_out()
+                self._advance()
+            self._all_scored.set_result(_in_order(self._scores, self.count if self.teacher else 0))
+        except BaseException as error:  # also what only ends this thread: whoever waits must hear of it
+            for future in (self._all_sampled, self._all_scored):
+                if not future.done():
+                    future.set_exception(error)
+
+    def _advance(self) -> None:
+        """Wait for the next result of either group, and take it."""
+        group = self.rollout if self._streams else self.teacher
+        ready, waiting = ray.wait([*self._streams, *self._asked], timeout=group.step_timeout_s)
+        if not ready:
+            worker = self._streams[waiting[0]].worker if self._streams else self._asked[waiting[0]][0]
+            raise group.timed_out(worker, "sample" if self._streams else "score", group.step_timeout_s)
+        if ready[0] in self._streams:
+            self._take_rollouts(self._streams[ready[0]])
+        else:
+            self._take_scores(ready[0])
+        if self.teacher and self.teacher.as_finished:
+            self._hand_out()
+
+    def _take_rollouts(self, call: SamplingCall) -> None:
+        try:
+            told = self.rollout.value(next(call.stream), call.worker, "sample")
+        except StopIteration:
+            del self._streams[call.stream]
+            return
+        if isinstance(told, Effort):
+            self._spent["rollout"] += told
+            return
+        summaries: list[tuple[int, RolloutSummary]] = told
+        for position, summary in summaries:
+            self._finished[call.first + position] = Sampled(self._next(call), summary)
+            self._unscored.append(call.first + position)
+            self._unscored_tokens += summary.tokens
+
+    def _next(self, call: SamplingCall) -> ray.ObjectRef:
+        limit = self.rollout.step_timeout_s
+        if not ray.wait([call.stream], timeout=limit)[0]:
+            raise self.rollout.timed_out(call.worker, "sample", limit)
+        return next(call.stream)
+
+    def _take_scores(self, told: ray.ObjectRef) -> None:
+        worker, positions, scores = self._asked.pop(told)
+        self._spent["teacher"] += self.teacher.value(told, worker, "score")
+        self._scores |= dict(zip(positions, scores, strict=True))
+
+    def _hand_out(self) -> None:
+        """Give waiting rollouts to teacher workers that have nothing to do, or soon will."""
+        for worker, positions in self._pieces() if self.teacher.as_finished else self._equal_shares():
+            told, *scores = self.teacher.begin_score(worker, [self._finished[position].rollout for position in positions])
+            self._asked[told] = (worker, positions, scores)
+
+    def _pieces(self) -> Iterator[tuple[int, list[int]]]:
+        """(worker, rollouts) for idle workers, at most a scoring pass each; for busy ones where a whole pass is waiting too."""
+        limit = self.teacher.config.micro_batch_tokens
+        busy = Counter(worker for worker, _, _ in self._asked.values())
+        idle = [worker for worker in range(len(self.teacher.workers)) if not busy[worker]]
+        share = min(limit, -(-self._unscored_tokens // max(len(idle), 1)))
+        for worker in idle + [worker for worker, calls in busy.items() if calls < CALLS_AHEAD]:
+            if self._unscored and (worker in idle or self._unscored_tokens >= limit):
+                yield worker, self._take_unscored(share)
+
+    def _take_unscored(self, tokens: int) -> list[int]:
+        taken: list[int] = []
+        while self._unscored and (not taken or self._tokens(self._unscored[0]) <= tokens):
+            taken.append(self._unscored.popleft())
+            tokens -= self._tokens(taken[-1])
+            self._unscored_tokens -= self._tokens(taken[-1])
+        return taken
+
+    def _equal_shares(self) -> list[tuple[int, list[int]]]:
+        """All rollouts at once, dealt by tokens: what a worker gets depends on the rollouts alone and not on when they finished."""
+        positions, self._unscored = sorted(self._unscored), deque()
+        shares = plan_microbatches([self._tokens(position) for position in positions], len(self.teacher.workers), 2**62)
+        return [(worker, [positions[i] for i in share[0]]) for worker, share in enumerate(shares) if share[0]]
+
+    def _tokens(self, position: int) -> int:
+        return self._finished[position].summary.tokens
+
+
+def _in_order(values: dict[int, Any], count: int) -> list[Any]:
+    missing = count - len(values)
+    if missing:
+        raise RunError(f"{missing} of {count} rollouts never came, although every worker ended in order")
+    return [values[position] for position in range(count)]

