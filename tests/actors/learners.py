@@ -50,7 +50,7 @@ def learner_group(
 
 def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
     """What the group would publish, by name."""
-    return {name: tensor.clone() for ref, _ in group.put_weights("float32") for name, tensor in ray.get(ref).tensors()}
+    return {name: tensor.clone() for ref, *_ in group.pack_weights("float32") for name, tensor in ray.get(ref).tensors()}
 
 
 def blocks(lengths: tuple[int, ...] = (30, 17, 9), vocabulary: int = VOCABULARY) -> list[SupervisedItem]:

@@ -122,7 +122,7 @@ def assert_published(rollout, learner, student: str, teacher: str, shares: tuple
     learner.load_model(student)
     network, asked = hugging_face(teacher), requests(5, seed=4)
     for version in (1, 2):
-        publish(learner, rollout, version)
+        publish(learner, rollout, version).wait()
         learner.export(student, str(directory / str(version)))
         exported = hugging_face(directory / str(version))
         for share in shares:

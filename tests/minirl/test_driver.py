@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,13 +10,37 @@ import pytest
 
 from minirl.config import DistillConfig, ObjectiveConfig
 from minirl.corpus import Corpus
-from minirl.driver import Driver, Sampled, sampling_requests
+from minirl.driver import Driver, sampling_requests
 from minirl.metrics import MetricsLog
+from minirl.protocols import Sampled
 from minirl.rollout import Prompt, RolloutSummary
 
 PROMPTS = [Prompt(np.arange(3, 6 + number % 4), 100 + number) for number in range(14)]
 CORPUS = Corpus(np.arange(7 * 5, dtype=np.int32).reshape(7, 5), {})
 LIMIT = 9
+
+
+@dataclass
+class Published:
+    waited: list[int]
+    version: int
+    bytes: int = 800
+
+    def wait(self):
+        self.waited.append(self.version)
+
+
+class Collected:
+    effort = {"rollout/busy_seconds": 2.0, "teacher/busy_seconds": 4.0, "rollout/payload_bytes": 10, "teacher/payload_bytes": 20}
+
+    def __init__(self, groups, sampled):
+        self.groups, self._sampled = groups, sampled
+
+    def sampled(self):
+        return self._sampled
+
+    def scores(self):
+        return self.groups.score([s.rollout for s in self._sampled], [])
 
 
 class Groups:
@@ -26,24 +51,28 @@ class Groups:
 
     def __init__(self, weights: str = "first"):
         self.weights, self.calls, self.requests, self.steps, self.shares, self.versions = weights, [], [], [], [], []
-        self.items, self.supervised, self.tokens = [], [], []
+        self.items, self.supervised, self.tokens, self.waited = [], [], [], []
 
     def publish(self, version):
         self.calls.append("publish")
         self.versions.append(version)
+        return Published(self.waited, version)
 
-    def sample(self, requests, *, teacher_share, max_response_tokens, weight_version):
+    def begin(self, requests, teacher, *, teacher_share, max_response_tokens, weight_version):
         self.calls.append("sample")
         assert weight_version == self.versions[-1]
+        assert teacher is self
         self.requests.append(requests)
         self.shares.append((teacher_share, max_response_tokens))
-        lengths = [1 + request.seed % max_response_tokens for request in requests]
+        return Collected(self, self.sampled_of(requests, max_response_tokens, weight_version))
+
+    def sampled_of(self, requests, limit, weight_version):
         return [
             Sampled(
                 f"prompt {r.prompt_index} seed {r.seed}",
-                RolloutSummary(len(r.prompt_tokens), n, n == max_response_tokens, weight_version),
+                RolloutSummary(len(r.prompt_tokens), 1 + r.seed % limit, 1 + r.seed % limit == limit, weight_version),
             )
-            for r, n in zip(requests, lengths, strict=True)
+            for r in requests
         ]
 
     def score(self, asked, tokens):
@@ -64,7 +93,7 @@ class Groups:
         self.weights = hashlib.sha256("\n".join([self.weights, *told]).encode()).hexdigest()
         count = float(len(self.steps))
         sums = {"policy_gradient": count, "single_step": 2 * count, "behavior_gap": 3.0 * count, "response_tokens": 4.0, "reward": -6.0}
-        return sums | {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count}
+        return sums | {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count, "busy_seconds": 0.25}
 
 
 def make_driver(groups, path, *, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:
@@ -205,7 +234,7 @@ def test_divisors_are_counts_of_the_whole_optimizer_step(tmp_path, reduction, tr
 
 def test_no_divisor_is_zero(tmp_path):
     groups = Groups()
-    groups.sample = lambda requests, **_: [Sampled(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
+    groups.sampled_of = lambda requests, *_: [Sampled(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
     run(tmp_path, groups, iterations=1, objective=ObjectiveConfig(truncated="drop", pretrain_coefficient=0.0))
     assert {(step.scale.on_policy, step.scale.supervised) for step in groups.steps} == {(1.0, 1.0)}
     assert groups.supervised == [[], [], []]
@@ -246,8 +275,51 @@ def test_a_record_holds_means_over_tokens_updates_and_responses(tmp_path):
     assert second["rollout/response_tokens"] == sum(lengths)
     assert (second["learner/updates"], second["weight_version"]) == (6, 3)
     assert {name for name in second if name.startswith("time/")} == {
-        f"time/{v}" for v in ("sample", "score", "credit", "update", "publish")
+        f"time/{v}" for v in ("sample", "score", "credit", "update", "publish", "iteration")
     }
+    assert second["time/iteration"] >= sum(second[f"time/{v}"] for v in ("sample", "score", "credit", "update", "publish"))
+    assert second["rollout/tokens_per_second"] == sum(lengths) / 2.0 and second["teacher/tokens_per_second"] == second["rollout/tokens"] / 4
+    assert second["learner/busy_seconds"] == 3 * 0.25 and second["publish/bytes"] == 800 and second["teacher/payload_bytes"] == 20
+    assert second["rollout/staleness"] == 0
+
+
+# --- sampling ahead ---
+
+
+@pytest.mark.parametrize(
+    "ahead, order",
+    [
+        (1, "publish sample sample score update publish sample score update publish sample score update publish score update publish"),
+        (2, "publish sample sample sample score update publish sample score update publish score update publish score update publish"),
+    ],
+)
+def test_iterations_are_begun_ahead_and_publishes_come_between_them(tmp_path, ahead, order):
+    groups = run(tmp_path, iterations=4, updates_per_epoch=1, max_staleness=ahead)
+    assert groups.calls == order.split()
+    assert [r["rollout/staleness"] for r in records(tmp_path)] == [min(i, ahead) for i in range(4)]
+    assert [step.check_behavior for step in groups.steps] == [True, False, False, False], "a stale rollout need not agree with the student"
+    assert groups.waited == groups.versions[:-1], "the learner waited for weights that the engines take when they are done sampling"
+    assert run(tmp_path / "exact", iterations=4).waited == [1, 2, 3, 4, 5]
+
+
+def test_sampling_ahead_changes_when_and_not_what_is_asked(tmp_path):
+    asked = [run(tmp_path / str(ahead), iterations=4, max_staleness=ahead).requests for ahead in (0, 1, 2)]
+    seeds = [[[r.seed for r in requests] for requests in iterations] for iterations in asked]
+    assert seeds[0] == seeds[1] == seeds[2]
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_a_resume_asks_anew_for_what_was_on_its_way(tmp_path, ahead):
+    whole = run(tmp_path / "whole", iterations=5, max_staleness=ahead)
+    driver = make_driver(Groups(), tmp_path / "parts", iterations=5, max_staleness=ahead)
+    going = driver.run()
+    next(going), next(going)
+    state = json.loads(json.dumps(driver.state_dict()))
+    after = Groups()
+    driver = make_driver(after, tmp_path / "parts", iterations=5, max_staleness=ahead)
+    driver.load_state_dict(state)
+    assert [p.iteration for p in driver.run()] == [3, 4, 5]
+    assert [[r.seed for r in requests] for requests in after.requests] == [[r.seed for r in requests] for requests in whole.requests[2:]]
 
 
 # --- resume ---
