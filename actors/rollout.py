@@ -93,11 +93,18 @@ class RolloutWorker:
         return [finished[position] for position in range(len(requests))]
 
     def sample_each(
-        self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int | None
+        self,
+        requests: list[SamplingRequest],
+        *,
+        teacher_share: float,
+        max_response_tokens: int,
+        weight_version: int | None,
+        to_the_limit: bool = False,
     ) -> Iterator[list[tuple[int, Rollout]]]:
         """Sample one response a request; yields those that finished together, each with its position among the requests.
 
         teacher_share: the mixture's a in [0, 1]. weight_version: the version that must be loaded; None means the weights on disk.
+        to_the_limit: no token ends a response, so that all are equally long: for benchmarks.
         Raises RunError where another one is, or where prompt and response do not fit the engine.
         """
         self._require_version(weight_version)
@@ -110,10 +117,10 @@ class RolloutWorker:
         # Cached prompts may stem from older weights, or lack the part of a network that was skipped then. Even where they do not,
         # a call that finds some differs in the last bits from one that finds none: results would depend on the calls before.
         self._reset_prefix_cache()
-        engine = self._engine.llm_engine
+        engine, ends = self._engine.llm_engine, () if to_the_limit else self._end_tokens
         for position, request in enumerate(requests):
             prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
-            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens))
+            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens, ends))
         while engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
             if finished:
@@ -123,13 +130,13 @@ class RolloutWorker:
         """Stop the engine and the processes that it started."""
         stop_engine(self._engine)
 
-    def _sampling(self, request: SamplingRequest, max_response_tokens: int) -> "SamplingParams":
+    def _sampling(self, request: SamplingRequest, max_response_tokens: int, end_tokens: tuple[int, ...]) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         # ignore_eos: the end tokens are the given ones alone, not also what the model's directory says.
         return SamplingParams(
-            temperature=1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens, stop_token_ids=list(self._end_tokens),
+            temperature=1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens, stop_token_ids=list(end_tokens),
             ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
 

@@ -29,6 +29,7 @@ from minirl.cursor import Cursor
 from minirl.driver import sampling_requests
 from minirl.efficiency import Limit, Measurements, Work, padding_share
 from minirl.metrics import MetricsLog, Record
+from minirl.protocols import Sampled
 from minirl.report import Table
 from minirl.rollout import SamplingRequest
 from minirl.seeds import derive_seed
@@ -65,7 +66,10 @@ class Bench:
                 self._connect(rollout, teacher, learner)
                 for _ in self.driver.run():
                     pass
-                passes = [self._alone(requests) for requests in self._requests()]
+                passes = []
+                for number, requests in enumerate(self._requests(), start=1):
+                    self.watcher.doing("bench", f"each role alone, {number} of {REPEATS}")
+                    passes.append(self._alone(requests))
                 return self._measurements(passes, device), self._about(device)
 
     def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
@@ -90,63 +94,53 @@ class Bench:
             prompts = [self.driver.prompts[index] for index in chosen[iteration]]
             yield sampling_requests(prompts, self.stage.samples_per_prompt, self.config.seed, iteration)
 
-    def _alone(self, requests: list[SamplingRequest]) -> dict[str, Work | Limit]:
-        """Every piece of work of one iteration, while nothing else goes on."""
+    def _alone(self, requests: list[SamplingRequest]) -> tuple[dict[str, Work], dict[str, Limit]]:
+        """Every piece of work of one iteration, while nothing else goes on; and its limits."""
         driver, share = self.driver, self.config.rollout.teacher_share
-        self.watcher.doing("bench", "each role alone")
         _, published = timed(self._publish)
-        shares = {"plain": 0.0, "teacher_only": 1.0, "mixed": share or MIXED_SHARE}
-        found, sampled = {}, {}
-        for name, teacher_share in shares.items():
-            sampled[name], seconds = timed(partial(self._sample, requests, teacher_share))
-            found[name] = Work(seconds, sum(one.summary.response_tokens for one in sampled[name]))
-        used = "mixed" if share > 0 else "plain"
-        found["rollout"], chosen = found[used], sampled[used]
-        tokens = [one.summary.tokens for one in chosen]
-        scores, seconds = timed(lambda: self.teacher.score([one.rollout for one in chosen], tokens))
-        found["teacher"] = Work(seconds, sum(tokens))
+        limits = {"publish": Limit(published, copy_seconds(driver.publication.bytes))}
+        works = {}
+        for name, teacher_share in {"plain": 0.0, "teacher_only": 1.0, "mixed": share or MIXED_SHARE}.items():
+            works[name], _ = self._sample(requests, teacher_share, to_the_limit=True)
+        works["rollout"], sampled = self._sample(requests, share)
+        tokens = [one.summary.tokens for one in sampled]
+        scores, seconds = timed(lambda: self.teacher.score([one.rollout for one in sampled], tokens))
+        works["teacher"] = Work(seconds, sum(tokens))
         driver.watch.reset()
-        advantages = driver.credit(chosen, scores)
-        driver.update(chosen, scores, advantages)
+        advantages = driver.credit(sampled, scores)
+        driver.update(sampled, scores, advantages)
         spent = driver.watch.reset()
-        found["learner"] = Work(spent["credit"] + spent["update"], self.stage.epochs_per_iteration * sum(tokens))
-        items = [OnPolicyItem(one.rollout, score) for one, score in zip(chosen, scores, strict=True)]
-        if advantages is not None:
-            items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
-        count = len(items) // self.stage.updates_per_epoch
-        responses = sum(one.summary.response_tokens for one in chosen[:count])
-        copied = copy_seconds(driver.publication.bytes)
-        return found | self._learner_limits(items[:count], tokens[:count], responses) | {"publish": Limit(published, copied)}
+        works["learner"] = Work(spent["credit"] + spent["update"], self.stage.epochs_per_iteration * sum(tokens))
+        return works, limits | self._learner_limits(sampled, scores, advantages)
 
     def _publish(self) -> None:
         self.driver.publish()
         self.driver.publication.wait()
 
-    def _sample(self, requests: list[SamplingRequest], teacher_share: float) -> list[Any]:
-        return self.rollout.sample(
-            requests,
-            teacher_share=teacher_share,
-            max_response_tokens=self.config.data.max_response_tokens,
-            weight_version=self.driver.progress.weight_version,
-        )
+    def _sample(self, requests: list[SamplingRequest], teacher_share: float, **options: bool) -> tuple[Work, list[Sampled]]:
+        limit, version = self.config.data.max_response_tokens, self.driver.progress.weight_version
+        began = time.perf_counter()
+        sampled = self.rollout.sample(requests, teacher_share=teacher_share, max_response_tokens=limit, weight_version=version, **options)
+        return Work(time.perf_counter() - began, sum(one.summary.response_tokens for one in sampled)), sampled
 
-    def _learner_limits(self, items: list[OnPolicyItem], tokens: list[int], responses: int) -> dict[str, Limit]:
+    def _learner_limits(self, sampled: list[Sampled], scores: list[Any], advantages: list[np.ndarray] | None) -> dict[str, Limit]:
         """One optimizer step and bare PyTorch over the same items; the chunked heads and their bare products."""
-        self.padding = padding_share(tokens, self.config.learner.workers, self.config.learner.tokens_per_microbatch)
+        learner, config = self.learner, self.config.learner
+        sampled = sampled[: len(sampled) // self.stage.updates_per_epoch]
+        items = [OnPolicyItem(one.rollout, score) for one, score in zip(sampled, scores, strict=False)]
+        if advantages is not None:
+            items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=False)]
+        tokens, responses = ([getattr(s.summary, name) for s in sampled] for name in ("tokens", "response_tokens"))
+        self.padding = padding_share(tokens, config.workers, config.tokens_per_microbatch)
         # A learning rate of 0: the weights stay what was published.
-        step = UpdateStep(self.driver.progress.iteration, self.driver.progress.updates, 0.0, UpdateScale(on_policy=float(responses)))
-        _, seconds = timed(lambda: self.learner.update(step, items, [], tokens))
-        limits = {}
-        bare = self.learner.bare_seconds(items, tokens)
-        if None not in bare:
-            limits["learner"] = Limit(seconds, max(bare))
-        heads = self.learner.head_seconds(responses // self.config.learner.workers)
-        if heads:
-            limits["chunked_kl"] = Limit(heads["chunked"], heads["products"])
-        return limits
+        step = UpdateStep(self.driver.progress.iteration, self.driver.progress.updates, 0.0, UpdateScale(float(sum(responses))))
+        _, seconds = timed(lambda: learner.update(step, items, [], tokens))
+        bare, heads = learner.bare_seconds(items, tokens), learner.head_seconds(sum(responses) // config.workers)
+        limits = {} if None in bare else {"learner": Limit(seconds, max(bare))}
+        return limits if heads is None else limits | {"chunked_kl": Limit(heads["chunked"], heads["products"])}
 
-    def _measurements(self, passes: list[dict[str, Work | Limit]], device: str) -> Measurements:
-        middle = {name: _middle([one[name] for one in passes]) for name in passes[0]}
+    def _measurements(self, passes: list[tuple[dict[str, Work], dict[str, Limit]]], device: str) -> Measurements:
+        works, limits = zip(*passes, strict=True)
         groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
         peaks = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
         return Measurements(
@@ -154,8 +148,8 @@ class Bench:
             max_staleness=self.stage.max_staleness,
             epochs_per_iteration=self.stage.epochs_per_iteration,
             iterations=[_numbers(record) for record in self.records[WARM_UP : WARM_UP + self.measured]],
-            alone={name: work for name, work in middle.items() if isinstance(work, Work)},
-            limits={name: limit for name, limit in middle.items() if isinstance(limit, Limit)},
+            alone={name: sorted((one[name] for one in works), key=lambda work: work.rate)[len(works) // 2] for name in works[0]},
+            limits={name: sorted((one[name] for one in limits), key=lambda limit: limit.ratio)[len(limits) // 2] for name in limits[0]},
             publish_bytes=self.driver.publication.bytes,
             padding=self.padding,
             memory=peaks | {role: group.peak_memory() for role, group in groups.items()},
@@ -209,11 +203,6 @@ def shown(table: Table) -> RichTable:
 
 def _trained(best: Path, initial: str) -> str:
     return str(best) if (best / "config.json").is_file() else initial
-
-
-def _middle(found: list[Any]) -> Any:
-    """The median by what does not depend on how much work there was."""
-    return sorted(found, key=lambda one: one.rate if isinstance(one, Work) else one.ratio)[len(found) // 2]
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -44,10 +44,10 @@ class Measurements:
     """One run of `minirl bench`.
 
     shares_cores: the roles stand on the same cores, so that one computes at the expense of the others. iterations: what the driver
-    logged of each measured iteration. alone: the work of one iteration by role, and what an engine samples: `plain` (the student),
-    `mixed`, `teacher_only`. limits: `learner` (missing where the bare model cannot be run), `chunked_kl`, `publish`. publish_bytes: of
-    one version of the weights. padding: the share of the learner's tokens that is padding, in [0, 1). memory: peak bytes of each
-    process, by role.
+    logged of each measured iteration. alone: the work of one iteration by role, and what an engine samples where no end token ends a
+    response: `plain` (the student), `mixed`, `teacher_only`. limits: `learner` (missing where the bare model cannot be run),
+    `chunked_kl`, `publish`. publish_bytes: of one version of the weights. padding: the share of the learner's tokens that is padding,
+    in [0, 1). memory: peak bytes of each process, by role.
     """
 
     shares_cores: bool
@@ -116,27 +116,27 @@ class Ratio:
 
 
 def ratios(m: Measurements) -> dict[str, Ratio]:
-    slowest = "the roles' times alone, added up" if m.shares_cores else f"the slowest role alone ({m.slowest()})"
+    together = "sum of the roles alone" if m.shares_cores else f"slowest role ({m.slowest()}) alone"
     mixed = m.alone["mixed"].rate * sum(1 / m.alone[name].rate for name in ("plain", "teacher_only"))
     overhead = median(driver_seconds(record) / record["time/iteration"] for record in m.iterations)
     publishing = median(record["time/publish"] / record["time/iteration"] for record in m.iterations)
     found = {
-        "efficiency": Ratio(m.efficiency(), f"{slowest} / iteration", 0.8 if m.shares_cores else 0.9),
-        "mixed_sampling": Ratio(mixed, "tokens/s / (1 / (1/student + 1/teacher))", 0.95),
+        "efficiency": Ratio(m.efficiency(), f"{together} / iteration", 0.8 if m.shares_cores else 0.9),
+        "mixed": Ratio(mixed, "rate / (1 / (1/student + 1/teacher))", 0.95),
     }
     for name, (meaning, goal) in LIMITS.items():
         if name in m.limits:
             found[name] = Ratio(m.limits[name].ratio, meaning, goal)
     return found | {
         "publish_share": Ratio(publishing, "publish / iteration", 0.05, at_most=True),
-        "driver_overhead": Ratio(overhead, "outside the five verbs / iteration", 0.01, at_most=True),
+        "driver_overhead": Ratio(overhead, "beside the verbs / iteration", 0.01, at_most=True),
     }
 
 
 LIMITS = {
     "learner": ("bare forward + backward / update", 0.85),
-    "chunked_kl": ("bare matrix products / chunked KL", None),
-    "publish": ("plain memory copy / publish", None),
+    "chunked_kl": ("bare products / chunked KL", None),
+    "publish": ("memory copy / publish", None),
 }
 
 

@@ -105,12 +105,12 @@ def _roles(m: Measurements) -> Table:
         )
         for role in ROLES
     ]
-    return Table("Roles, for one iteration", ("role", "tok/s alone", "tok/s in the loop", "busy alone", "busy in the loop", "idle"), rows)
+    return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
 
 
 def _sampling(m: Measurements) -> Table:
     rows = [(label, _rate(m.alone[name].rate), _seconds(m.alone[name].seconds)) for name, label in SAMPLED.items()]
-    return Table("Sampling the same prompts", ("from", "response tok/s", "seconds"), rows)
+    return Table("Sampling equally long responses", ("from", "tok/s", "time"), rows)
 
 
 def _verbs(m: Measurements) -> Table:
@@ -145,7 +145,11 @@ def _copy(m: Measurements) -> tuple[str, str]:
 
 
 def _memory(m: Measurements) -> Table:
-    rows = [(f"{role} {worker}", _bytes(peak)) for role, peaks in m.memory.items() for worker, peak in enumerate(peaks)]
+    rows = [
+        (f"{role} {worker}" if len(peaks) > 1 else role, _bytes(peak))
+        for role, peaks in m.memory.items()
+        for worker, peak in enumerate(peaks)
+    ]
     return Table("Peak memory of each process", ("process", "peak"), rows)
 
 

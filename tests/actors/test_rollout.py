@@ -112,6 +112,14 @@ def test_each_end_token_ends_a_response_and_counts_once(plain):
     assert worst_gap(rollouts, student, None, 0.0) < 1e-5
 
 
+def test_to_the_limit_no_token_ends_a_response(plain):
+    worker, _ = plain
+    asked, options = many_requests(), {"teacher_share": 0.0, "max_response_tokens": 64, "weight_version": None}
+    ended = [len(rollout.response_tokens) for rollout in worker.sample(asked, **options)]
+    assert min(ended) < 64
+    assert {len(rollout.response_tokens) for rollout in worker.sample(asked, **options, to_the_limit=True)} == {64}
+
+
 def test_end_token_at_the_limit_is_finished_not_truncated(plain):
     worker, _ = plain
     asked = many_requests()

@@ -1,0 +1,52 @@
+"""`minirl bench` on the tiny experiment: it ends in order, and every figure that it promises is there and a number."""
+
+import json
+import math
+import os
+import subprocess
+
+import pytest
+from matplotlib.image import imread
+
+from minirl.efficiency import ROLES, VERBS
+from tests.launch.conftest import COMMAND, SECONDS
+
+pytestmark = pytest.mark.slow
+MINIRL = COMMAND[0]
+RATIOS = {"efficiency", "mixed", "learner", "chunked_kl", "publish", "publish_share", "driver_overhead"}
+
+
+@pytest.fixture(scope="module")
+def bench(experiment) -> tuple[str, dict]:
+    """What the command said and wrote."""
+    command = [MINIRL, "bench", str(experiment.config("bench")), "--iterations=1"]
+    environment = {**os.environ, "RAY_ADDRESS": "", "COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((experiment.root / "bench" / "bench" / "bench.json").read_text())
+
+
+def test_every_ratio_is_a_positive_number(bench):
+    ratios = bench[1]["ratios"]
+    assert set(ratios) == RATIOS
+    assert all(math.isfinite(ratio["value"]) and ratio["value"] > 0 for ratio in ratios.values()), ratios
+
+
+def test_the_loop_and_the_roles_alone_were_measured(bench):
+    found = bench[1]["measurements"]
+    assert found["shares_cores"] and len(found["iterations"]) == 1
+    assert set(found["alone"]) == {*ROLES, "plain", "mixed", "teacher_only"}
+    assert all(work["seconds"] > 0 and work["tokens"] >= 12 for work in found["alone"].values()), found["alone"]
+    assert {f"time/{verb}" for verb in VERBS} <= set(found["iterations"][0])
+    assert all(found["iterations"][0][f"{role}/busy_seconds"] > 0 for role in ROLES)
+    assert {role: len(peaks) for role, peaks in found["memory"].items()} == {"driver": 1, "rollout": 2, "teacher": 1, "learner": 2}
+    assert all(peak > 2**26 for peaks in found["memory"].values() for peak in peaks)
+
+
+def test_what_a_person_sees(bench, experiment):
+    text, found = bench
+    directory = experiment.root / "bench" / "bench"
+    assert found["advice"] in " ".join(text.split()) and str(directory / "bench.md") in text
+    assert max(map(len, text[text.index("Roles, for one iteration") : text.index(str(directory))].splitlines()[:-1])) <= 80
+    assert f"**{found['advice']}**" in (directory / "bench.md").read_text()
+    assert imread(directory / "bench.png").shape[1] > 1000
