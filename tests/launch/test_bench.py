@@ -50,3 +50,10 @@ def test_what_a_person_sees(bench, experiment):
     assert max(map(len, text[text.index("Roles, for one iteration") : text.index(str(directory))].splitlines()[:-1])) <= 80
     assert f"**{found['advice']}**" in (directory / "bench.md").read_text()
     assert imread(directory / "bench.png").shape[1] > 1000
+
+
+def test_a_config_without_distillation_is_refused(experiment):
+    command = [MINIRL, "bench", str(experiment.config("undistilled")), "stages.distill=null"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: bench measures the stage distill")
