@@ -66,11 +66,8 @@ class Bench:
                 self._connect(rollout, teacher, learner)
                 for _ in self.driver.run():
                     pass
-                passes = []
-                for number, requests in enumerate(self._requests(), start=1):
-                    self.watcher.doing("bench", f"each role alone, {number} of {REPEATS}")
-                    passes.append(self._alone(requests))
-                return self._measurements(passes, device), self._about(device)
+                works, limits = self._alone()
+                return self._measurements(works, limits, shares_cores=device == "cpu" and len(ray.nodes()) == 1), self._about(device)
 
     def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner
@@ -94,11 +91,21 @@ class Bench:
             prompts = [self.driver.prompts[index] for index in chosen[iteration]]
             yield sampling_requests(prompts, self.stage.samples_per_prompt, self.config.seed, iteration)
 
-    def _alone(self, requests: list[SamplingRequest]) -> tuple[dict[str, Work], dict[str, Limit]]:
-        """Every piece of work of one iteration, while nothing else goes on; and its limits."""
+    def _alone(self) -> tuple[dict[str, Work], dict[str, Limit]]:
+        """Every piece of an iteration's work, while nothing else goes on, in its median; and what it could not take less than."""
+        passes, published = [], []
+        for number, requests in enumerate(self._requests(), start=1):
+            self.watcher.doing("bench", f"each role alone, {number} of {REPEATS}")
+            published.append(timed(self._publish)[1])
+            works, *latest = self._pass(requests)
+            passes.append(works)
+        self.watcher.doing("bench", "bare PyTorch")
+        limits = {"publish": Limit(median(published), copy_seconds(self.driver.publication.bytes))} | self._learner_limits(*latest)
+        return {name: sorted((one[name] for one in passes), key=lambda work: work.rate)[REPEATS // 2] for name in works}, limits
+
+    def _pass(self, requests: list[SamplingRequest]) -> tuple[dict[str, Work], list[Sampled], list[Any], list[np.ndarray] | None]:
+        """The works of one iteration, and what came out of them: rollouts, scores, advantages."""
         driver, share = self.driver, self.config.rollout.teacher_share
-        _, published = timed(self._publish)
-        limits = {"publish": Limit(published, copy_seconds(driver.publication.bytes))}
         works = {}
         for name, teacher_share in {"plain": 0.0, "teacher_only": 1.0, "mixed": share or MIXED_SHARE}.items():
             works[name], _ = self._sample(requests, teacher_share, to_the_limit=True)
@@ -111,7 +118,7 @@ class Bench:
         driver.update(sampled, scores, advantages)
         spent = driver.watch.reset()
         works["learner"] = Work(spent["credit"] + spent["update"], self.stage.epochs_per_iteration * sum(tokens))
-        return works, limits | self._learner_limits(sampled, scores, advantages)
+        return works, sampled, scores, advantages
 
     def _publish(self) -> None:
         self.driver.publish()
@@ -134,22 +141,21 @@ class Bench:
         self.padding = padding_share(tokens, config.workers, config.tokens_per_microbatch)
         # A learning rate of 0: the weights stay what was published.
         step = UpdateStep(self.driver.progress.iteration, self.driver.progress.updates, 0.0, UpdateScale(float(sum(responses))))
-        _, seconds = timed(lambda: learner.update(step, items, [], tokens))
+        seconds = median(timed(lambda: learner.update(step, items, [], tokens))[1] for _ in range(REPEATS))
         bare, heads = learner.bare_seconds(items, tokens), learner.head_seconds(sum(responses) // config.workers)
         limits = {} if None in bare else {"learner": Limit(seconds, max(bare))}
         return limits if heads is None else limits | {"chunked_kl": Limit(heads["chunked"], heads["products"])}
 
-    def _measurements(self, passes: list[tuple[dict[str, Work], dict[str, Limit]]], device: str) -> Measurements:
-        works, limits = zip(*passes, strict=True)
+    def _measurements(self, works: dict[str, Work], limits: dict[str, Limit], *, shares_cores: bool) -> Measurements:
         groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
         peaks = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
         return Measurements(
-            shares_cores=device == "cpu" and len(ray.nodes()) == 1,
+            shares_cores=shares_cores,
             max_staleness=self.stage.max_staleness,
             epochs_per_iteration=self.stage.epochs_per_iteration,
             iterations=[_numbers(record) for record in self.records[WARM_UP : WARM_UP + self.measured]],
-            alone={name: sorted((one[name] for one in works), key=lambda work: work.rate)[len(works) // 2] for name in works[0]},
-            limits={name: sorted((one[name] for one in limits), key=lambda limit: limit.ratio)[len(limits) // 2] for name in limits[0]},
+            alone=works,
+            limits=limits,
             publish_bytes=self.driver.publication.bytes,
             padding=self.padding,
             memory=peaks | {role: group.peak_memory() for role, group in groups.items()},
@@ -193,7 +199,7 @@ def copy_seconds(size: int) -> float:
 def shown(table: Table) -> RichTable:
     """For the terminal; fits 80 columns."""
     text, *numbers = table.columns
-    rich = RichTable(text, title=table.title, title_justify="left", padding=(0, 1), box=SIMPLE_HEAD)
+    rich = RichTable(text, title=table.title, title_justify="left", box=SIMPLE_HEAD, min_width=len(table.title))
     for name in numbers:
         rich.add_column(name, justify="right")
     for row in table.rows:

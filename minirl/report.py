@@ -158,7 +158,10 @@ def _line(cells: tuple[str, ...]) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    for unit, size in (("s", 1), ("ms", 1e-3)):
+        if seconds >= 0.1 * size:
+            return f"{seconds / size:.{0 if seconds >= 100 * size else 1 if seconds >= 10 * size else 2}f} {unit}"
+    return f"{1e6 * seconds:.1f} µs"
 
 
 def _rate(tokens_per_second: float) -> str:
