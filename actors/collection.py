@@ -1,7 +1,7 @@
 """One iteration's rollouts on their way: sampled by one group, scored by another as they finish."""
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.effort import Effort
-from actors.group import Group
+from actors.group import Group, ready
+from actors.parcel import PARCEL, Place
 from minirl.batch import plan_microbatches
 from minirl.errors import RunError
 from minirl.protocols import Sampled
-from minirl.rollout import RolloutSummary
 
 if TYPE_CHECKING:
     from actors.roles import TeacherGroup
@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamplingCall:
-    """What one rollout worker was asked: its stream of results, and the place of its first request among all."""
+    """What one rollout worker was asked: its stream of results, and the place of its first request among all.
+
+    parcel: what came last, of which the next result tells.
+    """
 
     worker: int
     stream: ray.ObjectRefGenerator
     first: int
+    parcel: ray.ObjectRef | None = None
+
+
+@dataclass(frozen=True)
+class ScoringCall:
+    """What one teacher worker was asked: which rollouts, and where they will be with their scores."""
+
+    worker: int
+    positions: list[int]
+    scored: list[Place]
 
 
 class Collection:
@@ -43,19 +56,20 @@ class Collection:
         self._finished: dict[int, Sampled] = {}
         self._unscored: deque[int] = deque()
         self._unscored_tokens = 0
-        self._asked: dict[ray.ObjectRef, tuple[int, list[int], list[ray.ObjectRef]]] = {}
-        self._scores: dict[int, ray.ObjectRef] = {}
+        self._asked: dict[ray.ObjectRef, ScoringCall] = {}
+        self._calls = [0] * len(teacher.workers) if teacher else []
+        self._scores: dict[int, Place] = {}
         self._spent = {"rollout": Effort(0.0), "teacher": Effort(0.0)}
         self._all_sampled: Future[list[Sampled]] = Future()
-        self._all_scored: Future[list[ray.ObjectRef]] = Future()
+        self._all_scored: Future[list[Place]] = Future()
         threading.Thread(target=self._run, name="collection", daemon=True).start()
 
     def sampled(self) -> list[Sampled]:
         """Wait for all rollouts; in the order of the requests."""
         return self._all_sampled.result()
 
-    def scores(self) -> list[ray.ObjectRef]:
-        """Wait for references to all `TeacherScores`; in the order of the requests."""
+    def scores(self) -> list[Place]:
+        """Wait for all to be scored; where each rollout is with its `TeacherScores`, in the order of the requests."""
         return self._all_scored.result()
 
     @property
@@ -80,67 +94,76 @@ class Collection:
                     future.set_exception(error)
 
     def _advance(self) -> None:
-        """Wait for the next result of either group, and take it."""
+        """Wait for the next results of either group, and take them."""
         group = self.rollout if self._streams else self.teacher
-        ready, waiting = ray.wait([*self._streams, *self._asked], timeout=group.step_timeout_s)
-        if not ready:
-            worker = self._streams[waiting[0]].worker if self._streams else self._asked[waiting[0]][0]
+        done, waiting = ready([*self._streams, *self._asked], group.step_timeout_s)
+        if not done:
+            worker = self._streams[waiting[0]].worker if self._streams else self._asked[waiting[0]].worker
             raise group.timed_out(worker, "sample" if self._streams else "score", group.step_timeout_s)
-        if ready[0] in self._streams:
-            self._take_rollouts(self._streams[ready[0]])
-        else:
-            self._take_scores(ready[0])
+        for one in done:
+            if one in self._streams:
+                self._take_rollouts(self._streams[one])
+            else:
+                self._take_scores(one)
         if self.teacher and self.teacher.as_finished:
             self._hand_out()
 
     def _take_rollouts(self, call: SamplingCall) -> None:
         try:
-            told = self.rollout.value(next(call.stream), call.worker, "sample")
+            ref = next(call.stream)
         except StopIteration:
             del self._streams[call.stream]
+            if call.parcel is not None:  # nothing was told of it: it is how the call failed
+                self.rollout.value(call.parcel, call.worker, "sample")
             return
-        if isinstance(told, Effort):
-            self._spent["rollout"] += told
+        if call.parcel is None:
+            call.parcel = ref
             return
-        summaries: list[tuple[int, RolloutSummary]] = told
-        for position, summary in summaries:
-            self._finished[call.first + position] = Sampled(self._next(call), summary)
+        effort, told = self.rollout.value(ref, call.worker, "sample")
+        self._spent["rollout"] += effort
+        for index, (position, summary) in enumerate(told):
+            self._finished[call.first + position] = Sampled(Place(call.parcel, index), summary)
             self._unscored.append(call.first + position)
             self._unscored_tokens += summary.tokens
-
-    def _next(self, call: SamplingCall) -> ray.ObjectRef:
-        limit = self.rollout.step_timeout_s
-        if not ray.wait([call.stream], timeout=limit)[0]:
-            raise self.rollout.timed_out(call.worker, "sample", limit)
-        return next(call.stream)
+        call.parcel = None
 
     def _take_scores(self, told: ray.ObjectRef) -> None:
-        worker, positions, scores = self._asked.pop(told)
-        self._spent["teacher"] += self.teacher.value(told, worker, "score")
-        self._scores |= dict(zip(positions, scores, strict=True))
+        call = self._asked.pop(told)
+        self._spent["teacher"] += self.teacher.value(told, call.worker, "score")
+        self._calls[call.worker] -= 1
+        self._scores |= dict(zip(call.positions, call.scored, strict=True))
 
     def _hand_out(self) -> None:
         """Give waiting rollouts to teacher workers that have nothing to do, or soon will."""
         for worker, positions in self._pieces() if self.teacher.as_finished else self._equal_shares():
-            told, *scores = self.teacher.begin_score(worker, [self._finished[position].rollout for position in positions])
-            self._asked[told] = (worker, positions, scores)
+            told, scored = self.teacher.begin_score(worker, [self._finished[position].rollout for position in positions])
+            self._asked[told] = ScoringCall(worker, positions, scored)
+            self._calls[worker] += 1
 
     def _pieces(self) -> Iterator[tuple[int, list[int]]]:
         """(worker, rollouts) for idle workers, at most a scoring pass each; for busy ones where a whole pass is waiting too."""
         limit = self.teacher.config.micro_batch_tokens
-        busy = Counter(worker for worker, _, _ in self._asked.values())
-        idle = [worker for worker in range(len(self.teacher.workers)) if not busy[worker]]
+        idle = [worker for worker, calls in enumerate(self._calls) if not calls]
         share = min(limit, -(-self._unscored_tokens // max(len(idle), 1)))
-        for worker in idle + [worker for worker, calls in busy.items() if calls < CALLS_AHEAD]:
-            if self._unscored and (worker in idle or self._unscored_tokens >= limit):
-                yield worker, self._take_unscored(share)
+        for worker in idle:
+            if not self._unscored:
+                return
+            yield worker, self._take_unscored(share, limit)
+        for worker, calls in enumerate(self._calls):
+            if self._unscored_tokens < limit:
+                return
+            if calls < CALLS_AHEAD:
+                yield worker, self._take_unscored(limit, limit)
 
-    def _take_unscored(self, tokens: int) -> list[int]:
-        taken: list[int] = []
-        while self._unscored and (not taken or self._tokens(self._unscored[0]) <= tokens):
+    def _take_unscored(self, share: int, limit: int) -> list[int]:
+        """Rollouts of at most `share` tokens; within the limit also more, to fill a parcel with their scores."""
+        taken, tokens = [], 0
+        while self._unscored:
+            tokens += self._tokens(self._unscored[0])
+            if taken and tokens > (limit if len(taken) < PARCEL else share):
+                break
             taken.append(self._unscored.popleft())
-            tokens -= self._tokens(taken[-1])
-            self._unscored_tokens -= self._tokens(taken[-1])
+        self._unscored_tokens -= sum(map(self._tokens, taken))
         return taken
 
     def _equal_shares(self) -> list[tuple[int, list[int]]]:

@@ -3,7 +3,7 @@
 The driver holds references to payloads and a few scalars each; `actors.shells` has what runs in the processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +15,7 @@ import ray
 from actors.collection import Collection, SamplingCall
 from actors.config import ClusterConfig, EngineConfig, LearnerSetup, RolloutConfig, TeacherConfig
 from actors.group import Group
+from actors.parcel import PARCEL, Manifest, Place, fetch, places
 from actors.placement import bundle, threads_of, worker_environment
 from actors.rollout import weight_transfer
 from actors.shells import LearnerShell, Ref, RolloutShell, TeacherShell
@@ -27,12 +28,14 @@ from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 class EngineGroup(Group):
     """A group of vLLM workers, all built with the same arguments."""
 
-    def __init__(self, role: str, shell: type, config: EngineConfig, cluster: ClusterConfig, device: str, engine: dict[str, Any]):
+    shell: type
+
+    def __init__(self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, engine: dict[str, Any]):
         self.config = config
         threads = threads_of(cluster, config)
         super().__init__(
             role,
-            shell,
+            self.shell,
             lambda index: engine | {"config": config, "device": device, "threads": threads},
             workers=config.workers,
             bundle=bundle(config, device),
@@ -48,11 +51,12 @@ class RolloutGroup(EngineGroup):
     engine: what `RolloutWorker` takes besides. Raises InputError where the weights cannot reach it as configured.
     """
 
+    shell = RolloutShell
     config: RolloutConfig
 
     def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, **engine: Any):
         self.transfer, self.joined = weight_transfer(config, device), False
-        super().__init__("rollout", RolloutShell, config, cluster, device, engine)
+        super().__init__("rollout", config, cluster, device, engine)
 
     def begin(self, requests: list[SamplingRequest], teacher: "TeacherGroup | None", **options: Any) -> Collection:
         """Have the requests sampled, after all that was asked before, and scored by `teacher`.
@@ -73,7 +77,7 @@ class RolloutGroup(EngineGroup):
 
     def fetch(self, sampled: list[Sampled]) -> list[Rollout]:
         """The rollouts themselves: for evaluation, which reads their text."""
-        return ray.get([one.rollout for one in sampled], timeout=self.step_timeout_s)
+        return fetch([one.rollout for one in sampled], self.step_timeout_s)
 
 
 class TeacherGroup(EngineGroup):
@@ -83,37 +87,44 @@ class TeacherGroup(EngineGroup):
     that what is scored together, and with it the last bits, does not depend on time.
     """
 
+    shell = TeacherShell
     config: TeacherConfig
 
     def __init__(self, config: TeacherConfig, cluster: ClusterConfig, device: str, *, as_finished: bool = True, **engine: Any):
         self.as_finished = as_finished
-        super().__init__("teacher", TeacherShell, config, cluster, device, engine)
+        super().__init__("teacher", config, cluster, device, engine)
 
-    def begin_score(self, worker: int, asked: Items[Ref | Sequence]) -> list[Ref]:
-        """Have one worker score rollouts (by reference) or sequences (by value).
+    def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
+        """Have one worker score rollouts (by place) or sequences (by value).
 
-        Returns a reference to an `Effort`, then one to each `TeacherScores`.
+        Returns a reference to an `Effort`, and the place of each item with its `TeacherScores`.
         """
-        return self.workers[worker].score_apart.options(num_returns=len(asked) + 1).remote(*asked)
+        manifest = Manifest()
+        entries = [manifest.entry(one) for one in asked]
+        call = self.workers[worker].score_apart.options(num_returns=1 + -(-len(asked) // PARCEL))
+        told, *parcels = call.remote(entries, *manifest.parcels)
+        return told, places(parcels, len(asked))
 
-    def score(self, asked: Items[Ref | Sequence], tokens: Items[int]) -> list[Ref]:
-        """References to the `TeacherScores` of all, dealt out by tokens (the length of each) and waited for."""
+    def score(self, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
+        """The places of all with their `TeacherScores`, dealt out by tokens (the length of each) and waited for."""
         shares = [share[0] for share in plan_microbatches(list(tokens), len(self.workers), 2**62)]
         calls = [self.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
-        self.get([refs[0] for refs in calls], "score")
+        self.get([told for told, _ in calls], "score")
         order = [index for share in shares for index in share]
-        return _in_order(order, [ref for refs in calls for ref in refs[1:]])
+        return _in_order(order, [place for _, found in calls for place in found])
 
 
 class LearnerGroup(Group):
     """The DeepSpeed ranks. Items are dealt out by tokens; every rank runs equally many micro-batches."""
+
+    shell = LearnerShell
 
     def __init__(self, setup: LearnerSetup, cluster: ClusterConfig):
         self.config = config = setup.config
         self._setup = replace(setup, threads=threads_of(cluster, config))
         super().__init__(
             "learner",
-            LearnerShell,
+            self.shell,
             lambda rank: {"rank": rank, "workers": config.workers, "timeout_s": cluster.step_timeout_s},
             workers=config.workers,
             bundle=bundle(config, setup.device),
@@ -127,13 +138,24 @@ class LearnerGroup(Group):
         address, port = self.get([self._hosting], "start", self.start_timeout_s)[0]
         self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)
 
-    def update(
+    def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Items[int]
-    ) -> dict[str, float]:
-        """One optimizer step; tokens: the length of each on-policy item. Returns sums over all workers, and `grad_norm`."""
-        mine, plain = self._deal(on_policy, tokens), self._deal(supervised, _lengths(supervised))
-        sums = _added(self._each("update", [(step, a, b) for a, b in zip(mine, plain, strict=True)]))
-        return sums | {"busy_seconds": sums["busy_seconds"] / len(self.workers)}
+    ) -> Callable[[], dict[str, float]]:
+        """One optimizer step, after those that were asked before; tokens: the length of each on-policy item.
+
+        Returns what waits for it, and returns sums over all workers, and `grad_norm`.
+        """
+        calls = self._begin_each("update", self._deal(on_policy, tokens), self._deal(supervised, _lengths(supervised)), first=(step,))
+
+        def finish() -> dict[str, float]:
+            sums = _added(self.get(calls, "update"))
+            return sums | {"busy_seconds": sums["busy_seconds"] / len(self.workers)}
+
+        return finish
+
+    def update(self, *arguments: Any) -> dict[str, float]:
+        """The same, waited for."""
+        return self.begin_update(*arguments)()
 
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[np.ndarray]:
         return self._rows("frozen_advantages", items, tokens)
@@ -142,7 +164,7 @@ class LearnerGroup(Group):
         return self._rows("divergences", items, tokens)
 
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]:
-        return _added(self._each("supervised_sums", [(share,) for share in self._deal(items, _lengths(items))]))
+        return _added(self._each("supervised_sums", self._deal(items, _lengths(items))))
 
     def load_model(self, path: str) -> None:
         self._run("load_model", path)
@@ -177,7 +199,7 @@ class LearnerGroup(Group):
 
     def bare_seconds(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[float | None]:
         """For benchmarks: each worker's seconds for plain PyTorch over its share of these items."""
-        return self._each("bare_seconds", [(share,) for share in self._deal(items, tokens)])
+        return self._each("bare_seconds", self._deal(items, tokens))
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
         """For benchmarks: seconds of the output heads and the KL over so many tokens, and of their bare matrix products."""
@@ -191,22 +213,34 @@ class LearnerGroup(Group):
     def _run(self, method: str, *arguments: Any) -> list[Any]:
         return self.call("run", method, *arguments, phase=method)
 
-    def _each(self, method: str, arguments: list[tuple]) -> list[Any]:
-        """A call of its own on every rank, at once."""
-        calls = [getattr(worker, method).remote(*mine) for worker, mine in zip(self.workers, arguments, strict=True)]
-        return self.get(calls, method)
+    def _each(self, method: str, dealt: list[list[list[Any]]]) -> list[Any]:
+        return self.get(self._begin_each(method, dealt), method)
+
+    def _begin_each(self, method: str, *dealt: list[list[list[Any]]], first: tuple = ()) -> list[Ref]:
+        """A call of its own on every rank, at once. dealt: [worker][micro-batch] -> items; first: what comes before them, for all."""
+        calls = []
+        for worker, shares in zip(self.workers, zip(*dealt, strict=True), strict=True):
+            manifest = Manifest()
+            entries = [[[manifest.entry(item) for item in items] for items in microbatches] for microbatches in shares]
+            calls.append(getattr(worker, method).remote(*first, *entries, *manifest.parcels))
+        return calls
 
     def _rows(self, method: str, items: Items[Any], tokens: Items[int]) -> list[Any]:
         """One result an item, in the order of the items."""
-        rows = self._each(method, [(share,) for share in self._deal(items, tokens)])
-        order = [i for share in self._plan(tokens) for microbatch in share for i in microbatch]
+        plan = self._plan(tokens)
+        rows = self._each(method, _dealt(items, plan))
+        order = [i for share in plan for microbatch in share for i in microbatch]
         return _in_order(order, [row for share in rows for row in share])
 
     def _plan(self, tokens: Items[int]) -> list[list[list[int]]]:
         return plan_microbatches(list(tokens), self.config.workers, self.config.tokens_per_microbatch)
 
     def _deal(self, items: Items[Any], tokens: Items[int]) -> list[list[list[Any]]]:
-        return [[[items[i] for i in microbatch] for microbatch in share] for share in self._plan(tokens)]
+        return _dealt(items, self._plan(tokens))
+
+
+def _dealt(items: Items[Any], plan: list[list[list[int]]]) -> list[list[list[Any]]]:
+    return [[[items[i] for i in microbatch] for microbatch in share] for share in plan]
 
 
 def _lengths(items: Items[SupervisedItem]) -> list[int]:

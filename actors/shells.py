@@ -1,12 +1,11 @@
 """What runs in each Ray process of a group: a plain worker, and around it the way of its payloads.
 
-Rollouts, teacher scores, advantages and weights go from worker to worker through Ray's object store, so what a worker returns by
-reference is an object of its own, and what it is handed by reference it fetches itself.
+Rollouts, teacher scores and weights go from worker to worker through Ray's object store: rollouts and scores a few at a time
+(`actors.parcel`), as arguments of the call that needs them.
 """
 
 import resource
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +14,21 @@ import torch
 
 from actors.config import LearnerSetup
 from actors.effort import Effort, Meter, payload_bytes
+from actors.parcel import PARCEL, Entry, split, unpack
 from actors.publishing import NcclChannel
 from actors.rendezvous import host, join
 from actors.rollout import RolloutWorker
 from actors.teacher import TeacherWorker
 from actors.weights import SentSample, checksum
-from minirl.rollout import Rollout, SamplingRequest, Sequence
+from minirl.rollout import Rollout, SamplingRequest, Sequence, TeacherScores
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 if TYPE_CHECKING:
     from actors.learner import Learner
 
 Ref = ray.ObjectRef
+MicroBatches = list[list[Entry | OnPolicyItem | SupervisedItem]]
+PARCELS = 8  # of a call, at least, where it has so many requests
 
 
 class Shell:
@@ -40,30 +42,38 @@ class Shell:
 
 class RolloutShell(Shell, RolloutWorker):
     def sample_apart(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
-        """As the rollouts finish: a list of (position among the requests, summary), then each rollout; at the end an `Effort`.
+        """As the rollouts finish: a parcel of them, then an `Effort` and of each its (position among the requests, summary).
 
-        A stream, so that each rollout is an object of its own that others can work on while this worker samples.
+        A stream, so that others can work on rollouts while this worker samples. A call of few requests makes small parcels.
         """
-        meter, size = Meter(), 0
-        finished = self.sample_each(requests, **options)
+        meter, finished = Meter(), self.sample_each(requests, **options)
+        most, waiting = min(PARCEL, max(1, len(requests) // PARCELS)), []
         while True:
             with meter():
                 rollouts = next(finished, None)
+            waiting += rollouts or []
+            while len(waiting) >= most or (waiting and rollouts is None):
+                parcel, waiting = waiting[:most], waiting[most:]
+                yield [rollout for _, rollout in parcel]
+                told = [(position, rollout.summary) for position, rollout in parcel]
+                yield Effort(meter.take(), payload_bytes(rollout for _, rollout in parcel)), told
             if rollouts is None:
-                break
-            yield [(position, rollout.summary) for position, rollout in rollouts]
-            yield from (rollout for _, rollout in rollouts)
-            size += payload_bytes(rollout for _, rollout in rollouts)
-        yield Effort(meter.take(), size)
+                return
 
 
 class TeacherShell(Shell, TeacherWorker):
-    def score_apart(self, *asked: Rollout | Sequence) -> list[Any]:
-        """An `Effort`, then the scores of each."""
+    def score_apart(self, asked: list[Entry | Sequence], *parcels: list[Rollout]) -> list[Any]:
+        """An `Effort`, then parcels of the items with their scores."""
         meter = Meter()
         with meter():
-            scores = self.score([item.sequence if isinstance(item, Rollout) else item for item in asked])
-        return [Effort(meter.take(), payload_bytes(scores)), *scores]
+            found = [unpack(one, parcels) for one in asked]
+            scores = self.score([item.sequence if isinstance(item, Rollout) else item for item in found])
+        items = [_scored(item, score) for item, score in zip(found, scores, strict=True)]
+        return [Effort(meter.take(), payload_bytes(scores)), *split(items)]
+
+
+def _scored(item: Rollout | Sequence, scores: TeacherScores) -> OnPolicyItem | SupervisedItem:
+    return OnPolicyItem(item, scores) if isinstance(item, Rollout) else SupervisedItem(item, scores)
 
 
 class LearnerShell(Shell):
@@ -89,24 +99,24 @@ class LearnerShell(Shell):
         """A method of the learner whose arguments and result are small."""
         return getattr(self.learner, method)(*arguments)
 
-    def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
+    def update(self, step: UpdateStep, on_policy: MicroBatches, supervised: MicroBatches, *parcels: list[Any]) -> dict[str, float]:
         """The learner's sums, and `busy_seconds`: what this worker spent since its last update."""
         with self._meter():
-            sums = self.learner.update(step, self._fetch(on_policy), self._fetch(supervised))
+            sums = self.learner.update(step, _unpacked(on_policy, parcels), _unpacked(supervised, parcels))
         return sums | {"busy_seconds": self._meter.take()}
 
-    def frozen_advantages(self, microbatches: list[list[OnPolicyItem]]) -> list[np.ndarray]:
+    def frozen_advantages(self, microbatches: MicroBatches, *parcels: list[Any]) -> list[np.ndarray]:
         with self._meter():
-            return self.learner.frozen_advantages(self._fetch(microbatches))
+            return self.learner.frozen_advantages(_unpacked(microbatches, parcels))
 
-    def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
-        return self.learner.bare_seconds(self._fetch(microbatches))
+    def bare_seconds(self, microbatches: MicroBatches, *parcels: list[Any]) -> float | None:
+        return self.learner.bare_seconds(_unpacked(microbatches, parcels))
 
-    def divergences(self, microbatches: list[list[SupervisedItem]]) -> list[tuple[float, float, int]]:
-        return self.learner.divergences(self._fetch(microbatches))
+    def divergences(self, microbatches: MicroBatches, *parcels: list[Any]) -> list[tuple[float, float, int]]:
+        return self.learner.divergences(_unpacked(microbatches, parcels))
 
-    def supervised_sums(self, microbatches: list[list[SupervisedItem]]) -> dict[str, float]:
-        return self.learner.supervised_sums(self._fetch(microbatches))
+    def supervised_sums(self, microbatches: MicroBatches, *parcels: list[Any]) -> dict[str, float]:
+        return self.learner.supervised_sums(_unpacked(microbatches, parcels))
 
     def pack_weights(self, dtype: str) -> Iterator[Any]:
         """Bucket after bucket, on rank 0 alone: its checksum and bytes, then the bucket itself.
@@ -139,12 +149,6 @@ class LearnerShell(Shell):
         self._sender.send_weights()
         return self._sender.source.sent
 
-    def _fetch(self, microbatches: list[list[Any]]) -> list[list[Any]]:
-        refs = list({value for items in microbatches for item in items for value in vars(item).values() if isinstance(value, Ref)})
-        values = dict(zip(refs, ray.get(refs, timeout=self.timeout_s), strict=True))
-        return [[_replaced(item, values) for item in items] for items in microbatches]
 
-
-def _replaced(item: Any, values: dict[Ref, Any]) -> Any:
-    """The item with its references replaced by what they refer to."""
-    return replace(item, **{name: values[value] for name, value in vars(item).items() if isinstance(value, Ref)})
+def _unpacked(microbatches: MicroBatches, parcels: tuple[list[Any], ...]) -> list[list[Any]]:
+    return [[unpack(item, parcels) for item in items] for items in microbatches]

@@ -5,6 +5,7 @@ Padding goes to the right: under causal attention no real token sees it, so no a
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 import torch
@@ -76,11 +77,11 @@ def plan_microbatches(lengths: Items[int], workers: int, tokens_per_microbatch: 
     The short lists are filled with empty micro-batches: under ZeRO-3 a worker that runs fewer passes hangs the others.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
-    loads = [0] * workers
+    loads = [(0, worker) for worker in range(workers)]  # a heap
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        lightest = min(range(workers), key=lambda w: (loads[w], w))
+        load, lightest = loads[0]
         shares[lightest].append(index)
-        loads[lightest] += lengths[index]
+        heapreplace(loads, (load + lengths[index], lightest))
     plans = [split_by_tokens(share, lengths, tokens_per_microbatch) for share in shares]
     most = max(map(len, plans))
     return [plan + [[] for _ in range(most - len(plan))] for plan in plans]

@@ -136,7 +136,7 @@ class Driver:
         items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
         if advantages is not None:
             items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
-        logged = []
+        asked = []  # all of them at once: no update waits for what the driver does about the next one
         for chosen in self._minibatches(len(items)):
             supervised = self._pretrain_items()
             with self.watch("update"):
@@ -148,11 +148,12 @@ class Driver:
                         self.config, self.progress.updates, self.config.iterations * self.config.updates_per_iteration
                     ),
                     scale=self._scale(summaries, [items[i].advantages for i in chosen], supervised),
-                    check_behavior=not logged and self._staleness(sampled) == 0,
+                    check_behavior=not asked and self._staleness(sampled) == 0,
                 )
-                logged.append(self.learner.update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
+                asked.append(self.learner.begin_update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
             self.progress.updates += 1
-        return logged
+        with self.watch("update"):
+            return [finish() for finish in asked]
 
     def publish(self) -> None:
         """The engines take the new weights in turn with what they were asked to sample; waited for where nothing else can go on."""

@@ -1,5 +1,6 @@
 """What the driver asks of the three groups. It knows them by what they can do: Ray processes in a run, stand-ins in its unit tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +43,10 @@ class Teachers(Protocol):
 
 class Learners(Protocol):
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: list[int]) -> list[np.ndarray]: ...
-    def update(self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]) -> dict: ...
+    def begin_update(
+        self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]
+    ) -> Callable[[], dict[str, float]]:
+        """Have an optimizer step taken after those that were asked before; what it returns waits for the step's sums."""
 
 
 class Publication(Protocol):

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from actors.config import RolloutConfig, TeacherConfig
+from actors.parcel import fetch, places
 from actors.publishing import publish
 from actors.roles import RolloutGroup, TeacherGroup
 from minirl.config import DistillConfig, ObjectiveConfig
@@ -94,19 +95,21 @@ def test_the_number_of_workers_changes_neither_tokens_nor_order(engines, pair):
 
 
 def test_teacher_scores_come_in_the_order_of_the_questions(engines, pair):
-    """Seven sequences of different lengths over two workers, by value and by reference, and over one."""
+    """Seven sequences of different lengths over two workers, by value and by place, and over one."""
     rollouts = rollouts_of(7, VOCABULARY)
     sequences = [rollout.sequence for rollout in rollouts]
     tokens = [len(sequence.tokens) for sequence in sequences]
-    by_value = ray.get(engines[1].score(sequences, tokens))
-    by_reference = ray.get(engines[1].score([ray.put(rollout) for rollout in rollouts], tokens))
+    parcels = places([ray.put(rollouts[:4]), ray.put(rollouts[4:])], 7)
+    by_value = fetch(engines[1].score(sequences, tokens), 60)
+    by_place = fetch(engines[1].score(parcels, tokens), 60)
     with started(teacher_group(pair[1], 1)) as alone:
-        one = ray.get(alone.score(sequences, tokens))
-    for scores in zip(by_value, by_reference, one, scored(pair[1], sequences, VOCABULARY), strict=True):
-        *found, expected = scores
-        for name in ("logprobs", "log_normalizers", "hidden"):
-            for score in found:
-                np.testing.assert_allclose(getattr(score, name), getattr(expected, name), atol=2e-5)
+        one = fetch(alone.score(sequences, tokens), 60)
+    for *items, expected in zip(by_value, by_place, one, scored(pair[1], sequences, VOCABULARY), strict=True):
+        for item in items:
+            for name in ("logprobs", "log_normalizers", "hidden"):
+                np.testing.assert_allclose(getattr(item.scores, name), getattr(expected, name), atol=2e-5)
+    for item, rollout in zip(by_place, rollouts, strict=True):
+        np.testing.assert_array_equal(item.rollout.response_tokens, rollout.response_tokens)
 
 
 def visible_update(learner, teacher: str) -> None:

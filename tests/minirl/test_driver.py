@@ -83,7 +83,7 @@ class Groups:
         self.calls.append("credit")
         return [np.linspace(-1, 1, 1 + int(item.rollout.split()[-1]) % LIMIT, dtype=np.float32) for item in items]
 
-    def update(self, step, on_policy, supervised, tokens):
+    def begin_update(self, step, on_policy, supervised, tokens):
         self.calls.append("update")
         self.steps.append(step)
         self.items.append(on_policy)
@@ -93,7 +93,8 @@ class Groups:
         self.weights = hashlib.sha256("\n".join([self.weights, *told]).encode()).hexdigest()
         count = float(len(self.steps))
         sums = {"policy_gradient": count, "single_step": 2 * count, "behavior_gap": 3.0 * count, "response_tokens": 4.0, "reward": -6.0}
-        return sums | {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count, "busy_seconds": 0.25}
+        sums |= {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count, "busy_seconds": 0.25}
+        return lambda: sums
 
 
 def make_driver(groups, path, *, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:

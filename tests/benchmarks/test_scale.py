@@ -1,0 +1,68 @@
+"""The smallest form of the simulation: it runs, and what it tells is what sleeping workers make known beforehand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from launch.bench import shown
+from tests.benchmarks.scale import Simulation
+from tests.benchmarks.scale_found import Found, Scale, covered, growth, real_bytes, save, tables
+
+SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def found(ray_cluster) -> dict[tuple[int, int], Found]:
+    """By workers and staleness. At 8 workers the payloads have their real shapes."""
+    with Simulation({"rollout": 2, "teacher": 1, "learner": 1}) as simulation:
+        chosen = [Scale(workers, 4, "sampling", staleness, SECONDS) for workers, staleness in ((16, 0), (16, 1), (8, 1))]
+        return {(scale.workers, scale.max_staleness): simulation.measure(scale) for scale in chosen}
+
+
+@pytest.mark.slow
+def test_the_real_driver_goes_round_with_sleeping_workers(found):
+    for one in found.values():
+        assert max(one.alone.values()) == one.alone["rollout"] == SECONDS
+        assert one.efficiency == SECONDS / one.iteration > 0
+        assert one.driver_cpu > 0 and 0 <= one.driver_alone < one.iteration
+        assert all(0 <= share < 1 for share in one.idle.values())
+        assert all(0 <= median <= high for median, high in one.delay.values())
+    in_turn, overlapped = found[16, 0], found[16, 1]
+    assert in_turn.iteration >= in_turn.alone["rollout"] + in_turn.alone["learner"]  # each waits for the other
+    assert overlapped.iteration < in_turn.iteration
+
+
+@pytest.mark.slow
+def test_payloads_of_real_shape_weigh_what_is_computed(found):
+    assert found[8, 1].stored == pytest.approx(found[8, 1].real)
+    assert found[16, 1].stored < 0.5 * found[16, 1].real
+
+
+@pytest.mark.slow
+def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
+    console = Console(width=80, record=True)
+    for table in tables(list(found.values())):
+        console.print(shown(table))
+    assert "…" not in console.export_text()
+    save(tmp_path, list(found.values()))
+    told = json.loads((tmp_path / "scale.json").read_text())
+    assert [one["efficiency"] for one in told["found"]] == [one.efficiency for one in found.values()]
+    assert told["growth"] is not None and "efficiency with overlap" in (tmp_path / "scale.md").read_text()
+
+
+def test_growth_is_the_exponent_over_sizes():
+    """Four times the rollouts for eight times the seconds: the power 3/2."""
+    base = Found(Scale(8, 4, "sampling", 1, 1.0), 1.0, {}, 2.0, 0.0, {}, {}, 0.0, 0.0)
+    assert growth([base, replace(base, scale=Scale(32, 4, "sampling", 1, 1.0), driver_cpu=16.0)]) == pytest.approx(1.5)
+    assert growth([base]) is None
+
+
+def test_covered_counts_every_moment_once():
+    assert covered([(0.0, 2.0), (1.0, 3.0), (1.5, 1.8), (5.0, 6.0), (9.0, 7.0)]) == 4.0
+
+
+def test_real_bytes_by_hand():
+    """One token of prompt and two of response: 8 bytes each, 4 of log-prob, 8 of the teacher's and 1,600 states of 2 bytes; 248,879,616."""
+    assert real_bytes(3.0, 2.0) == 3 * 8 + 2 * 4 + 2 * (8 + 3200) + 248_879_616
