@@ -44,8 +44,10 @@ class LearnerConfig(StrictModel):
     workers: PositiveInt = 1
     zero_stage: Literal[0, 1, 2, 3] = 0
     dtype: Dtype = "bfloat16"  # of the weights; the optimizer state is float32
-    tokens_per_microbatch: PositiveInt = 4096  # padding included
-    head_chunk_tokens: PositiveInt = 512  # target tokens whose logits exist at once
+    tokens_per_microbatch: PositiveInt = 2048  # padding included
+    head_chunk_tokens: PositiveInt = 2048  # target tokens whose logits exist at once; below a micro-batch's they are computed twice
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"  # flash_attention_2 where CUDA has it; on a CPU by length
+    packing: Literal["auto", "on", "off"] = "auto"  # sequences in one row without padding; auto: with flash_attention_2
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False  # to host memory; DeepSpeed compiles its CPU optimizer with a C++ compiler on first use
     optimizer: Literal["adamw", "sgd"] = "adamw"

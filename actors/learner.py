@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
-from actors.config import LearnerConfig, LearnerSetup
+from actors.bare import bare_seconds, head_seconds
+from actors.config import LearnerSetup
+from actors.learner_settings import attention_kernel, deepspeed_config
 from actors.weights import PackedWeights, pack
-from minirl.config import OptimizerStageConfig
+from minirl.batch import make_microbatch
 from minirl.errors import RunError
 from minirl.models import check_head, load_causal_lm, read_head, save_weights
-from minirl.student import StudentModule
+from minirl.student import StudentModule, packing_gap
 from minirl.update import (
     OnPolicyItem,
     Sums,
@@ -37,6 +40,8 @@ from minirl.update import (
 CHECKSUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 # How far the mean token of a fresh rollout may be, in nats, from what the learner makes of it.
 BEHAVIOR_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.3}
+# How far a packed sequence's states may be from those alone, relative to the largest: rounding, and no other sequence's tokens.
+PACKING_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 class Learner:
@@ -54,7 +59,7 @@ class Learner:
             seed(setup.seed % 2**32 + self.rank)
         self.teacher_head = None
         if setup.teacher is not None:
-            self.teacher_head = read_head(setup.teacher, setup.vocabulary).to(setup.device)
+            self.teacher_head = read_head(setup.teacher, setup.vocabulary).constant_on(setup.device)
         self.load_model(setup.model)
 
     def load_model(self, path: str) -> None:
@@ -62,7 +67,7 @@ class Learner:
         setup, config = self.setup, self.setup.config
         settings = deepspeed_config(config, setup.training)
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
-        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout)
+        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, attention=attention_kernel(config, setup.device))
         # transformers shards every model that it builds while this lives, and `export` builds one on one rank alone.
         del sharded_loading
         if config.zero_stage < 3:
@@ -70,13 +75,32 @@ class Learner:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
+        module.attention_by_width = (config.attention, setup.device, model.config._attn_implementation) == ("auto", "cpu", "sdpa")
         if setup.training is None and config.zero_stage < 3:
             self.engine = module.to(setup.device)
         else:
             buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
             self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=module.parameters())
             _restore_buffers(module, buffers)
-        self.model = model
+        self.model, self.module = model, module
+        self._choose_packing()
+
+    def _choose_packing(self) -> None:
+        """Pack where it pays and where the student's family computes a packed sequence as it does one alone; a refusal is a warning,
+        and stays in `packing_refused` for whoever asks the learner later.
+        """
+        config, kernel = self.setup.config, self.model.config._attn_implementation
+        self.packing_refused: str | None = None
+        if config.packing == "off" or (config.packing == "auto" and kernel != "flash_attention_2"):
+            return
+        gap = packing_gap(self.model)
+        self.module.packed = gap <= PACKING_TOLERANCE[config.dtype]
+        if not self.module.packed:
+            self.packing_refused = (
+                f"{type(self.model).__name__} with {kernel} attention does not keep packed sequences apart (states {gap:.2g} off), so "
+                " the learner pads; set learner.packing: off to say so yourself"
+            )
+            warnings.warn(self.packing_refused, stacklevel=2)
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
         """One optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global."""
@@ -136,6 +160,20 @@ class Learner:
         self.engine.train()
         self._refuse_bad_teacher(total)
         return rows
+
+    def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
+        """For benchmarks: a bare PyTorch pass over the same micro-batches, by a fresh copy of the student; None where it is sharded."""
+        setup = self.setup
+        if setup.config.zero_stage == 3:
+            return None
+        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout).to(setup.device)
+        return bare_seconds(model, [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches])
+
+    def head_seconds(self, tokens: int) -> dict[str, float] | None:
+        """For benchmarks: the output heads over so many random targets, and their bare products; None where there is nothing to run."""
+        if self.setup.config.zero_stage == 3 or self.teacher_head is None:
+            return None
+        return head_seconds(self.module.head, tokens)
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and whole shape of each of the student's weights, in the order in which they are published."""
@@ -254,28 +292,6 @@ class Learner:
             parameters = list({id(p): p for _, p in bucket}.values())
             with deepspeed.zero.GatheredParameters(parameters) if sharded else nullcontext():
                 yield [(name, p.data) for name, p in bucket]
-
-
-def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
-    """DeepSpeed's own settings; accumulation boundaries are set by hand, since the number of micro-batches varies."""
-    zero: dict = {"stage": config.zero_stage}
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    settings: dict = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
-        "steps_per_print": 2**31,
-    }
-    if training is not None:
-        settings["gradient_clipping"] = training.max_grad_norm or 0.0
-        parameters: dict = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-        if config.optimizer == "adamw":
-            parameters |= {"betas": training.betas, "torch_adam": not config.offload_optimizer}
-        settings["optimizer"] = {"type": {"adamw": "AdamW", "sgd": "SGD"}[config.optimizer], "params": parameters}
-    return settings
 
 
 def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ Padding goes to the right: under causal attention no real token sees it, so no a
 """
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 
 import numpy as np
@@ -16,11 +16,15 @@ from minirl.rollout import Sequence
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B sequences, N targets in all. input_ids, is_target: [B, L], right-padded with token 0. counts: [B], the targets of each."""
+    """B sequences, N targets in all. input_ids, is_target: [B, L], right-padded with token 0. lengths, counts: [B], the tokens and targets
+    of each. position_ids: [1, L] where the sequences are packed, one after another in a single row; None where they are not.
+    """
 
     input_ids: Tensor
     is_target: Tensor
+    lengths: Tensor
     counts: Tensor
+    position_ids: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -41,8 +45,17 @@ class MicroBatch:
         mask = self.mask()
         return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
+    def packed(self) -> "MicroBatch":
+        """The same sequences in one row without padding; `targets` and what is `predicting` them keep their order.
+
+        input_ids [[7, 8, 9], [4, 6, 0]], lengths [3, 2]   ->   input_ids [[7, 8, 9, 4, 6]], position_ids [[0, 1, 2, 0, 1]]
+        """
+        place = torch.arange(self.input_ids.shape[1], device=self.lengths.device).expand_as(self.input_ids)
+        real = place < self.lengths[:, None]
+        return replace(self, input_ids=self.input_ids[real][None], is_target=self.is_target[real][None], position_ids=place[real][None])
+
     def to(self, device: torch.device | str) -> "MicroBatch":
-        return MicroBatch(self.input_ids.to(device), self.is_target.to(device), self.counts.to(device))
+        return MicroBatch(self.input_ids.to(device), self.is_target.to(device), self.lengths.to(device), self.counts.to(device))
 
 
 EMPTY = Sequence(np.zeros(2, np.int64), np.zeros(2, bool))
@@ -57,7 +70,7 @@ def make_microbatch(sequences: Items[Sequence]) -> MicroBatch:
     for row, sequence in enumerate(sequences):
         input_ids[row, : len(sequence.tokens)] = torch.from_numpy(sequence.tokens.astype(np.int64))
         is_target[row, : len(sequence.tokens)] = torch.from_numpy(sequence.is_target.copy())
-    return MicroBatch(input_ids, is_target, is_target.sum(1))
+    return MicroBatch(input_ids, is_target, torch.tensor([len(s.tokens) for s in sequences]), is_target.sum(1))
 
 
 def split_by_tokens(indices: Items[int], lengths: Items[int], tokens_per_microbatch: int) -> list[list[int]]:

@@ -1,15 +1,12 @@
-"""What student and teacher say of each target token, over the whole vocabulary and without ever holding [tokens, vocabulary].
+"""What student and teacher say of a target token, over the whole vocabulary: the definitions, on rows of logits, float32 inside.
 
-`token_statistics` turns two rows of logits into a few numbers a token; `in_chunks` runs it over chunks of tokens and recomputes each
-chunk's logits in the backward pass, so that memory is chunk x vocabulary whatever the number of tokens. Float32 inside.
+Training never holds the logits of all tokens; `minirl.chunked_head` computes the same from hidden states.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -61,22 +58,6 @@ def token_statistics(
         teacher_logprobs=_pick(teacher, targets),
         teacher_log_normalizers=log_normalizers,
     )
-
-
-def in_chunks(function: Callable[..., TokenStatistics], chunk_tokens: int, *per_token: Tensor | None) -> TokenStatistics:
-    """Apply a function of [n, ...] tensors to chunks of at most `chunk_tokens` rows and join its fields; None arguments stay None.
-
-    At least one chunk is run, an empty one if need be: under ZeRO-3 every rank must touch the output head equally often.
-    """
-    rows = next(t for t in per_token if t is not None).shape[0]
-    pieces = []
-    for start in range(0, max(rows, 1), chunk_tokens):
-        chunk = [t if t is None else t[start : start + chunk_tokens] for t in per_token]
-        if torch.is_grad_enabled():
-            pieces.append(checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
-        else:
-            pieces.append(function(*chunk))
-    return TokenStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*pieces, strict=True)))
 
 
 def _pick(rows: Tensor, columns: Tensor) -> Tensor:

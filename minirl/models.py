@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minirl.errors import InputError
+from minirl.products import multiplied_narrow, product_into
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 FINGERPRINT_PARTS, FINGERPRINT_BYTES = 64, 16384
@@ -34,18 +35,29 @@ class OutputHead:
     vocabulary: int
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
-        weight = self.weight[: self.vocabulary].float()
-        bias = None if self.bias is None else self.bias[: self.vocabulary].float()
-        logits = nn.functional.linear(hidden.float(), weight, bias)
+        return self._finish(nn.functional.linear(hidden.float(), self.weight[: self.vocabulary].float()), temperature)
+
+    def logits_into(self, out: Tensor, hidden: Tensor, temperature: float = 1.0) -> None:
+        """The same into `out` [N, vocabulary], whose dtype is that of the result, float32 or wider; without gradient."""
+        product_into(out, hidden, self.weight[: self.vocabulary])
+        self._finish(out, temperature)
+
+    def _finish(self, logits: Tensor, temperature: float) -> Tensor:
+        """In place, and without the passes over [tokens, vocabulary] that most models can do without."""
+        if self.bias is not None:
+            logits += self.bias[: self.vocabulary]
         if self.soft_cap is not None:
-            logits = torch.tanh(logits * self.scale / self.soft_cap) * (self.soft_cap / temperature)
-        elif self.scale != temperature:  # a pass over [tokens, vocabulary] that most models can do without
-            logits = logits * (self.scale / temperature)
+            logits.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / temperature)
+        elif self.scale != temperature:
+            logits *= self.scale / temperature
         return logits
 
-    def to(self, device: torch.device | str) -> "OutputHead":
-        bias = None if self.bias is None else self.bias.to(device)
-        return OutputHead(self.weight.to(device), bias, self.scale, self.soft_cap, self.vocabulary)
+    def constant_on(self, device: torch.device | str) -> "OutputHead":
+        """The head for many products on this device: where they need a wide weight, it is widened here once."""
+        weight = self.weight.to(device)
+        if not multiplied_narrow(weight):
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(device))
 
 
 def head_scale(config: PretrainedConfig) -> float:
@@ -93,14 +105,17 @@ def check_supported(path: str, key: str) -> PretrainedConfig:
     return config
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True) -> PreTrainedModel:
-    """The model in training mode. dropout False sets every dropout rate to 0, so that training mode is evaluation mode."""
+def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None) -> PreTrainedModel:
+    """The model in training mode. dropout False sets every dropout rate to 0, so that training mode is evaluation mode.
+
+    attention: a kernel as transformers names it; None leaves the choice to it.
+    """
     config = AutoConfig.from_pretrained(path)
     if not dropout:
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype).train()
+    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention).train()
 
 
 def student_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:

@@ -11,6 +11,7 @@ Worked example, a prompt of 3 tokens and a response of 2 (the end token, 2, incl
 bfloat16 has no numpy type: a uint16 array holds its bits (`array_of`, `tensor_of`).
 """
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,8 +100,10 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `array_of`, copied, since arrays from the object store are read-only."""
-    tensor = torch.from_numpy(array.copy())
+    """The inverse of `array_of`, a view, to be read and never written: arrays from the object store are shared."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 

@@ -37,6 +37,15 @@ def test_values_of_targets_become_a_left_aligned_grid():
     assert BATCH.grid(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])).flatten().tolist() == torch.tensor([0.1, 0.2, 0.3, 0, 0.4, 0.5]).tolist()
 
 
+def test_packed_sequences_stand_in_one_row_and_keep_their_targets():
+    """Token 0 is padding in one place and a token in another: lengths tell them apart."""
+    packed = BATCH.packed()
+    assert packed.input_ids.tolist() == [[7, 8, 9, 5, 2, 4, 6, 3, 0, 11, 2]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
+    assert packed.targets.tolist() == BATCH.targets.tolist() and packed.counts.tolist() == BATCH.counts.tolist()
+    assert packed.predicting(torch.arange(11.0).view(1, 11, 1)).flatten().tolist() == [2, 3, 5, 7, 9]
+
+
 def test_the_gradient_passes_through_the_grid():
     values = torch.ones(5, requires_grad=True)
     (BATCH.grid(values) * torch.tensor([[1.0, 2.0], [3.0, 100.0], [4.0, 5.0]])).sum().backward()

@@ -1,6 +1,5 @@
-"""Full-vocabulary divergences: by hand, against the loop over the vocabulary, and the same however the tokens are cut into chunks."""
+"""Full-vocabulary divergences: by hand, and against the loop over the vocabulary."""
 
-import itertools
 import math
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minirl.divergence import TokenStatistics, forward_kl, in_chunks, reverse_kl, token_statistics
+from minirl.divergence import TokenStatistics, forward_kl, reverse_kl, token_statistics
 from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -130,108 +129,3 @@ def test_teacher_values_carry_no_gradient():
     statistics = token_statistics(student, torch.tensor([0, 1]), teacher)
     assert torch.autograd.grad(sum(statistics[:4]).sum(), teacher, allow_unused=True) == (None,)
     assert not statistics.teacher_logprobs.requires_grad and not statistics.teacher_log_normalizers.requires_grad
-
-
-# Chunks
-
-
-class Heads:
-    """Student and teacher as hidden states and output heads; statistics from them in chunks, or all at once by rows of logits."""
-
-    def __init__(self, tokens: int = TOKENS):
-        self.hidden, self.head = random(tokens, WIDTH, seed=1).requires_grad_(), random(VOCABULARY, WIDTH, seed=2).requires_grad_()
-        self.teacher_hidden, self.teacher_head = random(tokens, WIDTH + 1, seed=3), random(VOCABULARY, WIDTH + 1, seed=4)
-        self.targets = torch.arange(tokens) % VOCABULARY
-        self.widths: list[int] = []
-
-    def statistics(self, hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None) -> TokenStatistics:
-        self.widths.append(len(hidden))
-        return token_statistics(hidden @ self.head.T, targets, None if teacher_hidden is None else teacher_hidden @ self.teacher_head.T)
-
-    def in_chunks(self, chunk_tokens: int) -> TokenStatistics:
-        return in_chunks(self.statistics, chunk_tokens, self.hidden, self.targets, self.teacher_hidden)
-
-    def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.autograd.grad(loss, (self.hidden, self.head))
-
-
-@pytest.mark.parametrize("chunk_tokens", [1, 2, 3, TOKENS, 100])
-@pytest.mark.parametrize("name, function", [("reverse_kl", reverse_kl), ("forward_kl", forward_kl)])
-def test_chunks_equal_plain_rows_in_value_and_gradient(chunk_tokens, name, function):
-    heads, weights = Heads(), random(TOKENS, seed=5)
-    chunked = getattr(heads.in_chunks(chunk_tokens), name)
-    plain = function(heads.hidden @ heads.head.T, heads.teacher_hidden @ heads.teacher_head.T)
-    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
-    for got, expected in zip(heads.gradients((weights * chunked).sum()), heads.gradients((weights * plain).sum()), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
-
-
-def test_every_field_is_the_same_at_any_chunk_size():
-    reference = Heads().in_chunks(TOKENS)
-    for chunk_tokens in (1, 4):
-        for value, expected in zip(Heads().in_chunks(chunk_tokens), reference, strict=True):
-            torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
-
-
-def test_no_chunk_is_wider_than_asked_and_backward_recomputes_each():
-    heads = Heads()
-    statistics = heads.in_chunks(3)
-    assert heads.widths == [3, 3, 1]
-    heads.gradients(statistics.reverse_kl.sum())
-    assert sorted(heads.widths) == [1, 1, 3, 3, 3, 3]
-
-
-def test_a_token_without_weight_has_exactly_no_effect():
-    """Value and gradient of a weighted sum, whatever that token's states are, at a chunk of its own and beside others."""
-    for chunk_tokens in (1, 3):
-        results = []
-        for scale in (1.0, 1e3):
-            heads = Heads()
-            with torch.no_grad():
-                heads.hidden[4] *= scale
-                heads.teacher_hidden[4] *= scale
-            statistics = heads.in_chunks(chunk_tokens)
-            kept = torch.arange(TOKENS) != 4
-            loss = statistics.reverse_kl.masked_fill(~kept, 0.0).sum() - statistics.student_logprobs.masked_fill(~kept, 0.0).sum()
-            results.append((loss, *heads.gradients(loss)))
-        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-        assert (results[0][1][4] == 0).all()
-
-
-def test_no_tokens_still_touch_the_head():
-    """Under ZeRO-3 a worker without targets must run the head as the others do; its gradient is there, and nought."""
-    heads = Heads(tokens=0)
-    statistics = heads.in_chunks(3)
-    assert heads.widths == [0]
-    assert all(len(value) == 0 for value in statistics)
-    hidden, head = heads.gradients(statistics.reverse_kl.sum())
-    assert hidden.shape == (0, WIDTH) and (head == 0).all()
-
-
-def test_chunks_without_a_teacher_and_without_gradient():
-    heads = Heads()
-    with torch.no_grad():
-        statistics = in_chunks(heads.statistics, 3, heads.hidden, heads.targets, None)
-    assert statistics.reverse_kl is None
-    assert not statistics.student_logprobs.requires_grad
-    torch.testing.assert_close(statistics.student_logprobs, heads.in_chunks(3).student_logprobs.detach())
-
-
-def test_peak_memory_does_not_grow_with_tokens_times_vocabulary():
-    """Peak of forward and backward together, as the allocator tells it, at two numbers of tokens; without chunks it does grow."""
-    vocabulary = 5000
-    head, teacher_head = (random(vocabulary, WIDTH, seed=s).requires_grad_(s == 1) for s in (1, 2))
-
-    def statistics(hidden: Tensor, targets: Tensor) -> TokenStatistics:
-        return token_statistics(hidden @ head.T, targets, hidden.detach() @ teacher_head.T)
-
-    def peak(tokens: int, chunk_tokens: int) -> int:
-        hidden, targets = random(tokens, WIDTH, seed=3).requires_grad_(), torch.zeros(tokens, dtype=torch.int64)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            torch.autograd.grad(in_chunks(statistics, chunk_tokens, hidden, targets).reverse_kl.sum(), (hidden, head))
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
-
-    logits = 64 * vocabulary * 8  # bytes of one [tokens, V] in float64, for 64 tokens more
-    assert peak(96, chunk_tokens=8) - peak(32, chunk_tokens=8) < 0.1 * logits
-    assert peak(96, chunk_tokens=96) - peak(32, chunk_tokens=32) > 3 * logits

@@ -1,0 +1,36 @@
+"""What DeepSpeed and transformers are told, from the learner's configuration."""
+
+from transformers.utils import is_flash_attn_2_available
+
+from actors.config import LearnerConfig
+from minirl.config import OptimizerStageConfig
+
+
+def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
+    """DeepSpeed's own settings; accumulation boundaries are set by hand, since the number of micro-batches varies."""
+    zero: dict = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    settings: dict = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+    if training is not None:
+        settings["gradient_clipping"] = training.max_grad_norm or 0.0
+        parameters: dict = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        if config.optimizer == "adamw":
+            parameters["betas"] = training.betas
+            parameters |= {} if config.offload_optimizer else {"torch_adam": True, "fused": True}
+        settings["optimizer"] = {"type": {"adamw": "AdamW", "sgd": "SGD"}[config.optimizer], "params": parameters}
+    return settings
+
+
+def attention_kernel(config: LearnerConfig, device: str) -> str | None:
+    """What transformers is asked for; None leaves it the choice."""
+    if config.attention != "auto":
+        return config.attention
+    return "flash_attention_2" if device == "cuda" and config.dtype == "bfloat16" and is_flash_attn_2_available() else None

@@ -1,0 +1,235 @@
+"""The output heads of student and teacher and what they say of each target token, never with more than a chunk of logits in memory.
+
+One autograd function with its gradient written out: left to autograd, whole passes over [tokens, vocabulary] leave the cache and come
+from fresh memory, and cost more than the matrix products. A chunk's logits lie in workspaces that outlive the pass; all else is done in
+blocks of rows. The last chunk's logits are kept for the backward pass, which writes its gradient over them; those of earlier chunks are
+multiplied out again. Where a micro-batch's targets fit one chunk, nothing is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minirl.divergence import TokenStatistics
+from minirl.models import OutputHead
+from minirl.products import multiplied_narrow
+from minirl.row_blocks import RowBlocks, RowStatistics
+
+
+class Workspaces:
+    """Big buffers that outlive a pass on a CPU, where fresh memory costs more than the arithmetic done in it; an accelerator's
+    allocator keeps them itself. A buffer is lent to one asker at a time, another gets a fresh one, so that passes may overlap.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[str, Tensor] = {}
+
+    def take(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """At least `size` elements, flat, not initialised."""
+        buffer = self._free.pop(name, None)
+        if buffer is not None and buffer.numel() >= size and (buffer.dtype, buffer.device) == (dtype, device):
+            return buffer
+        del buffer  # lets go of the small one before there is a large one
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def give(self, name: str, buffer: Tensor) -> None:
+        """Give back what `take` lent; nobody may look at it any more."""
+        if buffer.device.type == "cpu":
+            self._free[name] = buffer
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """The constants of one pass. targets: [N]; teacher_hidden: [N, d_teacher], None without a teacher; keep: for a backward pass."""
+
+    targets: Tensor
+    teacher: OutputHead | None
+    teacher_hidden: Tensor | None
+    temperature: float
+    under_teacher: bool
+    chunk_tokens: int
+    workspaces: Workspaces
+    keep: bool
+
+    def chunks(self) -> list[slice]:
+        """At least one, an empty one if need be: under ZeRO-3 every rank must touch the output head."""
+        rows = len(self.targets)
+        return [slice(start, min(start + self.chunk_tokens, rows)) for start in range(0, max(rows, 1), self.chunk_tokens)]
+
+
+def head_statistics(
+    hidden: Tensor,
+    targets: Tensor,
+    student: OutputHead,
+    *,
+    chunk_tokens: int,
+    teacher: OutputHead | None = None,
+    teacher_hidden: Tensor | None = None,
+    temperature: float = 1.0,
+    under_teacher: bool = True,
+    workspaces: Workspaces | None = None,
+) -> TokenStatistics:
+    """`token_statistics` of the N targets, from hidden states [N, d] and heads; at most `chunk_tokens` rows of logits exist at once.
+
+    Differentiable once, by hidden and by the student's weight and bias; teacher values carry no gradient.
+    """
+    call = HeadCall(
+        targets, teacher, teacher_hidden, temperature, under_teacher, chunk_tokens, workspaces or Workspaces(), torch.is_grad_enabled()
+    )
+    return TokenStatistics(*_HeadStatistics.apply(hidden, student.weight, student.bias, student, call))
+
+
+class _HeadStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
+        logits, parts = _Logits(call, student.vocabulary, hidden), []
+        with widened(student, hidden, call.workspaces) as head:
+            for chunk in call.chunks():
+                logits.fill(chunk, hidden, head)
+                parts += _statistics_of(logits, call)
+        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+        if call.keep:
+            ctx.logits, ctx.rows, ctx.call, ctx.student = logits, rows, call, replace(student, weight=None, bias=None)
+            ctx.save_for_backward(hidden, weight, bias)
+        else:
+            logits.give_back()
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(t for t in (rows.teacher_logprobs, rows.teacher_log_normalizers) if t is not None))
+        return tuple(getattr(rows, name) for name in TokenStatistics._fields)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        student = replace(ctx.student, weight=weight, bias=bias)
+        logits, ctx.logits = ctx.logits or _Logits(ctx.call, student.vocabulary, hidden), None
+        total = _Gradients(hidden, student)
+        for chunk in reversed(ctx.call.chunks()):
+            if logits.chunk != chunk:
+                with widened(student, hidden, ctx.call.workspaces) as head:
+                    logits.fill(chunk, hidden, head)
+            total.add(chunk, _gradient_of(logits, ctx.rows, ctx.call, upstream, student))
+        logits.give_back()
+        return total.hidden, total.weight(), total.bias(), None, None
+
+
+class _Logits:
+    """The logits of one chunk at a time, [n, V] each, in borrowed workspaces."""
+
+    def __init__(self, call: HeadCall, width: int, hidden: Tensor):
+        self._call, self._width, self.chunk = call, width, None
+        names = ("student logits", "teacher logits")[: 1 if call.teacher_hidden is None else 2]
+        size = max((chunk.stop - chunk.start) for chunk in call.chunks()) * width
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        self._buffers = {name: call.workspaces.take(name, size, dtype, hidden.device) for name in names}
+
+    def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> None:
+        self.chunk, call = chunk, self._call
+        student.logits_into(self.student, hidden[chunk], call.temperature)
+        if call.teacher_hidden is not None:
+            call.teacher.logits_into(self.teacher, call.teacher_hidden[chunk], call.temperature)
+
+    @property
+    def student(self) -> Tensor:
+        return self._rows("student logits")
+
+    @property
+    def teacher(self) -> Tensor | None:
+        return None if self._call.teacher_hidden is None else self._rows("teacher logits")
+
+    def gradient(self, dtype: torch.dtype) -> Tensor:
+        """[n, V] over the student's logits, from the front: writing row i spoils no row of logits after it, since dtype is no wider."""
+        rows = self.student
+        return rows.view(-1).view(dtype)[: rows.numel()].view(rows.shape)
+
+    def give_back(self) -> None:
+        for name, buffer in self._buffers.items():
+            self._call.workspaces.give(name, buffer)
+        self._buffers = {}
+
+    def _rows(self, name: str) -> Tensor:
+        rows = self.chunk.stop - self.chunk.start
+        return self._buffers[name][: rows * self._width].view(rows, self._width)
+
+
+class _Gradients:
+    """The sums over chunks of d loss / d (hidden, weight, bias); products in the parameters' dtype, sums of several in float32."""
+
+    def __init__(self, hidden: Tensor, student: OutputHead):
+        self._rows, self._student = hidden, student
+        self.hidden = torch.empty_like(hidden)
+        self._weight, self._bias = None, None
+
+    def add(self, chunk: slice, gradient: Tensor) -> None:
+        """gradient: d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows."""
+        torch.mm(gradient, self._student.weight[: self._student.vocabulary], out=self.hidden[chunk])
+        weight = gradient.T @ self._rows[chunk]
+        self._weight = weight if self._weight is None else self._weight.to(torch.promote_types(weight.dtype, torch.float32)).add_(weight)
+        if self._student.bias is not None:
+            bias = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
+            self._bias = bias if self._bias is None else self._bias + bias
+
+    def weight(self) -> Tensor:
+        return _as_parameter(self._weight, self._student.weight)
+
+    def bias(self) -> Tensor | None:
+        return None if self._student.bias is None else _as_parameter(self._bias, self._student.bias)
+
+
+def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:
+    student, teacher, targets = logits.student, logits.teacher, call.targets[logits.chunk]
+    blocks = RowBlocks(student)
+    return [
+        blocks.statistics(student[rows], None if teacher is None else teacher[rows], targets[rows], under_teacher=call.under_teacher)
+        for rows in blocks.slices(len(student))
+    ]
+
+
+def _gradient_of(logits: _Logits, rows: RowStatistics, call: HeadCall, upstream: tuple[Tensor | None, ...], student: OutputHead) -> Tensor:
+    """d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows, in the weight's dtype and in place of the student's logits."""
+    chunk = logits.chunk
+    out, rows = logits.gradient(student.weight.dtype), _part(rows, chunk)
+    of_logprobs, of_reverse_kl, *of_teacher = (None if t is None else t[chunk] for t in upstream[:4])
+    nothing = torch.zeros_like(rows.student_logprobs)
+    of_teacher = [t for t in of_teacher if t is not None]
+    factors = (of_logprobs, of_reverse_kl, sum(of_teacher) if of_teacher else None)
+    chain = student.scale / call.temperature
+    a, b, c = (None if t is None else t * chain for t in factors)
+    a, b = (nothing if t is None else t for t in (a, b))
+    blocks = RowBlocks(logits.student)
+    for block in blocks.slices(len(out)):
+        z, t = logits.student[block], None if logits.teacher is None else logits.teacher[block]
+        gradient = blocks.gradient(
+            z, t, call.targets[chunk][block], _part(rows, block), a[block], b[block], None if c is None else c[block]
+        )
+        if student.soft_cap is not None:
+            gradient *= 1 - (z * (call.temperature / student.soft_cap)).square()
+        out[block] = gradient
+    return out
+
+
+def _part(rows: RowStatistics, part: slice) -> RowStatistics:
+    return RowStatistics(*(None if field is None else field[part] for field in rows))
+
+
+def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's dtype and shape: rows above the shared vocabulary get nothing."""
+    gradient = gradient.to(parameter.dtype)
+    if len(gradient) == len(parameter):
+        return gradient
+    return torch.cat([gradient, gradient.new_zeros(len(parameter) - len(gradient), *gradient.shape[1:])])
+
+
+@contextmanager
+def widened(head: OutputHead, hidden: Tensor, workspaces: Workspaces) -> Iterator[OutputHead]:
+    """The head for a pass of products: on a CPU its weight is widened once, and not once a chunk."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if multiplied_narrow(head.weight) or head.weight.dtype == dtype:
+        yield head
+        return
+    weight = head.weight[: head.vocabulary]
+    buffer = workspaces.take("student weight", weight.numel(), dtype, weight.device)
+    yield replace(head, weight=buffer[: weight.numel()].view(weight.shape).copy_(weight))
+    workspaces.give("student weight", buffer)
