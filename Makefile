@@ -1,4 +1,5 @@
-# make install | quickstart | test | test-fast | lint | format | clean. Every target but clean first makes .venv when it must.
+# make install | quickstart | test | test-fast | benchmark-trl | benchmark-plain | lint | format | clean.
+# Every target but clean first makes .venv when it must.
 #
 #   PYTHON  the CPython (3.11 or newer) that .venv is made with
 #   STACK   cpu: exactly the versions of requirements-cpu.txt;  cuda: the extra `cuda` of pyproject.toml.
@@ -12,6 +13,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PINS := requirements-cpu.txt
 STAMP := $(VENV)/.installed-$(STACK)
+TRL_VENV := .venv-trl
+TRL_PINS := tests/benchmarks/requirements-trl.txt
 
 # DeepSpeed calls ninja by name when it compiles a kernel on first use.
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -23,7 +26,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: install quickstart test test-fast lint format clean
+.PHONY: install quickstart test test-fast benchmark-trl benchmark-plain lint format clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -61,6 +64,23 @@ test: lint
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"
 
+# Beside what one would take instead, update by update in turn; PAIR is smollm2 or tiny, STEPS the timed updates.
+PAIR ?= smollm2
+STEPS ?= 5
+BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --steps $(STEPS) --contestants
+
+benchmark-trl: install $(TRL_VENV)/.installed
+	$(BESIDE) ours trl plain
+
+benchmark-plain: install
+	$(BESIDE) ours plain
+
+# TRL and this project want different versions of the same packages.
+$(TRL_VENV)/.installed: $(TRL_PINS)
+	$(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/python -m pip install -qq --disable-pip-version-check --requirement $(TRL_PINS)
+	@touch $@
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -71,4 +91,4 @@ format: install
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .hypothesis .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(TRL_VENV) build .pytest_cache .hypothesis .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,47 @@
+"""The one judge of all contestants' students: the exact reverse KL on each student's own samples, by plain Hugging Face in float32."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.benchmarks.plain import left_padded, position_ids, response_mask, sample
+from tests.benchmarks.turns import Job
+
+RESPONSES_PER_PASS = 16
+
+
+class Judge:
+    """KL(student || teacher) in nats per token, pooled over one response to each of the first `prompts` held-out prompts."""
+
+    def __init__(self, job: Job, prompts: int):
+        self.job, self.prompts = job, job.held_out[:prompts]
+        self.teacher = load(job.teacher)
+
+    @torch.no_grad()
+    def reverse_kl(self, student: Path) -> float:
+        """Sampled at temperature 1 from the same seed for every student."""
+        model, total, tokens = load(student), 0.0, 0
+        torch.manual_seed(self.job.seed)
+        for first in range(0, len(self.prompts), RESPONSES_PER_PASS):
+            prompts, starts = left_padded(self.prompts[first : first + RESPONSES_PER_PASS])
+            sequences = sample(model, prompts, starts, self.job)
+            mask = response_mask(sequences[:, prompts.shape[1] :], self.job.end_tokens)
+            attention = torch.cat([starts, mask], dim=1)
+            log_q = log_probs(model, sequences, attention, mask.shape[1])
+            log_p = log_probs(self.teacher, sequences, attention, mask.shape[1])
+            total += float(((log_q.exp() * (log_q - log_p)).sum(-1) * mask).sum())
+            tokens += int(mask.sum())
+        return total / tokens
+
+
+def load(directory: str | Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def log_probs(model: PreTrainedModel, tokens: Tensor, attention: Tensor, last: int) -> Tensor:
+    """[responses, last, vocabulary]: of the last tokens."""
+    positions = position_ids(attention)
+    logits = model(tokens, attention_mask=attention, position_ids=positions, logits_to_keep=last + 1, use_cache=False).logits
+    return logits[:, :-1].float().log_softmax(-1)

@@ -1,0 +1,125 @@
+"""What the contestants compete on: a teacher, a student and prompts, made from nothing but packages and seeds."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from launch.config import RunConfig
+from launch.prepare import EMBEDDED_TEACHER, Prepared, prepare
+from minirl.config import read_config
+from minirl.cursor import Cursor
+from minirl.seeds import derive_seed
+from tests.benchmarks.turns import Job
+from tests.tiny import tiny_model
+
+SEED = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """models: given a directory, the keys `teacher.model`, `student` and `data.train` of a run's config."""
+
+    about: str
+    models: Callable[[Path], dict]
+    dtype: str
+    prompts: int
+    prompt_tokens: int
+    response_tokens: int
+    learning_rate: float
+    kv_cache_gib: float = 0.5
+
+
+def smollm2(directory: Path) -> dict:
+    return {"teacher": EMBEDDED_TEACHER, "student": {"layers": list(range(0, 30, 4))}, "train": "embedded:chatterbot"}
+
+
+def tiny(directory: Path) -> dict:
+    teacher = tiny_model(directory / "teacher", vocab=8192, hidden=384, layers=7, heads=6, seed=1)
+    student = tiny_model(directory / "student", vocab=8192, hidden=256, layers=2, heads=4, seed=2)
+    return {"teacher": teacher, "student": {"model": student}, "train": random_prompts(directory, 8192, 400, 32)}
+
+
+def smallest(directory: Path) -> dict:
+    teacher = tiny_model(directory / "teacher", vocab=256, layers=2, seed=1)
+    student = tiny_model(directory / "student", vocab=256, layers=1, seed=2)
+    return {"teacher": teacher, "student": {"model": student}, "train": random_prompts(directory, 256, 60, 8)}
+
+
+# `smallest` is for the test of this comparison.
+PAIRS = {
+    "smollm2": Pair("SmolLM2-135M-Instruct, student of its layers 0, 4, ..., 28 (56.6M)", smollm2, "bfloat16", 32, 128, 64, 1e-4),
+    "tiny": Pair("random Llamas of 16M and 4M", tiny, "float32", 64, 40, 128, 1e-3),
+    "smallest": Pair("random Llamas of 0.1M", smallest, "float32", 8, 12, 8, 1e-3, 0.0625),
+}
+
+
+def random_prompts(directory: Path, vocabulary: int, count: int, longest: int) -> str:
+    draw = np.random.default_rng(0)
+    words = [draw.integers(6, vocabulary, draw.integers(longest // 4, longest)) for _ in range(count)]
+    file = directory / "prompts.jsonl"
+    records = ({"prompt": " ".join(f"t{word}" for word in line), "completion": "t6"} for line in words)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(file)
+
+
+def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
+    """Write the models, the prompts and the config into `directory`, and say the work of `updates` updates in token ids."""
+    pair = PAIRS[name]
+    (directory / "ours").mkdir(parents=True, exist_ok=True)
+    config = directory / "run.yaml"
+    config.write_text(yaml.safe_dump(_settings(pair, updates, threads, directory)))
+    prepared = prepare(read_config(RunConfig, config, []))
+    prompts = [example.prompt.tokens.tolist() for example in prepared.data.train]
+    cursor = Cursor(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the driver takes them
+    taken = [[prompts[index] for index in cursor.next(pair.prompts)] for _ in range(updates)]
+    return Job(
+        student=prepared.student,
+        teacher=prepared.teacher,
+        dtype=pair.dtype,
+        updates=taken,
+        texts=[[_text(prepared, prompt) for prompt in update] for update in taken],
+        held_out=[example.prompt.tokens.tolist() for example in prepared.data.test],
+        end_tokens=list(prepared.end_tokens),
+        max_response_tokens=pair.response_tokens,
+        learning_rate=pair.learning_rate,
+        seed=SEED,
+        config=str(config),
+        directory=str(directory),
+    )
+
+
+def _settings(pair: Pair, updates: int, threads: int, directory: Path) -> dict:
+    """One update from each iteration's samples, no mixture, no pre-training loss: what all contestants can do."""
+    models = pair.models(directory)
+    role = {"dtype": pair.dtype}
+    engine = role | {"kv_cache_gib": pair.kv_cache_gib}
+    return {
+        "directory": str(directory / "ours"),
+        "seed": SEED,
+        "teacher": {"model": models["teacher"]} | engine,
+        "student": models["student"],
+        "data": {
+            "train": models["train"],
+            "max_prompt_tokens": pair.prompt_tokens,
+            "max_response_tokens": pair.response_tokens,
+        },
+        "objective": {"pretrain_coefficient": 0.0},
+        "rollout": engine,
+        "learner": role,
+        "cluster": {"device": "cpu", "threads_per_worker": threads},
+        "stages": {
+            "distill": {"iterations": updates, "prompts_per_iteration": pair.prompts, "learning_rate": pair.learning_rate},
+        },
+    }
+
+
+def _text(prepared: Prepared, prompt: list[int]) -> str:
+    """For a contestant that is given text: it must become the same tokens again."""
+    text = prepared.tokenizer.decode(prompt)
+    if prepared.tokenizer(text)["input_ids"] != prompt:
+        raise ValueError(f"the prompt {text!r} is not the same in tokens and as text")
+    return text

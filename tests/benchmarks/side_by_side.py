@@ -1,0 +1,183 @@
+"""minillm-ray beside what one would take instead: TRL's MiniLLM trainer, and a plain single-process loop.
+
+    python -m tests.benchmarks.side_by_side --pair smollm2 --steps 5 --contestants ours trl plain --out runs/side_by_side
+
+Same machine, models, prompts, lengths and threads. The contestants stand side by side and take one update each in turn, so that a change
+in the machine meets all of them. `--quality N` goes on to N updates and then judges students of all on their way.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from minirl.report import Table
+from tests.benchmarks import comparison
+from tests.benchmarks.comparison import Figures, Point
+from tests.benchmarks.contestants import MODULES, ROOT, Contestant, python_of
+from tests.benchmarks.pairs import PAIRS, make_job
+from tests.benchmarks.turns import Job
+
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    updates: int
+    seconds: float
+    directory: Path
+
+
+class SideBySide:
+    """exports: the numbers of updates after which the students are kept."""
+
+    def __init__(self, arguments: argparse.Namespace, console: Console):
+        self.arguments, self.console = arguments, console
+        self.directory = arguments.out / arguments.pair
+        self.updates = max(WARM_UP + arguments.steps, arguments.quality)
+        parts = arguments.quality_points
+        self.exports = {arguments.quality * part // parts for part in range(1, parts + 1)} if arguments.quality else set()
+        self.job = make_job(arguments.pair, self.updates, arguments.threads, self.directory)
+        self.file = self.directory / "job.json"
+        self.job.write(self.file)
+        self.kept: dict[str, list[Exported]] = {}
+
+    def run(self) -> dict[str, Figures]:
+        with ExitStack() as started:
+            contestants = []
+            for name in self.arguments.contestants:
+                self.console.print(f"starting {name}")
+                contestant = Contestant(name, self.file, self.arguments.threads, python_of(name))
+                started.callback(contestant.stop)
+                contestant.wait_ready()
+                contestants.append(contestant)
+            idle = {contestant.name: 0.0 for contestant in contestants}
+            for number in range(1, self.updates + 1):
+                self._round(number, contestants, idle)
+            waited = sum(turn.seconds for c in contestants for turn in c.turns[WARM_UP:])
+            return {
+                c.name: Figures(
+                    c.turns[WARM_UP:], c.peak_bytes, idle[c.name] / max(1e-9, waited - sum(t.seconds for t in c.turns[WARM_UP:]))
+                )
+                for c in contestants
+            }
+
+    def _round(self, number: int, contestants: list[Contestant], idle: dict[str, float]) -> None:
+        for contestant in contestants:
+            others = [other for other in contestants if other is not contestant]
+            before = [other.cpu_seconds() for other in others]
+            contestant.update()
+            if number > WARM_UP:
+                for other, computed in zip(others, before, strict=True):
+                    idle[other.name] += other.cpu_seconds() - computed
+            if number in self.exports:
+                seconds = sum(turn.seconds for turn in contestant.turns)
+                student = contestant.export(self.directory / "students" / f"{contestant.name}-{number}")
+                self.kept.setdefault(contestant.name, []).append(Exported(number, seconds, student))
+        took = ", ".join(f"{c.name} {c.turns[-1].seconds:.2f} s" for c in contestants)
+        self.console.print(f"update {number} of {self.updates}: {took}")
+        self._check_same_prompts(contestants)
+
+    def _check_same_prompts(self, contestants: list[Contestant]) -> None:
+        given = {(c.turns[-1].worked.samples, c.turns[-1].worked.prompt_tokens) for c in contestants}
+        if len(given) != 1:
+            raise RuntimeError(f"the contestants did not get the same prompts: (samples, prompt tokens) were {sorted(given)}")
+
+    def curves(self) -> dict[str, list[Point]]:
+        """Judged after all contestants have ended, each from the same initial student."""
+        from tests.benchmarks.held_out import Judge
+
+        judge = Judge(self.job, self.arguments.quality_prompts)
+        first = Point(0, 0.0, judge.reverse_kl(Path(self.job.student)))
+        curves = {}
+        for name, kept in self.kept.items():
+            self.console.print(f"judging the students of {name}")
+            curves[name] = [first, *(Point(one.updates, one.seconds, judge.reverse_kl(one.directory)) for one in kept)]
+        return curves
+
+
+def about(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
+    pair = PAIRS[arguments.pair]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    given = sys.argv[1:] if arguments.out is not None else []
+    return {
+        "pair": pair.about,
+        "work": f"{pair.prompts} prompts of {sum(map(len, job.updates[0])) / pair.prompts:.0f} tokens on average, at most "
+        f"{pair.response_tokens} new tokens each, one optimizer step; {pair.dtype}, learning rate {pair.learning_rate:g}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {arguments.threads} threads each",
+        "date": str(date.today()),
+        "commit": commit + (" with changes not committed" if changed else ""),
+        "command": f"python -m tests.benchmarks.side_by_side {' '.join(given)}",
+    }
+
+
+def _processor() -> str:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def shown(table: Table) -> RichTable:
+    rich = RichTable(table.columns[0], title=table.title, title_justify="left", box=SIMPLE_HEAD)
+    for name in table.columns[1:]:
+        rich.add_column(name, justify="right")
+    for row in table.rows:
+        rich.add_row(*row)
+    return rich
+
+
+def save(directory: Path, described: dict[str, str], tables: list[Table], figures: dict[str, Figures], curves: dict) -> None:
+    facts = [f"- {name}: {value}" for name, value in described.items()]
+    text = ["# Side by side", "", *facts, "", *map(comparison.markdown, tables)]
+    (directory / "side_by_side.md").write_text("\n".join(text))
+    values = {
+        "about": described,
+        "figures": {name: asdict(found) for name, found in figures.items()},
+        "curves": {name: [asdict(point) for point in curve] for name, curve in curves.items()},
+    }
+    (directory / "side_by_side.json").write_text(json.dumps(values, indent=1))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pair", choices=PAIRS, default="smollm2")
+    parser.add_argument("--steps", type=int, default=5, help="timed updates, after one to warm up")
+    parser.add_argument("--contestants", nargs="+", choices=MODULES, default=["ours", "trl", "plain"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each contestant")
+    parser.add_argument("--quality", type=int, default=0, help="go on to so many updates, then judge the students")
+    parser.add_argument("--quality-points", type=int, default=4, help="students of each contestant that are judged")
+    parser.add_argument("--quality-prompts", type=int, default=64, help="held-out prompts")
+    parser.add_argument("--target", type=float, help="reverse KL whose time is told; without it, the lowest that all reached")
+    parser.add_argument("--out", type=Path, default=Path("runs/side_by_side"))
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    arguments, console = parse(), Console()
+    arguments.out = arguments.out.resolve()
+    run = SideBySide(arguments, console)
+    figures = run.run()
+    tables = [comparison.speed_table(figures)] + ([comparison.ratio_table(figures)] if "ours" in figures else [])
+    curves = run.curves() if arguments.quality else {}
+    if curves:
+        target = arguments.target or comparison.common_target(curves)
+        tables.append(comparison.quality_table(curves, target))
+        comparison.picture(curves, target, PAIRS[arguments.pair].about, run.directory / "side_by_side.png")
+    save(run.directory, about(arguments, run.job), tables, figures, curves)
+    for table in tables:
+        console.print(shown(table))
+    console.print(f"written to {run.directory}")
+
+
+if __name__ == "__main__":
+    main()

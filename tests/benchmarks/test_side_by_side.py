@@ -1,0 +1,35 @@
+"""The comparison in its smallest form: minillm-ray and the plain loop, one timed update each. How fast they are is not asserted."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.contestants import ROOT
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 240
+
+
+def test_contestants_take_turns_on_the_same_prompts_and_are_judged_alike(tmp_path):
+    options = ["--pair", "smallest", "--steps", "1", "--contestants", "ours", "plain", "--quality", "2", "--quality-points", "1"]
+    command = [sys.executable, "-m", "tests.benchmarks.side_by_side", *options, "--quality-prompts", "4", "--out", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    report = json.loads((tmp_path / "smallest" / "side_by_side.json").read_text())
+    assert list(report["figures"]) == ["ours", "plain"]
+    for found in report["figures"].values():
+        (turn,) = found["turns"]
+        assert turn["seconds"] > 0 and found["peak_bytes"] > 50e6
+        assert turn["worked"]["samples"] == 8
+        assert 8 <= turn["worked"]["response_tokens"] <= 64
+    ours, plain = report["curves"]["ours"], report["curves"]["plain"]
+    assert ours[0] == plain[0] and [point["updates"] for point in ours] == [0, 2]
+    assert ours[1]["reverse_kl"] != ours[0]["reverse_kl"] != plain[1]["reverse_kl"]  # both have learnt
+    text = (tmp_path / "smallest" / "side_by_side.md").read_text()
+    assert "| ours / plain |" in text and "seconds to" in text
+    assert (tmp_path / "smallest" / "side_by_side.png").stat().st_size > 0
