@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -64,13 +63,14 @@ class SideBySide:
             idle = {contestant.name: 0.0 for contestant in contestants}
             for number in range(1, self.updates + 1):
                 self._round(number, contestants, idle)
-            waited = sum(turn.seconds for c in contestants for turn in c.turns[WARM_UP:])
-            return {
-                c.name: Figures(
-                    c.turns[WARM_UP:], c.peak_bytes, idle[c.name] / max(1e-9, waited - sum(t.seconds for t in c.turns[WARM_UP:]))
-                )
-                for c in contestants
-            }
+        timed = {contestant.name: contestant.turns[WARM_UP:] for contestant in contestants}
+        total = sum(turn.seconds for turns in timed.values() for turn in turns)
+        found = {}
+        for contestant in contestants:
+            waited = total - sum(turn.seconds for turn in timed[contestant.name])
+            share = idle[contestant.name] / waited if waited else 0.0
+            found[contestant.name] = Figures(timed[contestant.name], contestant.peak_bytes, share)
+        return found
 
     def _round(self, number: int, contestants: list[Contestant], idle: dict[str, float]) -> None:
         for contestant in contestants:
@@ -110,7 +110,8 @@ def about(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     pair = PAIRS[arguments.pair]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    given = sys.argv[1:] if arguments.out is not None else []
+    quality = f" --quality {arguments.quality}" if arguments.quality else ""
+    given = f"--pair {arguments.pair} --steps {arguments.steps}{quality} --contestants {' '.join(arguments.contestants)}"
     return {
         "pair": pair.about,
         "work": f"{pair.prompts} prompts of {sum(map(len, job.updates[0])) / pair.prompts:.0f} tokens on average, at most "
@@ -118,7 +119,7 @@ def about(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, {arguments.threads} threads each",
         "date": str(date.today()),
         "commit": commit + (" with changes not committed" if changed else ""),
-        "command": f"python -m tests.benchmarks.side_by_side {' '.join(given)}",
+        "command": f"python -m tests.benchmarks.side_by_side {given}",
     }
 
 
