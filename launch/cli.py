@@ -75,6 +75,7 @@ def bench(
     console = Console()
     with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
         measurements, about = Bench(prepare(settings), iterations, panel).run()
+        about = {"config": " ".join([str(config), *(overrides or [])])} | about
         files = save(directory / "bench", measurements, about)
     for table in tables(measurements):
         console.print(shown(table))

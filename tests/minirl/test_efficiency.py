@@ -21,6 +21,7 @@ def test_on_own_devices_the_limit_is_the_slowest_role():
 def test_work_alone_counts_by_tokens_where_the_loop_had_longer_responses():
     longer = measurements(iterations=[record(**{"rollout/response_tokens": 800.0})])
     assert ratios(longer)["efficiency"].value == pytest.approx((4 + 0.6 + 3) / 7)
+    assert longer.alone_seconds("rollout") == pytest.approx(4.0)
 
 
 def test_epochs_are_the_learners_work():
@@ -65,6 +66,7 @@ def test_medians_do_not_see_one_odd_iteration():
     odd = record(**{"time/iteration": 700.0, "rollout/busy_seconds": 0.1})
     three = measurements(iterations=[record(), odd, record()])
     assert ratios(three)["efficiency"].value == ratios(measurements())["efficiency"].value
+    assert three.loop("time/iteration") == 7.0 and three.verb_seconds()["driver"] == pytest.approx(0.05)
     assert three.idle("rollout") == measurements().idle("rollout") == pytest.approx(1 - 2.1 / 7)
 
 
