@@ -1,6 +1,7 @@
 """One iteration's rollouts on their way: sampled by one group, scored by another as they finish."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -47,7 +48,8 @@ class ScoringCall:
 class Collection:
     """Watches sampling and scoring from a thread of its own, so that both go on while the driver waits for something else.
 
-    teacher None: the rollouts are not scored. A failure on the way is raised by `sampled` or `scores`.
+    teacher None: the rollouts are not scored. A failure on the way is raised by `sampled` or `scores`. cpu_seconds: of that thread, once
+    all is scored.
     """
 
     def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: "TeacherGroup | None"):
@@ -87,6 +89,7 @@ class Collection:
             while self.teacher and (self._unscored or self._asked):
                 self._hand_out()
                 self._advance()
+            self.cpu_seconds = time.thread_time()
             self._all_scored.set_result(_in_order(self._scores, self.count if self.teacher else 0))
         except BaseException as error:  # also what only ends this thread: whoever waits must hear of it
             for future in (self._all_sampled, self._all_scored):

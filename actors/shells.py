@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Ref = ray.ObjectRef
 MicroBatches = list[list[Entry | OnPolicyItem | SupervisedItem]]
-PARCELS = 8  # of a call, at least, where it has so many requests
+PARCELS = 4  # of a call, at least, where it has so many requests
 
 
 class Shell:

@@ -69,14 +69,15 @@ class Simulation:
             driver = self._driver(scale, warm_up + MEASURED, metrics)
             clock = []
             for progress in driver.run():
-                clock.append((time.monotonic(), time.process_time()))
+                clock.append((time.monotonic(), time.process_time(), time.thread_time()))
                 if progress.iteration == warm_up + MEASURED:
                     break
             for begun in driver.begun:  # iterations that were sampled ahead
                 begun.collection.scores()
             driver.publication.wait()
         journals = {role: by_worker(group) for role, group in zip(ROLES, self.groups, strict=True)}
-        return found_in(scale, records[warm_up:], clock[warm_up - 1 :], journals)
+        collecting = [one.cpu_seconds for one in self.groups[0].collections[warm_up : warm_up + MEASURED]]
+        return found_in(scale, records[warm_up:], clock[warm_up - 1 :], float(np.mean(collecting)), journals)
 
     def _driver(self, scale: Scale, iterations: int, metrics: MetricsLog) -> Driver:
         draw, prompts = np.random.default_rng(0), scale.rollouts // SAMPLES_PER_PROMPT

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from minirl.checkpoint import write_json
+from minirl.efficiency import ROLES, VERBS
 from minirl.report import Table
 from tests.benchmarks.sleeping import Call, Many, Sleeps
 
-ROLES = ("rollout", "teacher", "learner")
 WORKERS_BY_ROLE = {"rollout": 1, "teacher": 4, "learner": 4}  # so many rollout workers to one of these
 PROMPT_TOKENS, RESPONSE_TOKENS = 128, 256  # responses: at most
 MEAN_TOKENS = PROMPT_TOKENS + 0.625 * RESPONSE_TOKENS
 HIDDEN, WEIGHT_BYTES, BUCKETS = 1600, 2 * 124_439_808, 4  # GPT-2 XL teaches GPT-2; right-shaped up to SHAPED workers
-SHAPED, SHRUNK_HIDDEN, SHRUNK_WEIGHTS = 8, 384, 4 * 2**20  # the objects stay too large to travel within messages
+SHAPED, SHRUNK_HIDDEN, SHRUNK_WEIGHTS = 8, 128, 4 * 2**20  # a parcel stays too large to travel within a message
 # Seconds of the slowest role, as shares by role: which one is slowest.
 CASES = {"sampling": (1.0, 0.6, 0.8), "learning": (0.6, 0.6, 1.0), "none": (1.0, 1.0, 1.0)}
 
@@ -57,7 +57,8 @@ class Scale:
 class Found:
     """Means over the measured iterations.
 
-    iteration: seconds. alone: seconds of each role's work, as configured. driver_cpu: seconds of all threads of the driver's process.
+    iteration: seconds. alone: seconds of each role's work, as configured. verbs: seconds that the driver waited in each.
+    driver_own: seconds of CPU of the driver's loop and of its collection. driver_cpu: the same with all of Ray's threads beside it.
     driver_alone: seconds in which no worker of any role did anything. idle: of a role's workers, as a share of the iteration. delay: by
     role, seconds from when a call was made and its worker free to when it began, median and 95th percentile. stored: bytes that went
     through the object store. real: the same with payloads of the real shape.
@@ -66,6 +67,8 @@ class Found:
     scale: Scale
     iteration: float
     alone: dict[str, float]
+    verbs: dict[str, float]
+    driver_own: float
     driver_cpu: float
     driver_alone: float
     idle: dict[str, float]
@@ -89,8 +92,12 @@ def by_worker(group: Many) -> dict[int, list[Call]]:
     return journal
 
 
-def found_in(scale: Scale, records: list[dict], clock: list[tuple[float, float]], journals: dict[str, dict[int, list[Call]]]) -> Found:
-    (start, cpu_start), (end, cpu_end) = clock[0], clock[-1]
+Clock = tuple[float, float, float]  # seconds: monotonic, of CPU of this process, of CPU of the driver's main thread
+
+
+def found_in(scale: Scale, records: list[dict], clock: list[Clock], collecting: float, journals: dict[str, dict[int, list[Call]]]) -> Found:
+    """records: of the measured iterations; clock: before the first and after each; collecting: CPU seconds of a collection's thread."""
+    (start, cpu_start, own_start), (end, cpu_end, own_end) = clock[0], clock[-1]
     count, sleeps = len(records), scale.sleeps
     tokens, responses = (float(np.mean([record[key] for record in records])) for key in ("rollout/tokens", "rollout/response_tokens"))
     alone = {
@@ -105,6 +112,8 @@ def found_in(scale: Scale, records: list[dict], clock: list[tuple[float, float]]
         scale=scale,
         iteration=(end - start) / count,
         alone=alone,
+        verbs={verb: float(np.mean([record[f"time/{verb}"] for record in records])) for verb in VERBS},
+        driver_own=(own_end - own_start) / count + collecting,
         driver_cpu=(cpu_end - cpu_start) / count,
         driver_alone=(end - start - covered([span for found in spans.values() for span in found])) / count,
         idle={role: 1 - busy[role] / (end - start) / scale.workers_of(role) for role in ROLES},
@@ -160,6 +169,7 @@ def tables(found: list[Found]) -> list[Table]:
     costs = [
         (
             *name,
+            f"{f.per_rollout(f.driver_own):.2f}",
             f"{f.per_rollout(f.driver_cpu):.2f}",
             f"{f.per_rollout(f.driver_alone):.2f}",
             *("{:.0f} / {:.0f}".format(*(1000 * d for d in f.delay[role])) for role in ROLES),
@@ -170,7 +180,7 @@ def tables(found: list[Found]) -> list[Table]:
     first = ("rollouts", "slowest", "stale")
     return [
         Table("Iterations, in seconds; idle workers", (*first, "alone", "iteration", "effic.", *ROLES), times),
-        Table("Driver, in ms a rollout; delay of calls, in ms, median / 95 %", (*first, "CPU", "alone", *ROLES), costs),
+        Table("Driver, in ms a rollout; delay of calls, in ms, median / 95 %", (*first, "own", "CPU", "alone", *ROLES), costs),
         Table("Object store, in MiB an iteration", ("workers", "stored here", "with real shapes"), list(sizes.values())),
     ]
 

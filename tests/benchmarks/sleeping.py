@@ -15,7 +15,8 @@ import numpy as np
 import ray
 import torch
 
-from actors.config import ClusterConfig, EngineConfig, LearnerConfig, LearnerSetup, RolloutConfig, TeacherConfig
+from actors.collection import Collection
+from actors.config import ClusterConfig, LearnerConfig, LearnerSetup, RolloutConfig, TeacherConfig
 from actors.group import Group
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from actors.shells import LearnerShell, RolloutShell, TeacherShell
@@ -77,7 +78,7 @@ class Sleeper:
 
 
 class SleepingRollout(Sleeper, RolloutShell):
-    def __init__(self, config: EngineConfig, device: str, threads: int):
+    def __init__(self, **engine: Any):
         pass
 
     def begin_update(self) -> None:
@@ -116,7 +117,7 @@ class SleepingRollout(Sleeper, RolloutShell):
 
 
 class SleepingTeacher(Sleeper, TeacherShell):
-    def __init__(self, config: EngineConfig, device: str, threads: int):
+    def __init__(self, **engine: Any):
         pass
 
     def score(self, sequences: list[Sequence]) -> list[TeacherScores]:
@@ -217,6 +218,15 @@ class Many(Group):
 
 class Rollouts(Many, RolloutGroup):
     shell = SleepingRollout
+    collections: list[Collection]
+
+    def begin(self, *arguments: Any, **options: Any) -> Collection:
+        self.collections.append(super().begin(*arguments, **options))
+        return self.collections[-1]
+
+    def stand_for(self, workers: int, sleeps: Sleeps) -> None:
+        super().stand_for(workers, sleeps)
+        self.collections = []
 
 
 class Teachers(Many, TeacherGroup):

@@ -54,7 +54,7 @@ def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
 
 def test_growth_is_the_exponent_over_sizes():
     """Four times the rollouts for eight times the seconds: the power 3/2."""
-    base = Found(Scale(8, 4, "sampling", 1, 1.0), 1.0, {}, 2.0, 0.0, {}, {}, 0.0, 0.0)
+    base = Found(Scale(8, 4, "sampling", 1, 1.0), 1.0, {}, {}, 1.0, 2.0, 0.0, {}, {}, 0.0, 0.0)
     assert growth([base, replace(base, scale=Scale(32, 4, "sampling", 1, 1.0), driver_cpu=16.0)]) == pytest.approx(1.5)
     assert growth([base]) is None
 
