@@ -4,6 +4,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from actors.config import LearnerConfig
 from minirl.config import OptimizerStageConfig
+from minirl.errors import InputError
 
 
 def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
@@ -30,7 +31,13 @@ def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | Non
 
 
 def attention_kernel(config: LearnerConfig, device: str) -> str | None:
-    """What transformers is asked for; None leaves it the choice."""
+    """What transformers is asked for; None leaves it the choice. Raises InputError where flash attention is wanted and cannot run."""
+    flash = device == "cuda" and config.dtype == "bfloat16" and is_flash_attn_2_available()
+    if config.attention == "flash_attention_2" and not flash:
+        raise InputError(
+            "learner.attention: flash_attention_2 needs a GPU, learner.dtype: bfloat16 and the package flash-attn; "
+            "install it, or set learner.attention: auto"
+        )
     if config.attention != "auto":
         return config.attention
-    return "flash_attention_2" if device == "cuda" and config.dtype == "bfloat16" and is_flash_attn_2_available() else None
+    return "flash_attention_2" if flash else None
