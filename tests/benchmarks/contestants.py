@@ -19,7 +19,7 @@ from tests.benchmarks.turns import Worked
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 900.0
-SAMPLE_S = 0.5  # between two looks at a contestant's memory
+LOOK_S = (0.25, 2.0)  # between two looks at a contestant's memory, until its first update is done and after: a look costs it 0.05 s
 MODULES = {"ours": "ours", "trl": "trl_minillm", "plain": "plain"}
 
 
@@ -96,7 +96,7 @@ class Contestant:
         over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(SAMPLE_S):
+            while not over.wait(LOOK_S[bool(self.turns)]):
                 self.peak_bytes = max(self.peak_bytes, sum(memory.pss for memory in self._each("memory_full_info")))
 
         thread = threading.Thread(target=watch)
