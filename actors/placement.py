@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -54,10 +55,35 @@ def bundle(config: EngineConfig | LearnerConfig, device: str) -> dict[str, float
     return reserved | {"GPU": devices} if device == "cuda" else reserved
 
 
-def threads_of(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> int:
-    """Compute threads of each worker: the roles take turns, so one role's workers share a machine's cores."""
+@dataclass(frozen=True)
+class CoreShare:
+    """What the workers of a role may use of a machine's cores. threads: of each process; cores: of each worker, None for all."""
+
+    threads: int
+    cores: tuple[tuple[int, ...], ...] | None = None
+
+
+def in_turn(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> CoreShare:
+    """For roles that take turns: the workers of one share all cores."""
     processes = role.workers * getattr(role, "tensor_parallel", 1)
-    return config.threads_per_worker or max(1, (os.cpu_count() or 1) // processes)
+    return CoreShare(config.threads_per_worker or max(1, (os.cpu_count() or 1) // processes))
+
+
+def at_once(config: ClusterConfig, roles: dict[str, EngineConfig | LearnerConfig], cores: Sequence[int]) -> dict[str, CoreShare]:
+    """For roles that compute at the same time (`max_staleness` above 0 on a CPU): half of the cores for the learner, the rest for the
+    other two, which share it where it is a single one. Each worker is kept on cores of its own where there are enough.
+    """
+    first = max(1, len(cores) - len(cores) // 2)
+    engines, learner = cores[:first], cores[first:] or cores
+    middle = -(-len(engines) // 2)
+    own = {"rollout": engines[:middle], "teacher": engines[middle:] or engines, "learner": learner}
+    return {name: _dealt(config, role, own[name]) for name, role in roles.items()}
+
+
+def _dealt(config: ClusterConfig, role: EngineConfig | LearnerConfig, cores: Sequence[int]) -> CoreShare:
+    each = max(1, len(cores) // role.workers)
+    dealt = tuple(tuple(cores[(worker * each + i) % len(cores)] for i in range(each)) for worker in range(role.workers))
+    return CoreShare(config.threads_per_worker or max(1, each // getattr(role, "tensor_parallel", 1)), dealt)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -67,6 +93,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "KMP_BLOCKTIME": "0",  # idle threads of one role must not spin while another computes
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "10000",  # a fraction of a millisecond: parallel parts follow one another fast, and then the core is free
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -16,7 +16,7 @@ from actors.collection import Collection, SamplingCall
 from actors.config import ClusterConfig, EngineConfig, LearnerSetup, RolloutConfig, TeacherConfig
 from actors.group import Group
 from actors.parcel import PARCEL, Manifest, Place, fetch, places
-from actors.placement import bundle, threads_of, worker_environment
+from actors.placement import CoreShare, bundle, in_turn, worker_environment
 from actors.rollout import weight_transfer
 from actors.shells import LearnerShell, Ref, RolloutShell, TeacherShell
 from minirl.batch import plan_microbatches
@@ -26,20 +26,24 @@ from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
 class EngineGroup(Group):
-    """A group of vLLM workers, all built with the same arguments."""
+    """A group of vLLM workers, all built with the same arguments. share: of the machine's cores; None: the roles take turns."""
 
     shell: type
 
-    def __init__(self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, engine: dict[str, Any]):
+    def __init__(
+        self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, share: CoreShare | None, engine: dict[str, Any]
+    ):
         self.config = config
-        threads = threads_of(cluster, config)
+        share = share or in_turn(cluster, config)
         super().__init__(
             role,
             self.shell,
-            lambda index: engine | {"config": config, "device": device, "threads": threads},
+            lambda index: (
+                engine | {"config": config, "device": device, "threads": share.threads, "cores": share.cores and share.cores[index]}
+            ),
             workers=config.workers,
             bundle=bundle(config, device),
-            environment=worker_environment(threads),
+            environment=worker_environment(share.threads),
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )
@@ -54,9 +58,9 @@ class RolloutGroup(EngineGroup):
     shell = RolloutShell
     config: RolloutConfig
 
-    def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, **engine: Any):
+    def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, *, share: CoreShare | None = None, **engine: Any):
         self.transfer, self.joined = weight_transfer(config, device), False
-        super().__init__("rollout", config, cluster, device, engine)
+        super().__init__("rollout", config, cluster, device, share, engine)
 
     def begin(self, requests: list[SamplingRequest], teacher: "TeacherGroup | None", **options: Any) -> Collection:
         """Have the requests sampled, after all that was asked before, and scored by `teacher`.
@@ -90,9 +94,18 @@ class TeacherGroup(EngineGroup):
     shell = TeacherShell
     config: TeacherConfig
 
-    def __init__(self, config: TeacherConfig, cluster: ClusterConfig, device: str, *, as_finished: bool = True, **engine: Any):
+    def __init__(
+        self,
+        config: TeacherConfig,
+        cluster: ClusterConfig,
+        device: str,
+        *,
+        share: CoreShare | None = None,
+        as_finished: bool = True,
+        **engine: Any,
+    ):
         self.as_finished = as_finished
-        super().__init__("teacher", config, cluster, device, engine)
+        super().__init__("teacher", config, cluster, device, share, engine)
 
     def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
         """Have one worker score rollouts (by place) or sequences (by value).
@@ -119,13 +132,19 @@ class LearnerGroup(Group):
 
     shell = LearnerShell
 
-    def __init__(self, setup: LearnerSetup, cluster: ClusterConfig):
+    def __init__(self, setup: LearnerSetup, cluster: ClusterConfig, share: CoreShare | None = None):
         self.config = config = setup.config
-        self._setup = replace(setup, threads=threads_of(cluster, config))
+        share = share or in_turn(cluster, config)
+        self._setup = replace(setup, threads=share.threads)
         super().__init__(
             "learner",
             self.shell,
-            lambda rank: {"rank": rank, "workers": config.workers, "timeout_s": cluster.step_timeout_s},
+            lambda rank: {
+                "rank": rank,
+                "workers": config.workers,
+                "timeout_s": cluster.step_timeout_s,
+                "cores": share.cores and share.cores[rank],
+            },
             workers=config.workers,
             bundle=bundle(config, setup.device),
             environment=worker_environment(self._setup.threads),

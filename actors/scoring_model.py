@@ -19,7 +19,8 @@ from vllm.model_executor.layers.pooler.tokwise import AllPool, TokenPooler
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.v1.pool.metadata import PoolingMetadata
 
-HEAD_CHUNK_ROWS = 512  # rows whose logits exist at once
+HEAD_CHUNK_ROWS = {"cpu": 128, "cuda": 512}  # rows whose logits exist at once; what a CPU's allocator keeps needs no new pages
+CACHED_ROWS = 16  # rows whose float32 logits stay in a CPU's cache from one pass over them to the next
 
 
 class ScoringForCausalLM(nn.Module):
@@ -56,7 +57,8 @@ class ScoringForCausalLM(nn.Module):
             return rows
         states = torch.cat([rows[i] for i in finished])
         tokens = torch.cat([next_tokens[i] for i in finished]).to(states.device, torch.int64)
-        chunks = zip(states.split(HEAD_CHUNK_ROWS), tokens.split(HEAD_CHUNK_ROWS), strict=True)
+        size = HEAD_CHUNK_ROWS[states.device.type]
+        chunks = zip(states.split(size), tokens.split(size), strict=True)
         scored = torch.cat([torch.cat([part.float(), self._head_columns(part, following)], dim=-1) for part, following in chunks])
         for i, part in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
             rows[i] = part
@@ -67,9 +69,10 @@ class ScoringForCausalLM(nn.Module):
         logits = self.network.compute_logits(hidden)
         if logits is None:  # under tensor parallelism rank 0 alone has logits, and alone is asked for its rows
             return hidden.new_zeros(len(hidden), 2, dtype=torch.float32)
-        logits = logits[..., : self.shared_vocabulary].float() / self.temperature
-        normalizer = logits.logsumexp(-1)
-        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1)
+        logits = logits[..., : self.shared_vocabulary]
+        blocks = logits.split(CACHED_ROWS if logits.is_cpu else len(logits))
+        normalizer = torch.cat([(block.float() / self.temperature).logsumexp(-1) for block in blocks])
+        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1).float() / self.temperature
         logprob = (chosen - normalizer).masked_fill(next_tokens >= self.shared_vocabulary, float("-inf"))
         return torch.stack([normalizer, logprob], dim=-1)
 

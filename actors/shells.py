@@ -4,6 +4,7 @@ Rollouts, teacher scores and weights go from worker to worker through Ray's obje
 (`actors.parcel`), as arguments of the call that needs them.
 """
 
+import os
 import resource
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,12 @@ PARCELS = 4  # of a call, at least, where it has so many requests
 
 
 class Shell:
-    """What every worker process answers besides its own calls."""
+    """What every worker process answers besides its own calls. cores: those that it is kept on, None for all."""
+
+    def __init__(self, *, cores: tuple[int, ...] | None = None, **worker: Any):
+        if cores:
+            os.sched_setaffinity(0, cores)  # before the worker starts its threads, which inherit it
+        super().__init__(**worker)
 
     def peak_memory(self) -> int:
         """The most bytes that this process ever held: of host memory, and on a GPU what its allocator held."""
@@ -81,7 +87,8 @@ class LearnerShell(Shell):
 
     learner: "Learner"
 
-    def __init__(self, rank: int, workers: int, timeout_s: float):
+    def __init__(self, rank: int, workers: int, timeout_s: float, cores: tuple[int, ...] | None = None):
+        super().__init__(cores=cores)
         self.rank, self.workers, self.timeout_s, self._store = rank, workers, timeout_s, None
         self._meter = Meter()
 

@@ -37,7 +37,7 @@ class TeacherWorker:
             device=device,
             threads=threads,
             max_model_len=max_model_len,
-            hf_overrides={"architectures": ["ScoringForCausalLM"], "scoring": settings},
+            overrides={"architectures": ["ScoringForCausalLM"], "scoring": settings},
             runner="pooling",
             enable_prefix_caching=False,  # a cached token's hidden state would be missing
             enable_chunked_prefill=False,  # every sequence in one pass

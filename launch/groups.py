@@ -1,12 +1,14 @@
 """The groups of a run: what each is told, started side by side, gone when their block ends; and the room that they need."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from actors.config import LearnerSetup
+from actors.placement import CoreShare, at_once
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from launch.prepare import Prepared
-from minirl.config import ObjectiveConfig, OptimizerStageConfig, SftConfig
+from minirl.config import DistillConfig, ObjectiveConfig, OptimizerStageConfig, SftConfig
 
 MIB = 2**20
 
@@ -45,6 +47,7 @@ class Groups:
         mixed = teacher if teacher_in_rollout or config.rollout.teacher_share > 0 else None
         objective = config.objective if training else None
         where = {"cluster": config.cluster, "device": self.device}
+        shares = self._core_shares(training)
         with ExitStack() as started:
 
             def start(group):
@@ -52,11 +55,22 @@ class Groups:
                 return group
 
             groups = (
-                start(RolloutGroup(config.rollout, **where, model=student, teacher=mixed, end_tokens=prepared.end_tokens, **engine)),
+                start(
+                    RolloutGroup(
+                        config.rollout,
+                        **where,
+                        share=shares.get("rollout"),
+                        model=student,
+                        teacher=mixed,
+                        end_tokens=prepared.end_tokens,
+                        **engine,
+                    )
+                ),
                 start(
                     TeacherGroup(
                         config.teacher,
                         **where,
+                        share=shares.get("teacher"),
                         as_finished=config.teacher.score_as_finished and not config.deterministic,
                         model=teacher,
                         **scored,
@@ -64,13 +78,24 @@ class Groups:
                 ),
                 start(
                     LearnerGroup(
-                        self._setup(student, teacher, training=training, objective=objective, temperature=temperature), config.cluster
+                        self._setup(student, teacher, training=training, objective=objective, temperature=temperature),
+                        config.cluster,
+                        shares.get("learner"),
                     )
                 ),
             )
             for group in groups:
                 group.wait_started()
             yield groups
+
+    def _core_shares(self, training: OptimizerStageConfig | None) -> dict[str, CoreShare]:
+        """Nothing where the roles take turns, or where each has devices of its own, or where Ray spreads them over other machines."""
+        config = self.config
+        overlapping = isinstance(training, DistillConfig) and training.max_staleness > 0
+        if not overlapping or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
+            return {}
+        roles = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
+        return at_once(config.cluster, roles, sorted(os.sched_getaffinity(0)))
 
     def _setup(
         self,
@@ -97,13 +122,14 @@ def logical_cpus(prepared: Prepared) -> int:
 
 
 def object_store_bytes(prepared: Prepared) -> int:
-    """Room for one iteration's teacher states and two versions of the weights, with a margin."""
-    config, tokens = prepared.config, 0
+    """Room for the teacher states of the iterations under way and the versions of the weights between them, with a margin."""
+    config, tokens, versions = prepared.config, 0, 3
     if distill := config.stages.distill:
-        tokens = distill.responses_per_iteration * config.data.max_response_tokens
+        tokens = distill.responses_per_iteration * config.data.max_response_tokens * (1 + distill.max_staleness)
+        versions += distill.max_staleness
         if config.corpus and config.objective.pretrain_kd_share > 0:
             tokens += config.corpus.blocks_per_update * config.corpus.block_tokens * distill.updates_per_iteration
     if evaluate := config.stages.evaluate:
         tokens = max(tokens, 2 * evaluate.prompts * prepared.max_model_len)
     payload = tokens * (prepared.teacher_width * 4 + 64)
-    return int(1.25 * payload + 3 * prepared.student_bytes + 256 * MIB)
+    return int(1.25 * payload + versions * prepared.student_bytes + 256 * MIB)

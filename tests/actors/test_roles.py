@@ -238,6 +238,30 @@ def test_whole_iterations_of_the_driver(preset, engines, learner, pair, tmp_path
         assert updates[0][0]["supervised"] == pytest.approx(half_soft_loss(pair, driver), rel=1e-4)
 
 
+@pytest.mark.parametrize("as_finished", [True, False])
+def test_iterations_sampled_ahead_are_stale_and_the_importance_ratio_knows(as_finished, engines, learner, pair, tmp_path):
+    """While the learner updates, the engines sample with the weights before; what they report is of those weights."""
+    rollout, teacher = engines
+    learner.load_model(pair[0])
+    driver = driver_of("paper", tmp_path)
+    driver.config = driver.config.model_copy(update={"max_staleness": 1, "iterations": 3, "epochs_per_iteration": 1})
+    driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+    kept, verb, teacher.as_finished = [], driver.sample, as_finished
+    driver.sample = lambda: kept.append(verb()) or kept[-1]
+    try:
+        for progress in driver.run():
+            learner.export(pair[0], str(tmp_path / str(progress.iteration)))
+    finally:
+        teacher.as_finished = True
+    assert [{one.summary.weight_version for one in sampled} for sampled in kept] == [{1}, {1}, {2}]
+    network = hugging_face(pair[1])
+    for sampled, weights in zip(kept, (pair[0], pair[0], tmp_path / "1"), strict=True):
+        assert worst_gap(rollout.fetch(sampled), hugging_face(weights), network, SHARE) < 1e-5
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["rollout/staleness"] for record in records] == [0, 1, 1]
+    assert records[0]["rollout/behavior_gap"] < 1e-5 < 1e-3 < records[1]["rollout/behavior_gap"]
+
+
 def half_soft_loss(pair: tuple[str, str], driver: Driver) -> float:
     """0.5 hard + 0.5 soft cross-entropy of the first update's blocks, mean over their targets."""
     again = driver_of("lmops", driver.metrics.path.parent)

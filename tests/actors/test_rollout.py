@@ -133,6 +133,26 @@ def test_end_token_at_the_limit_is_finished_not_truncated(plain):
         assert cut.truncated and cut.response_tokens.tolist() == whole.response_tokens[:-1].tolist()
 
 
+def test_samples_of_one_prompt_share_its_cached_beginning(plain, monkeypatch):
+    """vLLM caches whole blocks, of 128 tokens on a CPU: three of the four samples find the first block of the prompt there."""
+    worker, student = plain
+    prompt = np.random.default_rng(9).integers(3, 512, 140)
+    asked = [SamplingRequest(prompt, 0, number, 70 + number) for number in range(4)]
+    engine, found = worker._engine.llm_engine, []
+    step = engine.step
+
+    def counted():
+        outputs = step()
+        found.extend(output.num_cached_tokens for output in outputs if output.finished)
+        return outputs
+
+    monkeypatch.setattr(engine, "step", counted)
+    rollouts = sample(worker, 0.0, tokens=20, asked=asked)
+    assert sorted(found) == [0, 128, 128, 128]
+    assert len({tuple(r.response_tokens) for r in rollouts}) == 4
+    assert worst_gap(rollouts, student, None, 0.0) < 1e-5
+
+
 def test_batch_composition_and_order_do_not_change_the_tokens(plain):
     worker, _ = plain
     asked = requests(8, seed=4)
