@@ -173,7 +173,7 @@ class Collection:
         """All rollouts at once, dealt by tokens: what a worker gets depends on the rollouts alone and not on when they finished."""
         positions, self._unscored = sorted(self._unscored), deque()
         shares = plan_microbatches([self._tokens(position) for position in positions], len(self.teacher.workers), 2**62)
-        return [(worker, [positions[i] for i in share[0]]) for worker, share in enumerate(shares) if share[0]]
+        return [(worker, [positions[i] for i in share[0]]) for worker, share in enumerate(shares) if share and share[0]]
 
     def _tokens(self, position: int) -> int:
         return self._finished[position].summary.tokens
