@@ -109,11 +109,11 @@ class Learner:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
         total: Sums = {}
-        finite = True
+        finite = torch.tensor(True, device=self.setup.device)  # not looked at before the end: a GPU would stand still for each look
         for number, loss_of in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(number == len(losses) - 1)
             loss, sums = loss_of()
-            finite &= bool(torch.isfinite(loss))
+            finite &= torch.isfinite(loss.detach())
             # DeepSpeed averages gradients over workers; the loss is already divided by the whole step's count.
             self.engine.backward(loss * self.workers)
             add_sums(total, sums)
@@ -252,8 +252,8 @@ class Learner:
             self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
         return norm
 
-    def _refuse_non_finite(self, finite: bool, step: UpdateStep, what: str) -> None:
-        flag = torch.tensor(int(finite), device=self.setup.device)
+    def _refuse_non_finite(self, finite: bool | Tensor, step: UpdateStep, what: str) -> None:
+        flag = torch.as_tensor(finite, device=self.setup.device).int()
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         if not flag:
             raise RunError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Of one block of logits. On a CPU four of them lie in its caches at once; an accelerator needs no more than enough rows to be busy.
-BLOCK_BYTES = {"cpu": 2 * 2**20}
+BLOCK_BYTES = {"cpu": 3 * 2**20}
 ACCELERATOR_BLOCK_BYTES = 64 * 2**20
 
 
