@@ -3,6 +3,7 @@
 The driver holds references to payloads and a few scalars each; `actors.shells` has what runs in the processes.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -155,7 +156,8 @@ class LearnerGroup(Group):
 
     def wait_started(self) -> None:
         address, port = self.get([self._hosting], "start", self.start_timeout_s)[0]
-        self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)
+        for refused in set(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)) - {None}:
+            warnings.warn(refused, stacklevel=2)  # in the process that a person looks at
 
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Items[int]

@@ -96,11 +96,13 @@ class LearnerShell(Shell):
         self._store, address, port = host(self.timeout_s)
         return address, port
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> None:
+    def start(self, address: str, port: int, setup: LearnerSetup) -> str | None:
+        """Returns why the learner pads although it was told to pack, if so."""
         from actors.learner import Learner  # DeepSpeed takes seconds to import, and only the ranks need it
 
         join(self._store, address, port, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
         self.learner = Learner(setup)
+        return self.learner.packing_refused
 
     def run(self, method: str, *arguments: Any) -> Any:
         """A method of the learner whose arguments and result are small."""
