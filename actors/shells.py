@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Ref = ray.ObjectRef
 MicroBatches = list[list[Entry | OnPolicyItem | SupervisedItem]]
-PARCELS = 4  # of a call, at least, where it has so many requests
 
 
 class Shell:
@@ -50,21 +49,21 @@ class RolloutShell(Shell, RolloutWorker):
     def sample_apart(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
         """As the rollouts finish: a parcel of them, then an `Effort` and of each its (position among the requests, summary).
 
-        A stream, so that others can work on rollouts while this worker samples. A call of few requests makes small parcels.
+        A stream, so that others can work on rollouts while this worker samples. A parcel takes half of those that are left, at most:
+        the last ones come singly, since an iteration waits for them.
         """
-        meter, finished = Meter(), self.sample_each(requests, **options)
-        most, waiting = min(PARCEL, max(1, len(requests) // PARCELS)), []
+        meter, finished, waiting, left = Meter(), self.sample_each(requests, **options), [], len(requests)
         while True:
             with meter():
                 rollouts = next(finished, None)
-            waiting += rollouts or []
-            while len(waiting) >= most or (waiting and rollouts is None):
-                parcel, waiting = waiting[:most], waiting[most:]
+            if rollouts is None:
+                return
+            waiting += rollouts
+            while len(waiting) >= (most := min(PARCEL, max(1, left // 2))):
+                parcel, waiting, left = waiting[:most], waiting[most:], left - most
                 yield [rollout for _, rollout in parcel]
                 told = [(position, rollout.summary) for position, rollout in parcel]
                 yield Effort(meter.take(), payload_bytes(rollout for _, rollout in parcel)), told
-            if rollouts is None:
-                return
 
 
 class TeacherShell(Shell, TeacherWorker):
@@ -136,7 +135,7 @@ class LearnerShell(Shell):
         while True:
             with self._meter():
                 bucket = next(buckets, None)
-                told = None if bucket is None else (checksum(bucket), bucket.data.nbytes)
+                told = None if bucket is None else (checksum(bucket), bucket.nbytes)
             if bucket is None:
                 return
             yield told

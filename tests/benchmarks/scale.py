@@ -106,17 +106,15 @@ class Simulation:
 
 
 def scales(sizes: list[int], rollouts_per_worker: int, seconds: float) -> Iterator[Scale]:
-    """Overlap at every size; without it, deeper, and with other roles the slowest where the machine is not yet busy with itself."""
+    """Overlap at every size; in turn at the smaller ones; at the one in the middle, further ahead and with other roles the slowest."""
     for size in sizes:
         longer = max(seconds, SECONDS_A_ROLLOUT * size * rollouts_per_worker)
         one = partial(Scale, size, rollouts_per_worker, seconds=longer)
         yield one("sampling", 1)
-        if size <= 256:
-            yield one("sampling", 0)
         if size <= 64:
-            yield one("sampling", 2)
+            yield one("sampling", 0)
         if size == 64:
-            yield from (one(case, 1) for case in ("learning", "none"))
+            yield from (one("sampling", 2), one("learning", 1), one("none", 1))
 
 
 def run(chosen: list[Scale], console: Console) -> list[Found]:

@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from launch.bench import shown
+from minirl.rollout import SamplingRequest
 from tests.benchmarks.scale import Simulation
 from tests.benchmarks.scale_found import Found, Scale, covered, growth, real_bytes, save, tables
+from tests.benchmarks.sleeping import SleepingRollout
 
 SECONDS = 1.0
 
@@ -50,6 +54,20 @@ def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
     told = json.loads((tmp_path / "scale.json").read_text())
     assert [one["efficiency"] for one in told["found"]] == [one.efficiency for one in found.values()]
     assert told["growth"] is not None and "efficiency with overlap" in (tmp_path / "scale.md").read_text()
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (5, [2, 1, 1, 1]), (16, [4, 4, 4, 2, 1, 1])])
+def test_rollouts_come_in_parcels_and_the_last_ones_singly(count, sizes):
+    """By the shell of a run: at most 4 and at most half of what is left; each parcel is followed by what tells of it."""
+    worker = SleepingRollout()
+    worker.set(Scale(8, count, "sampling", 1, 0.01).sleeps)
+    asked = [SamplingRequest(np.arange(4), 0, number, 77 * number) for number in range(count)]
+    results = list(worker.sample_apart(asked, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
+    parcels, told = results[::2], [summaries for _, summaries in results[1::2]]
+    assert [len(parcel) for parcel in parcels] == sizes
+    assert sorted(position for summaries in told for position, _ in summaries) == list(range(count))
+    for rollout, (position, summary) in zip(chain(*parcels), chain(*told), strict=True):
+        assert (rollout.sample_index, rollout.summary) == (position, summary)
 
 
 def test_growth_is_the_exponent_over_sizes():
