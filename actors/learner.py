@@ -177,8 +177,7 @@ class Learner:
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and whole shape of each of the student's weights, in the order in which they are published."""
-        named = self.model.state_dict(keep_vars=True).items()
-        return [(name, tuple(getattr(parameter, "ds_shape", parameter.shape))) for name, parameter in named]
+        return [(name, tuple(getattr(parameter, "ds_shape", parameter.shape))) for name, parameter in self._named()]
 
     def whole_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
         """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
@@ -280,12 +279,18 @@ class Learner:
                 f"sampled, more than {tolerance:.2g}: the published weights are not what the engine samples with"
             )
 
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """The student's parameters under all their names; tied ones side by side, so that a bucket holds them once."""
+        named = list(self.model.state_dict(keep_vars=True).items())
+        first = {id(parameter): place for place, (_, parameter) in reversed(list(enumerate(named)))}
+        return sorted(named, key=lambda pair: first[id(pair[1])])
+
     def _gathered(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Named parameters, whole, bucket by bucket; a bucket's tensors are only valid until the next is asked for."""
-        named = list(self.model.state_dict(keep_vars=True).items())
+        named = self._named()
         while named:
             bucket, size = [], 0
-            while named and (not bucket or size + _bytes(named[0][1]) <= bucket_bytes):
+            while named and (not bucket or size + _bytes(named[0][1]) <= bucket_bytes or named[0][1] is bucket[-1][1]):
                 size += _bytes(named[0][1])
                 bucket.append(named.pop(0))
             sharded = self.setup.config.zero_stage == 3

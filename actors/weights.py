@@ -1,14 +1,13 @@
-"""Weights on their way from the learner to the rollout engines: flat buckets through host memory, or vLLM's NCCL engine.
+"""Weights on their way from the learner to the rollout engines: buckets through host memory, or vLLM's NCCL engine.
 
-Worked example, a bucket of two tensors in bfloat16; offsets are multiples of 64, so that views are aligned:
+Worked example, a bucket of two tensors in bfloat16, the second tied to one that it holds already:
 
-    entries  (("model.norm.weight", "bfloat16", (576,), 0), ("lm_head.weight", "bfloat16", (49152, 576), 1152))
-    data     uint8 [56624256], one block that Ray's object store shares without a copy
+    entries  (("model.embed_tokens.weight", "bfloat16", (49152, 576)), ("lm_head.weight", "bfloat16", (49152, 576)))
+    arrays   uint8 [56623104], twice the same: a view of the learner's memory, that Ray's object store copies once and shares from there
 
 The stream names `lm_head.weight` also where it is tied to the embedding: a CPU kernel holds its own packed copy of the head.
 """
 
-import math
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,30 +16,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-ALIGNMENT = 64  # bytes
 CHECKED_BYTES = 4096  # of every entry, spread evenly over it
 SAMPLED_ELEMENTS = 16  # of every entry, compared with what the engine holds after loading
 
-Entry = tuple[str, str, tuple[int, ...], int]
+Entry = tuple[str, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Named tensors in one flat buffer. data: uint8 [bytes]; entries: (name, dtype such as "bfloat16", shape, byte offset)."""
+    """Named tensors. entries: (name, dtype such as "bfloat16", shape); arrays: uint8 [bytes] of each, one array for tied ones."""
 
-    data: np.ndarray
     entries: tuple[Entry, ...]
+    arrays: tuple[np.ndarray, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum({id(array): array.nbytes for array in self.arrays}.values())
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The named tensors as views of `data`; to be read, never written (the object store's memory is shared)."""
-        for entry in self.entries:
-            name, dtype, shape, _ = entry
-            yield name, _shared_tensor(self.bytes_of(entry)).view(getattr(torch, dtype)).view(shape)
-
-    def bytes_of(self, entry: Entry) -> np.ndarray:
-        """The uint8 view of one entry."""
-        _, dtype, shape, offset = entry
-        return self.data[offset : offset + math.prod(shape) * getattr(torch, dtype).itemsize]
+        """The named tensors as views of the arrays; to be read, never written (the object store's memory is shared)."""
+        for (name, dtype, shape), array in zip(self.entries, self.arrays, strict=True):
+            yield name, _shared_tensor(array).view(getattr(torch, dtype)).view(shape)
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,14 @@ class SentSample:
 
 
 def pack(tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[PackedWeights]:
-    """Pack named tensors, in order, into buckets of at most `bucket_bytes`; a larger tensor gets a bucket of its own."""
+    """Named tensors, in order, in buckets of at most `bucket_bytes`; a larger tensor gets a bucket of its own.
+
+    A bucket may be a view of the tensors: it has to be sent before they change.
+    """
     pending: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, tensor in tensors:
-        needed = _aligned(tensor.numel() * tensor.element_size())
+        needed = 0 if any(_place(tensor) == _place(other) for _, other in pending) else tensor.numel() * tensor.element_size()
         if pending and size + needed > bucket_bytes:
             yield _bucket(pending)
             pending, size = [], 0
@@ -72,8 +71,7 @@ def pack(tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iter
 def checksum(bucket: PackedWeights) -> int:
     """A CRC-32 over every entry's name, dtype, shape and a strided sample of its bytes."""
     crc = 0
-    for entry in bucket.entries:
-        content = bucket.bytes_of(entry)
+    for entry, content in zip(bucket.entries, bucket.arrays, strict=True):
         stride = max(len(content) // CHECKED_BYTES, 1) | 1  # odd: a stride of 2 would see only one half of every bfloat16
         crc = zlib.crc32(np.ascontiguousarray(content[::stride]).tobytes(), zlib.crc32(repr(entry).encode(), crc))
     return crc
@@ -91,14 +89,17 @@ def sample_of(name: str, tensor: torch.Tensor) -> SentSample:
 
 
 def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> PackedWeights:
-    entries, offset = [], 0
-    for name, tensor in tensors:
-        entries.append((name, _dtype_name(tensor), tuple(tensor.shape), offset))
-        offset += _aligned(tensor.numel() * tensor.element_size())
-    bucket = PackedWeights(np.zeros(offset, np.uint8), tuple(entries))
-    for entry, (_, tensor) in zip(bucket.entries, tensors, strict=True):
-        bucket.bytes_of(entry)[:] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return bucket
+    arrays: dict[tuple, np.ndarray] = {}
+    for _, tensor in tensors:
+        if _place(tensor) not in arrays:
+            arrays[_place(tensor)] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    entries = tuple((name, _dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors)
+    return PackedWeights(entries, tuple(arrays[_place(tensor)] for _, tensor in tensors))
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    """The same for tied tensors alone."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _shared_tensor(array: np.ndarray) -> torch.Tensor:
@@ -109,7 +110,3 @@ def _shared_tensor(array: np.ndarray) -> torch.Tensor:
 
 def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -25,26 +25,34 @@ def test_pack_keeps_names_order_and_bits(bucket_bytes):
     for (_, sent), (_, received) in zip(tensors(), unpacked, strict=True):
         assert sent.dtype == received.dtype
         assert torch.equal(sent, received)
-    assert all(len(bucket.data) <= bucket_bytes or len(bucket.entries) == 1 for bucket in buckets)
+    assert all(bucket.nbytes <= bucket_bytes or len(bucket.entries) == 1 for bucket in buckets)
+
+
+def test_tied_tensors_are_in_a_bucket_once_and_one_alone_is_not_copied():
+    tied = torch.randn(64, 8)
+    (bucket,) = pack([("head", tied), ("embedding", tied), ("other", tied.clone())], 4 * 1024)
+    assert bucket.arrays[0] is bucket.arrays[1] and bucket.nbytes == 2 * tied.numel() * 4
+    assert bucket.arrays[0].ctypes.data == tied.data_ptr()
+    assert all(torch.equal(tensor, tied) for _, tensor in bucket.tensors())
 
 
 def test_tensors_are_views_of_read_only_memory():
     (bucket,) = pack(tensors(), 10**6)
-    bucket.data.flags.writeable = False
-    start = bucket.data.ctypes.data
-    assert [tensor.data_ptr() - start for _, tensor in bucket.tensors()] == [offset for *_, offset in bucket.entries]
+    for array in bucket.arrays:
+        array.flags.writeable = False
+    assert [tensor.data_ptr() for _, tensor in bucket.tensors()] == [array.ctypes.data for array in bucket.arrays]
 
 
 def test_checksum_sees_values_names_and_shapes():
     (bucket,) = pack(tensors(), 10**6)
     original = checksum(bucket)
-    name, dtype, shape, offset = bucket.entries[0]
-    for entry in [("z", dtype, shape, offset), (name, "int32", shape, offset), (name, dtype, (7, 5), offset)]:
-        assert checksum(PackedWeights(bucket.data, (entry, *bucket.entries[1:]))) != original
-    for entry in bucket.entries:
-        data = bucket.data.copy()
-        PackedWeights(data, bucket.entries).bytes_of(entry)[-1] ^= 1
-        assert checksum(PackedWeights(data, bucket.entries)) != original
+    name, dtype, shape = bucket.entries[0]
+    for entry in [("z", dtype, shape), (name, "int32", shape), (name, dtype, (7, 5))]:
+        assert checksum(PackedWeights((entry, *bucket.entries[1:]), bucket.arrays)) != original
+    for number in range(len(bucket.entries)):
+        arrays = [array.copy() for array in bucket.arrays]
+        arrays[number][-1] ^= 1
+        assert checksum(PackedWeights(bucket.entries, tuple(arrays))) != original
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +120,7 @@ def test_a_bucket_that_changed_on_its_way_is_refused(model_directory, open_worke
     worker = open_worker(model_directory("qwen2", seed=12))
     student = hugging_face(model_directory("qwen2", seed=12))
     bucket = next(pack(named_weights(student), 60_000))
-    damaged = dataclasses.replace(bucket, data=np.roll(bucket.data, 64))
+    damaged = dataclasses.replace(bucket, arrays=tuple(np.roll(array, 64) for array in bucket.arrays))
     worker.begin_update()
     with pytest.raises(RunError, match="checksum"):
         worker.load_bucket(damaged, checksum(bucket))
