@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.benchmarks.plain import left_padded, position_ids, response_mask, sample
 from tests.benchmarks.turns import Job
 
-RESPONSES_PER_PASS = 16
+RESPONSES_PER_CALL, RESPONSES_PER_PASS = 16, 2  # logits of few responses stay where the allocator keeps them
 
 
 class Judge:
@@ -24,16 +24,20 @@ class Judge:
         """Sampled at temperature 1 from the same seed for every student."""
         model, total, tokens = load(student), 0.0, 0
         torch.manual_seed(self.job.seed)
-        for first in range(0, len(self.prompts), RESPONSES_PER_PASS):
-            prompts, starts = left_padded(self.prompts[first : first + RESPONSES_PER_PASS])
+        for first in range(0, len(self.prompts), RESPONSES_PER_CALL):
+            prompts, starts = left_padded(self.prompts[first : first + RESPONSES_PER_CALL])
             sequences = sample(model, prompts, starts, self.job)
             mask = response_mask(sequences[:, prompts.shape[1] :], self.job.end_tokens)
             attention = torch.cat([starts, mask], dim=1)
-            log_q = log_probs(model, sequences, attention, mask.shape[1])
-            log_p = log_probs(self.teacher, sequences, attention, mask.shape[1])
-            total += float(((log_q.exp() * (log_q - log_p)).sum(-1) * mask).sum())
+            for rows in torch.arange(len(mask)).split(RESPONSES_PER_PASS):
+                total += self._divergence(model, sequences[rows], attention[rows], mask[rows])
             tokens += int(mask.sum())
         return total / tokens
+
+    def _divergence(self, student: PreTrainedModel, tokens: Tensor, attention: Tensor, mask: Tensor) -> float:
+        """Summed over the response tokens."""
+        log_q, log_p = (log_probs(model, tokens, attention, mask.shape[1]) for model in (student, self.teacher))
+        return float(((log_q.exp() * (log_q - log_p)).sum(-1) * mask).sum())
 
 
 def load(directory: str | Path) -> PreTrainedModel:

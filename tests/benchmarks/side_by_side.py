@@ -169,14 +169,17 @@ def main() -> None:
     run = SideBySide(arguments, console)
     figures = run.run()
     tables = [comparison.speed_table(figures)] + ([comparison.ratio_table(figures)] if "ours" in figures else [])
-    curves = run.curves() if arguments.quality else {}
-    if curves:
+    described = about(arguments, run.job)
+    save(run.directory, described, tables, figures, {})
+    for table in tables:
+        console.print(shown(table))
+    if arguments.quality:
+        curves = run.curves()
         target = arguments.target or comparison.common_target(curves)
         tables.append(comparison.quality_table(curves, target))
         comparison.picture(curves, target, PAIRS[arguments.pair].about, run.directory / "side_by_side.png")
-    save(run.directory, about(arguments, run.job), tables, figures, curves)
-    for table in tables:
-        console.print(shown(table))
+        save(run.directory, described, tables, figures, curves)
+        console.print(shown(tables[-1]))
     console.print(f"written to {run.directory}")
 
 
