@@ -167,9 +167,9 @@ def main() -> None:
     arguments, console = parse(), Console()
     arguments.out = arguments.out.resolve()
     run = SideBySide(arguments, console)
+    described = about(arguments, run.job)  # of now: a commit may come while it runs
     figures = run.run()
     tables = [comparison.speed_table(figures)] + ([comparison.ratio_table(figures)] if "ours" in figures else [])
-    described = about(arguments, run.job)
     save(run.directory, described, tables, figures, {})
     for table in tables:
         console.print(shown(table))
