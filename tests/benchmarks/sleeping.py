@@ -155,8 +155,8 @@ class Learner:
     def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
         if self.here.worker > 0:
             return
-        bucket = torch.zeros(self.sleeps.bucket_bytes // 2, dtype=torch.bfloat16)
-        yield from pack(((f"layer.{number}", bucket) for number in range(self.sleeps.buckets)), self.sleeps.bucket_bytes)
+        layers = [torch.zeros(self.sleeps.bucket_bytes // 2, dtype=torch.bfloat16) for _ in range(self.sleeps.buckets)]
+        yield from pack(((f"layer.{number}", layer) for number, layer in enumerate(layers)), self.sleeps.bucket_bytes)
 
 
 def sleep_until(moment: float) -> None:
