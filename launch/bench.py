@@ -27,7 +27,7 @@ from launch.prepare import Prepared
 from launch.watcher import Watcher
 from minirl.cursor import Cursor
 from minirl.driver import sampling_requests
-from minirl.efficiency import Limit, Measurements, Work, padding_share
+from minirl.efficiency import Limit, Measurements, Work, padding_share, sharing
 from minirl.metrics import MetricsLog, Record
 from minirl.protocols import Sampled
 from minirl.report import Table
@@ -67,7 +67,7 @@ class Bench:
                 for _ in self.driver.run():
                     pass
                 works, limits = self._alone()
-                return self._measurements(works, limits, shares_cores=device == "cpu" and len(ray.nodes()) == 1), self._about(device)
+                return self._measurements(works, limits), self._about(device)
 
     def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner
@@ -138,7 +138,8 @@ class Bench:
         if advantages is not None:
             items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=False)]
         tokens, responses = ([getattr(s.summary, name) for s in sampled] for name in ("tokens", "response_tokens"))
-        self.padding = padding_share(tokens, config.workers, config.tokens_per_microbatch)
+        packs = all(learner.call("__ray_call__", _packs))
+        self.padding = 0.0 if packs else padding_share(tokens, config.workers, config.tokens_per_microbatch)
         # A learning rate of 0: the weights stay what was published.
         step = UpdateStep(self.driver.progress.iteration, self.driver.progress.updates, 0.0, UpdateScale(float(sum(responses))))
         seconds = median(timed(lambda: learner.update(step, items, [], tokens))[1] for _ in range(REPEATS))
@@ -146,11 +147,11 @@ class Bench:
         limits = {} if None in bare else {"learner": Limit(seconds, max(bare))}
         return limits if heads is None else limits | {"chunked_kl": Limit(heads["chunked"], heads["products"])}
 
-    def _measurements(self, works: dict[str, Work], limits: dict[str, Limit], *, shares_cores: bool) -> Measurements:
+    def _measurements(self, works: dict[str, Work], limits: dict[str, Limit]) -> Measurements:
         groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
         peaks = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
         return Measurements(
-            shares_cores=shares_cores,
+            sharing=sharing({role: set().union(*group.call("__ray_call__", _places)) for role, group in groups.items()}),
             max_staleness=self.stage.max_staleness,
             epochs_per_iteration=self.stage.epochs_per_iteration,
             iterations=[_numbers(record) for record in self.records[WARM_UP : WARM_UP + self.measured]],
@@ -209,6 +210,17 @@ def shown(table: Table) -> RichTable:
 
 def _trained(best: Path, initial: str) -> str:
     return str(best) if (best / "config.json").is_file() else initial
+
+
+def _places(worker: Any) -> set[tuple]:
+    """In a worker's process: its devices, or else the cores that it may use."""
+    node, devices = ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+    return {(node, device) for device in devices or os.sched_getaffinity(0)}
+
+
+def _packs(shell: Any) -> bool:
+    """In a learner's process: whether it puts sequences in one row without padding."""
+    return shell.learner.module.packed
 
 
 def _numbers(record: Record) -> dict[str, float]:

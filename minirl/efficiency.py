@@ -43,14 +43,15 @@ class Limit:
 class Measurements:
     """One run of `minirl bench`.
 
-    shares_cores: the roles stand on the same cores, so that one computes at the expense of the others. iterations: what the driver
-    logged of each measured iteration. alone: the work of one iteration by role, and what an engine samples where no end token ends a
-    response: `plain` (the student), `mixed`, `teacher_only`. limits: `learner` (missing where the bare model cannot be run),
-    `chunked_kl`, `publish`. publish_bytes: of one version of the weights. padding: the share of the learner's tokens that is padding,
-    in [0, 1). memory: peak bytes of each process, by role.
+    sharing: the roles in sets that stand on the same devices or cores, where one computes at the expense of the others; one set on a
+    machine where they take turns, three where each has devices of its own. iterations: what the driver logged of each measured
+    iteration. alone: the work of one iteration by role, and what an engine samples where no end token ends a response: `plain` (the
+    student), `mixed`, `teacher_only`. limits: `learner` (missing where the bare model cannot be run), `chunked_kl`, `publish`.
+    publish_bytes: of one version of the weights. padding: the share of the learner's tokens that is padding, in [0, 1). memory: peak
+    bytes of each process, by role.
     """
 
-    shares_cores: bool
+    sharing: list[list[str]]
     max_staleness: int
     epochs_per_iteration: int
     iterations: list[dict[str, float]]
@@ -83,12 +84,21 @@ class Measurements:
         """What the driver waits for in the median iteration, and under `driver` all the rest of it."""
         return {verb: self.loop(f"time/{verb}") for verb in VERBS} | {"driver": median(map(driver_seconds, self.iterations))}
 
+    @property
+    def shares_cores(self) -> bool:
+        return any(len(roles) > 1 for roles in self.sharing)
+
     def efficiency(self) -> float:
-        together = sum if self.shares_cores else max
+        """The least that an iteration could take, over what it takes: those that share add up, the others go on at once."""
         return median(
-            together(self._tokens(record, role) / self.alone[role].rate for role in ROLES) / record["time/iteration"]
+            max(sum(self._tokens(record, role) / self.alone[role].rate for role in roles) for roles in self.sharing)
+            / record["time/iteration"]
             for record in self.iterations
         )
+
+    def bound_by(self) -> list[str]:
+        """The roles on the devices that are needed longest."""
+        return max(self.sharing, key=lambda roles: sum(map(self.alone_seconds, roles)))
 
     def slowest(self) -> str:
         return max(ROLES, key=self.alone_seconds)
@@ -116,12 +126,12 @@ class Ratio:
 
 
 def ratios(m: Measurements) -> dict[str, Ratio]:
-    together = "sum of the roles alone" if m.shares_cores else f"slowest role ({m.slowest()}) alone"
+    bound = " + ".join(m.bound_by())
     mixed = m.alone["mixed"].rate * sum(1 / m.alone[name].rate for name in ("plain", "teacher_only"))
     overhead = median(driver_seconds(record) / record["time/iteration"] for record in m.iterations)
     publishing = median(record["time/publish"] / record["time/iteration"] for record in m.iterations)
     found = {
-        "efficiency": Ratio(m.efficiency(), f"{together} / iteration", 0.8 if m.shares_cores else 0.9),
+        "efficiency": Ratio(m.efficiency(), f"{bound} alone / iteration", 0.8 if m.shares_cores else 0.9),
         "mixed": Ratio(mixed, "rate / (1 / (1/student + 1/teacher))", 0.95),
     }
     for name, (meaning, goal) in LIMITS.items():
@@ -143,6 +153,15 @@ LIMITS = {
 def driver_seconds(record: dict[str, float]) -> float:
     """What an iteration took beside the five verbs."""
     return record["time/iteration"] - sum(record[f"time/{verb}"] for verb in VERBS)
+
+
+def sharing(places: dict[str, set]) -> list[list[str]]:
+    """The roles in sets that stand on common devices or cores. places: the devices, or else the cores, of each role's processes."""
+    sets: list[list[str]] = []
+    for role, mine in places.items():
+        touched = [roles for roles in sets if any(places[other] & mine for other in roles)]
+        sets = [roles for roles in sets if roles not in touched] + [[*sum(touched, []), role]]
+    return sets
 
 
 def padding_share(lengths: Items[int], workers: int, tokens_per_microbatch: int) -> float:

@@ -172,15 +172,15 @@ def tables(found: list[Found]) -> list[Table]:
             f"{f.per_rollout(f.driver_own):.2f}",
             f"{f.per_rollout(f.driver_cpu):.2f}",
             f"{f.per_rollout(f.driver_alone):.2f}",
-            *("{:.0f} / {:.0f}".format(*(1000 * d for d in f.delay[role])) for role in ROLES),
+            *("{:.0f}/{:.0f}".format(*(1000 * d for d in f.delay[role])) for role in ROLES),
         )
         for name, f in zip(names, found, strict=True)
     ]
     sizes = {f.scale.workers: (f"{f.scale.workers:,}", f"{f.stored / 2**20:,.0f}", f"{f.real / 2**20:,.0f}") for f in found}
-    first = ("rollouts", "slowest", "stale")
+    first = ("rollouts", "slowest", "k")
     return [
-        Table("Iterations, in seconds; idle workers", (*first, "alone", "iteration", "effic.", *ROLES), times),
-        Table("Driver, in ms a rollout; delay of calls, in ms, median / 95 %", (*first, "own", "CPU", "alone", *ROLES), costs),
+        Table("Iterations at max_staleness k, in seconds; idle workers", (*first, "alone", "loop", "eff.", *ROLES), times),
+        Table("Driver, in ms a rollout; delay of calls, in ms, median/95 %", (*first, "own", "CPU", "wait", *ROLES), costs),
         Table("Object store, in MiB an iteration", ("workers", "stored here", "with real shapes"), list(sizes.values())),
     ]
 

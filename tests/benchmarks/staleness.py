@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, as of `minirl run`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     rows = [run(arguments.config, arguments.overrides, staleness, arguments.out) for staleness in arguments.staleness]
     table = Table(*COLUMNS, title="Sampling ahead")
     for row in rows:

@@ -34,7 +34,7 @@ def test_every_ratio_is_a_positive_number(bench):
 
 def test_the_loop_and_the_roles_alone_were_measured(bench):
     found = bench[1]["measurements"]
-    assert found["shares_cores"] and len(found["iterations"]) == 1
+    assert found["sharing"] == [[*ROLES]] and len(found["iterations"]) == 1
     assert set(found["alone"]) == {*ROLES, "plain", "mixed", "teacher_only"}
     assert all(work["seconds"] > 0 and work["tokens"] >= 12 for work in found["alone"].values()), found["alone"]
     assert {f"time/{verb}" for verb in VERBS} <= set(found["iterations"][0])

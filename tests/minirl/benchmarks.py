@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from minirl.efficiency import Limit, Measurements, Work
+from minirl.efficiency import ROLES, Limit, Measurements, Work
 
 
 def record(**changes: float) -> dict[str, float]:
@@ -24,7 +24,7 @@ def measurements(**changes: Any) -> Measurements:
     limits = {"learner": Limit(3.0, 2.7), "chunked_kl": Limit(0.5, 0.4), "publish": Limit(0.2, 0.02)}
     memory = {"driver": [400_000_000], "rollout": [1_300_000_000, 1_200_000_000], "teacher": [10**9], "learner": [3 * 10**9]}
     found = Measurements(
-        shares_cores=True, max_staleness=0, epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
+        sharing=[[*ROLES]], max_staleness=0, epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
         publish_bytes=230_000_000, padding=0.05, memory=memory,
     )  # fmt: skip
     return replace(found, **changes)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from minirl.efficiency import Limit, Measurements, Work, advice, driver_seconds, padding_share, ratios
+from minirl.efficiency import Limit, Measurements, Work, advice, driver_seconds, padding_share, ratios, sharing
 from tests.minirl.benchmarks import measurements, record
+
+APART = [["rollout"], ["teacher"], ["learner"]]
 
 
 def test_on_shared_cores_the_limit_is_the_sum_of_the_roles():
@@ -14,8 +16,16 @@ def test_on_shared_cores_the_limit_is_the_sum_of_the_roles():
 
 
 def test_on_own_devices_the_limit_is_the_slowest_role():
-    found = ratios(measurements(shares_cores=False))["efficiency"]
+    found = ratios(measurements(sharing=APART))["efficiency"]
     assert found.value == pytest.approx(3 / 7) and found.goal == 0.9 and "learner" in found.meaning
+
+
+def test_roles_that_share_add_up_and_go_on_beside_the_others():
+    halves = measurements(sharing=[["rollout", "teacher"], ["learner"]])
+    assert ratios(halves)["efficiency"].value == pytest.approx(3 / 7)
+    slow = replace(halves, alone=halves.alone | {"teacher": Work(2.0, 600)})
+    assert ratios(slow)["efficiency"].value == pytest.approx((2 + 2) / 7)
+    assert ratios(slow)["efficiency"].meaning == "rollout + teacher alone / iteration"
 
 
 def test_work_alone_counts_by_tokens_where_the_loop_had_longer_responses():
@@ -70,13 +80,20 @@ def test_medians_do_not_see_one_odd_iteration():
     assert three.idle("rollout") == measurements().idle("rollout") == pytest.approx(1 - 2.1 / 7)
 
 
+def test_who_shares():
+    assert sharing({"rollout": {0, 1}, "teacher": {0, 1}, "learner": {0, 1}}) == [["rollout", "teacher", "learner"]]
+    assert sharing({"rollout": {0}, "teacher": {1}, "learner": {2, 3}}) == APART
+    assert sharing({"rollout": {0}, "teacher": {0}, "learner": {1}}) == [["rollout", "teacher"], ["learner"]]
+    assert sharing({"rollout": {0}, "teacher": {1}, "learner": {0, 1}}) == [["rollout", "teacher", "learner"]]
+
+
 def test_padding_share():
     """One worker, 20 tokens a micro-batch: lengths 10 and 8 meet (20 computed), 4 stands alone."""
     assert padding_share([8, 4, 10], 1, 20) == pytest.approx(1 - 22 / 24)
     assert padding_share([8, 8], 2, 20) == 0.0
 
 
-OWN = {"shares_cores": False}
+OWN = {"sharing": APART}
 SLOW_TEACHER = measurements().alone | {"teacher": Work(4.0, 600)}
 SLOW_ROLLOUT = measurements().alone | {"rollout": Work(4.0, 400)}
 
