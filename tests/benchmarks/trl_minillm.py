@@ -2,6 +2,8 @@
 
 Its fastest settings on a CPU, where that changes nothing of what it computes: no gradient checkpointing, no logging. Its loss differs from
 the paper's in what it cannot be told: the return of a token holds its own reward, and padding behind a response is not masked.
+As read in its code, n passes an update also weigh its policy gradient by 1/n against the single-step term, so its curve of the reverse KL
+belongs to another objective.
 """
 
 import sys
