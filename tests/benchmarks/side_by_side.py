@@ -110,7 +110,8 @@ def about(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     pair = PAIRS[arguments.pair]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    quality = f" --quality {arguments.quality}" if arguments.quality else ""
+    judged = f" --quality {arguments.quality} --quality-points {arguments.quality_points} --quality-prompts {arguments.quality_prompts}"
+    quality = judged if arguments.quality else ""
     given = f"--pair {arguments.pair} --steps {arguments.steps}{quality} --contestants {' '.join(arguments.contestants)}"
     return {
         "pair": pair.about,
