@@ -34,7 +34,8 @@ def records(directory: Path, stage: str | None = None) -> list[dict]:
     """The lines of `metrics.jsonl` without what depends on the clock."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    timeless = [{k: v for k, v in r.items() if not k.startswith("time/") and not k.endswith("per_second")} for r in found]
+    clocks = ("per_second", "busy_seconds")
+    timeless = [{k: v for k, v in r.items() if not k.startswith("time/") and not k.endswith(clocks)} for r in found]
     return [record for record in timeless if stage is None or record["stage"] == stage]
 
 
