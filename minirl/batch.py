@@ -55,7 +55,7 @@ class MicroBatch:
         return replace(self, input_ids=self.input_ids[real][None], is_target=self.is_target[real][None], position_ids=place[real][None])
 
     def to(self, device: torch.device | str) -> "MicroBatch":
-        return MicroBatch(self.input_ids.to(device), self.is_target.to(device), self.lengths.to(device), self.counts.to(device))
+        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
 
 
 EMPTY = Sequence(np.zeros(2, np.int64), np.zeros(2, bool))

@@ -24,6 +24,11 @@ class Table:
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
+    def markdown(self) -> str:
+        """With its title as a heading; ends with an empty line."""
+        lines = [self.columns, ("---", *["---:"] * (len(self.columns) - 1)), *self.rows]
+        return "\n".join([f"## {self.title}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+
 
 def save(directory: Path, m: Measurements, about: dict[str, str]) -> list[Path]:
     """Write bench.json, bench.md and bench.png; returns where they are. about: what was run and where, one line each."""
@@ -42,9 +47,7 @@ def tables(m: Measurements) -> list[Table]:
 
 def markdown(m: Measurements, about: dict[str, str]) -> str:
     parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in about.items()), "", f"**{advice(m)}**", ""]
-    for table in tables(m):
-        parts += [f"## {table.title}", "", _line(table.columns), _line(("---", *["---:"] * (len(table.columns) - 1)))]
-        parts += [*map(_line, table.rows), ""]
+    parts += [table.markdown() for table in tables(m)]
     return "\n".join([*parts, "![an iteration, by role and by verb](bench.png)", ""])
 
 
@@ -151,10 +154,6 @@ def _memory(m: Measurements) -> Table:
         for worker, peak in enumerate(peaks)
     ]
     return Table("Peak memory of each process", ("process", "peak"), rows)
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _seconds(seconds: float) -> str:

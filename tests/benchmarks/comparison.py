@@ -108,11 +108,6 @@ def quality_table(curves: dict[str, list[Point]], target: float) -> Table:
     return Table("Held-out reverse KL, nats per token", ("", f"after {counts} updates", f"seconds to {target:.3f}"), rows)
 
 
-def markdown(table: Table) -> str:
-    lines = [table.columns, ("---", *["---:"] * (len(table.columns) - 1)), *table.rows]
-    return "\n".join([f"## {table.title}", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
-
-
 def picture(curves: dict[str, list[Point]], target: float, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 

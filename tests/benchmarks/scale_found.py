@@ -198,10 +198,7 @@ def save(directory: Path, found: list[Found]) -> None:
     told = [asdict(one) | {"efficiency": one.efficiency, "sleeps": asdict(one.scale.sleeps)} for one in found]
     main = [f for f in found if f.scale.case == "sampling" and f.scale.max_staleness == 1]
     write_json(directory / "scale.json", {"verdict": verdict(found), "growth": growth(main), "found": told})
-    parts = ["# Scale, by simulation", "", verdict(found), ""]
-    for table in tables(found):
-        lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-        parts += [f"## {table.title}", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+    parts = ["# Scale, by simulation", "", verdict(found), "", *(table.markdown() for table in tables(found))]
     (directory / "scale.md").write_text("\n".join(parts))
 
 

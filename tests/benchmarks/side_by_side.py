@@ -9,17 +9,15 @@ in the machine meets all of them. `--quality N` goes on to N updates and then ju
 import argparse
 import json
 import os
-import platform
 import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table as RichTable
 
+from launch.bench import processor, shown
 from minirl.report import Table
 from tests.benchmarks import comparison
 from tests.benchmarks.comparison import Figures, Point
@@ -117,30 +115,16 @@ def about(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
         "pair": pair.about,
         "work": f"{pair.prompts} prompts of {sum(map(len, job.updates[0])) / pair.prompts:.0f} tokens on average, at most "
         f"{pair.response_tokens} new tokens each, one optimizer step; {pair.dtype}, learning rate {pair.learning_rate:g}",
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {arguments.threads} threads each",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {arguments.threads} threads each",
         "date": str(date.today()),
         "commit": commit + (" with changes not committed" if changed else ""),
         "command": f"python -m tests.benchmarks.side_by_side {given}",
     }
 
 
-def _processor() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def shown(table: Table) -> RichTable:
-    rich = RichTable(table.columns[0], title=table.title, title_justify="left", box=SIMPLE_HEAD)
-    for name in table.columns[1:]:
-        rich.add_column(name, justify="right")
-    for row in table.rows:
-        rich.add_row(*row)
-    return rich
-
-
 def save(directory: Path, described: dict[str, str], tables: list[Table], figures: dict[str, Figures], curves: dict) -> None:
     facts = [f"- {name}: {value}" for name, value in described.items()]
-    text = ["# Side by side", "", *facts, "", *map(comparison.markdown, tables)]
+    text = ["# Side by side", "", *facts, "", *(table.markdown() for table in tables)]
     (directory / "side_by_side.md").write_text("\n".join(text))
     values = {
         "about": described,
