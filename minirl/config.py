@@ -83,6 +83,22 @@ class ObjectiveConfig(StrictModel):
         return any(getattr(self, switch) != value for switch, value in plain.items())
 
 
+class DivergenceConfig(StrictModel):
+    """A divergence between teacher p and student q at each token; definitions in `minirl.divergence`."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "logit_mse", "total_variation"] = "forward_kl"
+    temperature: PositiveFloat = 1.0
+    beta: float = Field(0.5, gt=0, lt=1)  # jsd: the teacher's share of the middle
+    skew: float = Field(0.1, gt=0, lt=1)  # skew kinds: the share that is mixed in
+
+
+class SoftTargetsConfig(StrictModel):
+    """Learning from the teacher's whole distribution: hard_weight cross-entropy + (1 - hard_weight) divergence."""
+
+    divergence: DivergenceConfig = DivergenceConfig()
+    hard_weight: float = Field(0.0, ge=0, le=1)
+
+
 class DataConfig(StrictModel):
     """Instruction data: where prompts and gold responses come from and how long they may be."""
 
@@ -131,6 +147,13 @@ class OptimizerStageConfig(StrictModel):
     weight_decay: float = Field(0.0, ge=0)
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     max_grad_norm: PositiveFloat | None = 1.0
+    max_target_tokens: PositiveInt | None = None  # the stage ends with the update that has learnt from so many, repeats counted
+
+    @model_validator(mode="after")
+    def _knows_its_end(self) -> Self:
+        if self.max_target_tokens and self.schedule == "cosine":
+            raise ValueError("schedule: cosine must know its last update, which max_target_tokens leaves open; set schedule: constant")
+        return self
 
 
 class SftConfig(OptimizerStageConfig):
@@ -140,6 +163,23 @@ class SftConfig(OptimizerStageConfig):
     sequences_per_update: PositiveInt = 32
     max_updates: PositiveInt | None = None
     validations_per_epoch: PositiveInt = 1
+
+
+class KdConfig(SftConfig):
+    """Knowledge distillation on gold responses: the teacher's whole distribution at each of their tokens."""
+
+    soft: SoftTargetsConfig = SoftTargetsConfig()
+
+
+class SeqkdConfig(SftConfig):
+    """Sequence-level distillation: the teacher writes a response to every training prompt, then fine-tuning on these.
+
+    gold_share: of the prompts, those that keep their gold response. soft: the teacher's whole distribution too, as in `kd`.
+    """
+
+    samples_per_prompt: PositiveInt = 1
+    gold_share: float = Field(0.0, ge=0, lt=1)
+    soft: SoftTargetsConfig | None = None
 
 
 class DistillConfig(OptimizerStageConfig):
@@ -171,7 +211,27 @@ class DistillConfig(OptimizerStageConfig):
                 f"{self.responses_per_iteration} responses per iteration do not divide into {self.updates_per_epoch} updates per epoch; "
                 "change prompts_per_iteration, samples_per_prompt or updates_per_epoch"
             )
+        if self.max_target_tokens and self.max_staleness:
+            raise ValueError("max_target_tokens may end the stage while further iterations are on their way; set max_staleness: 0")
         return self
+
+
+class GkdConfig(DistillConfig):
+    """Generalised knowledge distillation: a divergence at each token of the student's own responses, and of gold ones.
+
+    student_share: of the prompts, those that get student responses; the others are learnt from with their gold response.
+    """
+
+    divergence: DivergenceConfig = DivergenceConfig(kind="reverse_kl")
+    student_share: float = Field(1.0, gt=0, le=1)
+
+    @property
+    def gold_per_iteration(self) -> int:
+        return self.prompts_per_iteration - self.student_prompts
+
+    @property
+    def student_prompts(self) -> int:
+        return round(self.student_share * self.prompts_per_iteration)
 
 
 class EvaluateConfig(StrictModel):
