@@ -17,6 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from actors.bare import bare_seconds, head_seconds
 from actors.config import LearnerSetup
 from actors.learner_settings import attention_kernel, deepspeed_config
+from actors.refusals import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
 from actors.weights import PackedWeights, pack
 from minirl.batch import make_microbatch
 from minirl.errors import RunError
@@ -36,10 +37,6 @@ from minirl.update import (
     teacher_gap,
 )
 
-# How far the rebuilt teacher may be from the shipped one, relative to the log-normaliser (or 1 nat): rounding of logits, with room.
-CHECKSUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-# How far the mean token of a fresh rollout may be, in nats, from what the learner makes of it.
-BEHAVIOR_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.3}
 # How far a packed sequence's states may be from those alone, relative to the largest: rounding, and no other sequence's tokens.
 PACKING_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
@@ -117,10 +114,10 @@ class Learner:
             # DeepSpeed averages gradients over workers; the loss is already divided by the whole step's count.
             self.engine.backward(loss * self.workers)
             add_sums(total, sums)
-        self._refuse_non_finite(finite, step, "loss")
-        self._refuse_bad_teacher(total)
+        refuse_non_finite(finite, step, "loss", self.setup.device)
+        refuse_bad_teacher(total, self.setup)
         if step.check_behavior:
-            self._refuse_foreign_behavior(total, step)
+            refuse_foreign_behavior(total, step, self.setup)
         norm = self._step(step)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": norm}
 
@@ -133,7 +130,7 @@ class Learner:
             )
             advantages += rows
             add_sums(total, sums)
-        self._refuse_bad_teacher(total)
+        refuse_bad_teacher(total, self.setup)
         return advantages
 
     @torch.no_grad()
@@ -158,7 +155,7 @@ class Learner:
                 reverse, forward_ = (batch.grid(kl.double()).sum(1).tolist() for kl in (tokens.reverse_kl, tokens.forward_kl))
                 rows += list(zip(reverse, forward_, batch.counts.tolist(), strict=True))
         self.engine.train()
-        self._refuse_bad_teacher(total)
+        refuse_bad_teacher(total, self.setup)
         return rows
 
     def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
@@ -244,40 +241,12 @@ class Learner:
         known_before = not hasattr(self.engine.optimizer, "_global_grad_norm")
         if known_before:  # float32 at ZeRO 0: DeepSpeed leaves torch's optimizer as it is, and tells no norm
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
-            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
+            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
         self.engine.step()
         if not known_before:
             norm = float(self.engine.get_global_grad_norm())
-            self._refuse_non_finite(math.isfinite(norm), step, "gradient norm")
+            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
         return norm
-
-    def _refuse_non_finite(self, finite: bool | Tensor, step: UpdateStep, what: str) -> None:
-        flag = torch.as_tensor(finite, device=self.setup.device).int()
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        if not flag:
-            raise RunError(
-                f"the {what} of iteration {step.iteration}, update {step.update}, is not finite; "
-                "lower the learning rate or train in float32, and start again: the last checkpoint is untouched"
-            )
-
-    def _refuse_bad_teacher(self, total: Sums) -> None:
-        gap = float(total.get("teacher_gap_max", 0.0))
-        tolerance = self.setup.config.checksum_tolerance or CHECKSUM_TOLERANCE[self.setup.teacher_dtype]
-        if not gap <= tolerance:
-            raise RunError(
-                f"the teacher rebuilt from hidden states is {gap:.2g} (relative) away from what it says itself, more than {tolerance:.2g}: "
-                "the learner's copy of its output head or a final norm is wrong; check that teacher.model is the same everywhere"
-            )
-
-    def _refuse_foreign_behavior(self, total: Sums, step: UpdateStep) -> None:
-        if "behavior_gap" not in total:
-            return
-        gap, tolerance = float(total["behavior_gap"] / total["response_tokens"]), BEHAVIOR_TOLERANCE[self.setup.behavior_dtype]
-        if not gap <= tolerance:
-            raise RunError(
-                f"iteration {step.iteration}: the learner and the rollout engine differ by {gap:.2g} nats per token on the tokens just "
-                f"sampled, more than {tolerance:.2g}: the published weights are not what the engine samples with"
-            )
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The student's parameters under all their names; tied ones side by side, so that a bucket holds them once."""
