@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from minirl.config import ObjectiveConfig, OptimizerStageConfig, StrictModel
+from minirl.config import ObjectiveConfig, OptimizerStageConfig, SoftTargetsConfig, StrictModel
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -70,8 +70,8 @@ class LearnerSetup:
     """What a learner worker is told before it starts.
 
     model, teacher: model directories; teacher None where no loss asks for it. vocabulary: the shared one. training None: evaluation
-    only, no optimizer. teacher_dtype, behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own
-    dropout (SFT) or without.
+    only, no optimizer. soft: items are learnt from the teacher's whole distribution, and the objective is not asked. teacher_dtype,
+    behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own dropout (SFT) or without.
     """
 
     model: str
@@ -83,6 +83,7 @@ class LearnerSetup:
     seed: int
     training: OptimizerStageConfig | None = None
     objective: ObjectiveConfig | None = None
+    soft: SoftTargetsConfig | None = None
     temperature: float = 1.0
     teacher_share: float = 0.0
     teacher_dtype: str = "float32"

@@ -84,16 +84,42 @@ class ObjectiveConfig(StrictModel):
 
 
 class DivergenceConfig(StrictModel):
-    """A divergence between teacher p and student q at each token; definitions in `minirl.divergence`."""
+    """How far the student's distribution is from the teacher's, at every target (definitions: `minirl.divergence`)."""
 
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "logit_mse", "total_variation"] = "forward_kl"
-    temperature: PositiveFloat = 1.0
-    beta: float = Field(0.5, gt=0, lt=1)  # jsd: the teacher's share of the middle
-    skew: float = Field(0.1, gt=0, lt=1)  # skew kinds: the share that is mixed in
+    temperature: PositiveFloat = 1.0  # of both networks, here alone; the loss keeps its size
+    beta: float | None = None  # jsd: the teacher's share of the mixture and its weight; 0.5
+    skew: float | None = None  # skew kinds: the share of the first distribution in the second; 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kind = values.get("kind")
+        defaults = {"beta": 0.5} if kind == "jsd" else {"skew": 0.1} if kind in ("skew_forward_kl", "skew_reverse_kl") else {}
+        return values | {name: value for name, value in defaults.items() if values.get(name) is None}
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if self.beta is not None and self.kind != "jsd":
+            raise ValueError(f"beta belongs to kind: jsd, and {self.kind} has none: leave it out")
+        if self.skew is not None and not self.kind.startswith("skew"):
+            raise ValueError(f"skew belongs to the skew kinds, and {self.kind} has none: leave it out")
+        if self.beta is not None and not 0 < self.beta < 1:
+            raise ValueError(
+                "beta must lie between 0 and 1, where jsd is 0 whatever the student does: use kind: forward_kl for beta near 0, "
+                "reverse_kl for beta near 1"
+            )
+        if self.skew is not None and not 0 < self.skew < 1:
+            raise ValueError(f"skew must lie between 0 and 1: use kind: {self.kind.removeprefix('skew_')} for none")
+        if self.kind == "logit_mse" and self.temperature != 1.0:
+            raise ValueError("logit_mse compares the logits themselves, from which the temperature cancels: leave it out")
+        return self
 
 
 class SoftTargetsConfig(StrictModel):
-    """Learning from the teacher's whole distribution: hard_weight cross-entropy + (1 - hard_weight) divergence."""
+    """What a target teaches: hard_weight times its token's cross-entropy, and the rest the divergence from the teacher there."""
 
     divergence: DivergenceConfig = DivergenceConfig()
     hard_weight: float = Field(0.0, ge=0, le=1)
@@ -197,8 +223,14 @@ class DistillConfig(OptimizerStageConfig):
     keep_checkpoints: PositiveInt = 1
 
     @property
+    def student_prompts(self) -> int:
+        """Prompts of an iteration that get the student's responses."""
+        return self.prompts_per_iteration
+
+    @property
     def responses_per_iteration(self) -> int:
-        return self.prompts_per_iteration * self.samples_per_prompt
+        """Of the student."""
+        return self.student_prompts * self.samples_per_prompt
 
     @property
     def updates_per_iteration(self) -> int:
@@ -226,12 +258,22 @@ class GkdConfig(DistillConfig):
     student_share: float = Field(1.0, gt=0, le=1)
 
     @property
-    def gold_per_iteration(self) -> int:
-        return self.prompts_per_iteration - self.student_prompts
-
-    @property
     def student_prompts(self) -> int:
         return round(self.student_share * self.prompts_per_iteration)
+
+    @property
+    def gold_per_update(self) -> int:
+        return (self.prompts_per_iteration - self.student_prompts) * self.samples_per_prompt // self.updates_per_epoch
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        gold = (self.prompts_per_iteration - self.student_prompts) * self.samples_per_prompt
+        if not self.student_prompts or gold % self.updates_per_epoch:
+            raise ValueError(
+                f"student_share: {self.student_share} makes {self.student_prompts} student prompts and {gold} gold responses an iteration; "
+                "there must be some of the first, and the second must divide into the updates of an epoch"
+            )
+        return self
 
 
 class EvaluateConfig(StrictModel):
