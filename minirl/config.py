@@ -150,11 +150,27 @@ class CorpusConfig(StrictModel):
     max_blocks: PositiveInt | None = None  # read no further than this; null: all of it
 
 
+class LoraConfig(StrictModel):
+    """Train low-rank adapters on the student and leave all else as it is; definitions: the module docstring of `lora`."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0  # what the adapters add is multiplied by alpha / rank
+    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters, in supervised stages; on-policy ones train without any dropout
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"  # names of linear layers, as ["q_proj", "v_proj"]; never the head
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if not self.target_modules:
+            raise ValueError("target_modules names no layer, so nothing would be trained; name some, or set all-linear")
+        return self
+
+
 class StudentConfig(StrictModel):
     """The student: a model of its own, or the teacher with only some of its layers."""
 
     model: str | None = None
     layers: list[NonNegativeInt] | None = None
+    lora: LoraConfig | None = None  # null: every weight is trained
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -221,6 +237,7 @@ class DistillConfig(OptimizerStageConfig):
     validation_prompts: PositiveInt = 64
     checkpoint_every: PositiveInt = 10
     keep_checkpoints: PositiveInt = 1
+    leaves: Literal["best", "last"] = "best"  # the student that goes on: best by validation Rouge-L, as the paper selects, or the final one
 
     @property
     def student_prompts(self) -> int:
@@ -281,7 +298,6 @@ class EvaluateConfig(StrictModel):
 
     seeds: list[int] = Field([10, 20, 30], min_length=1)
     prompts: PositiveInt = 128
-    distilled: Literal["best", "last"] = "best"  # by validation Rouge-L, as the paper selects, or the final student
 
 
 class YamlLoader(yaml.SafeLoader):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -217,8 +218,11 @@ def copy_companions(source: str, target: str, also: tuple[str, ...] = ()) -> Non
             shutil.copy(file, Path(target) / file.name)
 
 
-def save_weights(weights: dict[str, Tensor], source: str, directory: str) -> None:
-    """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; the rest comes from `source`."""
+def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, beside: Callable[[Path], None] | None = None) -> None:
+    """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; the rest comes from `source`.
+
+    beside: writes more into the directory, before it appears under its name.
+    """
     config = AutoConfig.from_pretrained(source)
     dtype = next(iter(weights.values())).dtype
     with torch.device("meta"):
@@ -228,5 +232,7 @@ def save_weights(weights: dict[str, Tensor], source: str, directory: str) -> Non
     skeleton.config.dtype = dtype
     skeleton.save_pretrained(staging, state_dict=dict(weights))
     copy_companions(source, staging, also=("generation_config.json",))
+    if beside is not None:
+        beside(Path(staging))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)
