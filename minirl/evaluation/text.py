@@ -1,6 +1,6 @@
-"""How good and how varied sampled texts are: Rouge-L, Dist-n, and how sure one can be of a mean."""
+"""How good and how varied sampled texts are: Rouge-L, Dist-n, repetition, and how sure one can be of a mean."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,9 +30,26 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
     Falls as the set grows, so compare only sets of like size.
     """
-    words = [text.split() for text in texts]
-    grams = [tuple(row[start : start + n]) for row in words for start in range(len(row) - n + 1)]
+    return distinct_ngrams([text.split() for text in texts], n)
+
+
+def distinct_ngrams(rows: Sequence[Sequence[Hashable]], n: int) -> float:
+    """The same of rows of anything, such as token ids."""
+    grams = [gram for row in rows for gram in ngrams(row, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(rows: Sequence[Sequence[Hashable]], n: int = 4) -> float:
+    """Mean over responses of the share of n-grams that came before in the same response (seq-rep-n, Welleck et al. 2020).
+
+    A response of fewer than n tokens repeats nothing.
+    """
+    repeated = [1 - len(set(grams)) / len(grams) if (grams := ngrams(row, n)) else 0.0 for row in rows]
+    return float(np.mean(repeated))
+
+
+def ngrams(row: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
+    return [tuple(row[start : start + n]) for start in range(len(row) - n + 1)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from minirl.errors import InputError
-from minirl.evaluation.text import bootstrap_means, distinct_n, estimate, mean_and_standard_error, rouge_l
+from minirl.evaluation.text import (
+    bootstrap_means,
+    distinct_n,
+    distinct_ngrams,
+    estimate,
+    mean_and_standard_error,
+    repetition,
+    rouge_l,
+)
 
 words = st.lists(st.sampled_from(["cat", "cats", "sat", "mat", "the", "on", "running"]), max_size=8).map(" ".join)
 
@@ -62,6 +70,17 @@ def test_distinct_n_does_not_cross_texts():
     assert distinct_n(["a b", "c d", "a b"], 4) == 0.0
     assert distinct_n(["a b c d", "e"], 4) == 1.0
     assert distinct_n([], 4) == 0.0
+
+
+def test_distinct_n_of_tokens():
+    """Bigrams of ids: (1, 2), (2, 1), (1, 2) | (2, 1): two of four."""
+    assert distinct_ngrams([[1, 2, 1, 2], np.array([2, 1])], 2) == 0.5
+
+
+def test_repetition_by_hand():
+    """2-grams of a b a b: ab, ba, ab: one of three came before; a row of one token repeats nothing; x x x: one of two."""
+    assert repetition([list("abab"), list("x"), list("xxx")], 2) == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
+    assert repetition([[7, 7, 7]]) == 0.0
 
 
 def test_mean_and_standard_error_by_hand():
