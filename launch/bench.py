@@ -21,8 +21,8 @@ from actors.placement import cluster, device_of
 from actors.publishing import publish
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from actors.rollout import weight_transfer
-from launch.distillation import make_driver
 from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import Prepared
 from launch.watcher import Watcher
 from minirl.cursor import Cursor
@@ -51,8 +51,9 @@ class Bench:
         self.prepared = replace(prepared, config=config.model_copy(update={"stages": stages}))
         self.config, self.stage, self.measured, self.watcher = self.prepared.config, distill, iterations, watcher
         self.directory = prepared.directory / "bench"
-        self.student = _trained(prepared.directory / "sft" / "best", prepared.student)
-        self.teacher_model = _trained(prepared.directory / "sft_teacher" / "best", prepared.teacher)
+        before = [left for name, left in stages.students().items() if name != "distill"]
+        self.student = _trained([prepared.directory / left for left in reversed(before)], prepared.student)
+        self.teacher_model = _trained([prepared.directory / "sft_teacher" / "best"], prepared.teacher)
         self.records: list[Record] = []
 
     def run(self) -> tuple[Measurements, dict[str, str]]:
@@ -61,7 +62,9 @@ class Bench:
             device = device_of(self.config.cluster)
             weight_transfer(self.config.rollout, device)
             self.watcher.doing("bench", "starting the rollout, teacher and learner groups")
-            groups = Groups(self.prepared, device).all(self.student, self.teacher_model, training=self.stage, teacher_in_rollout=True)
+            groups = Groups(self.prepared, device).all(
+                self.student, self.teacher_model, on_policy=on_policy_stage(self.config, "distill"), teacher_in_rollout=True
+            )
             with groups as (rollout, teacher, learner):
                 self._connect(rollout, teacher, learner)
                 for _ in self.driver.run():
@@ -73,7 +76,9 @@ class Bench:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner
         log = self.directory / "metrics.jsonl"
         log.unlink(missing_ok=True)
-        self.driver = make_driver(self.prepared, MetricsLog(log, "distill", "iteration", listener=self._record))
+        self.driver = make_driver(
+            self.prepared, on_policy_stage(self.config, "distill"), MetricsLog(log, "distill", "iteration", listener=self._record)
+        )
         self.driver.watch.listener = lambda verb: self.watcher.doing("distill", verb)
         self.driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
         self.watcher.total_of("distill", self.stage.iterations, 0)
@@ -208,8 +213,9 @@ def shown(table: Table) -> RichTable:
     return rich
 
 
-def _trained(best: Path, initial: str) -> str:
-    return str(best) if (best / "config.json").is_file() else initial
+def _trained(stages: list[Path], initial: str) -> str:
+    """The first of these models that is there."""
+    return next((str(model) for model in stages if (model / "config.json").is_file()), initial)
 
 
 def _places(worker: Any) -> set[tuple]:

@@ -5,7 +5,21 @@ from typing import Self
 from pydantic import NonNegativeInt, model_validator
 
 from actors.config import ClusterConfig, LearnerConfig, RolloutConfig, TeacherConfig
-from minirl.config import CorpusConfig, DataConfig, DistillConfig, EvaluateConfig, ObjectiveConfig, SftConfig, StrictModel, StudentConfig
+from minirl.config import (
+    CorpusConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GkdConfig,
+    KdConfig,
+    ObjectiveConfig,
+    SeqkdConfig,
+    SftConfig,
+    StrictModel,
+    StudentConfig,
+)
+
+STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill")
 
 
 class StagesConfig(StrictModel):
@@ -13,8 +27,17 @@ class StagesConfig(StrictModel):
 
     sft_teacher: SftConfig | None = None
     sft: SftConfig | None = None
+    kd: KdConfig | None = None
+    seqkd: SeqkdConfig | None = None
+    gkd: GkdConfig | None = None
+    opd: DistillConfig | None = None  # the loop of `distill` with `objective.preset: opd`, sampling from the student alone
     distill: DistillConfig | None = None
     evaluate: EvaluateConfig | None = None
+
+    def students(self) -> dict[str, str]:
+        """The training stages of the student that run, in order, each with the directory of the student that it leaves."""
+        stages = {name: getattr(self, name) for name in STUDENT_STAGES}
+        return {name: f"{name}/{getattr(stage, 'leaves', 'best')}" for name, stage in stages.items() if stage}
 
 
 class RunConfig(StrictModel):

@@ -34,7 +34,7 @@ class Evaluation:
         if missing:
             self.watcher.total_of("evaluate", 0, 0)
             self.watcher.doing("evaluate", "starting the rollout, teacher and learner groups")
-            with self.groups.all(student, self.models[TEACHER], teacher_in_rollout=True, temperature=1.0) as (rollout, teacher, learner):
+            with self.groups.all(student, self.models[TEACHER], teacher_in_rollout=True) as (rollout, teacher, learner):
                 gold = self._score_gold(teacher)
                 for version, name in enumerate(missing, start=1):
                     self.watcher.doing("evaluate", name)

@@ -1,33 +1,48 @@
 """The groups of a run: what each is told, started side by side, gone when their block ends; and the room that they need."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from actors.config import LearnerSetup
+from actors.group import Group
 from actors.placement import CoreShare, at_once
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared
-from minirl.config import DistillConfig, ObjectiveConfig, OptimizerStageConfig, SftConfig
+from minirl.config import DistillConfig, GkdConfig, SftConfig, SoftTargetsConfig
 
 MIB = 2**20
 
 
 class Groups:
-    """Starts groups for the stages of one prepared run, on `device`."""
+    """Starts groups for the stages of one prepared run, on `device`; each method yields groups that run until its block ends."""
 
     def __init__(self, prepared: Prepared, device: str):
         self.prepared, self.config, self.device = prepared, prepared.config, device
+        self._where = {"cluster": self.config.cluster, "device": device}
 
     @contextmanager
     def learner(self, model: str, training: SftConfig) -> Iterator[LearnerGroup]:
         """The learner alone, for supervised fine-tuning, with the model's own dropout."""
-        learner = LearnerGroup(self._setup(model, None, training=training, dropout=True), self.config.cluster)
-        try:
-            learner.wait_started()
+        with _running(lambda: self._learner(self._setup(model, None, training=training, dropout=True))) as (learner,):
             yield learner
-        finally:
-            learner.stop()
+
+    @contextmanager
+    def teacher_and_learner(
+        self, model: str, teacher: str, *, training: SftConfig, soft: SoftTargetsConfig
+    ) -> Iterator[tuple[TeacherGroup, LearnerGroup]]:
+        """For learning from the teacher's distribution on given responses, with the model's own dropout."""
+        setup = self._setup(model, teacher, training=training, soft=soft, dropout=True)
+        with _running(lambda: self._teacher(teacher, 1.0), lambda: self._learner(setup)) as groups:
+            yield groups
+
+    @contextmanager
+    def rollout(self, model: str) -> Iterator[RolloutGroup]:
+        """The rollout group alone, sampling from any model at temperature 1."""
+        with _running(lambda: self._rollout(model, None, 1.0)) as (rollout,):
+            yield rollout
 
     @contextmanager
     def all(
@@ -35,63 +50,62 @@ class Groups:
         student: str,
         teacher: str,
         *,
-        training: OptimizerStageConfig | None = None,
+        on_policy: OnPolicyStage | None = None,
         teacher_in_rollout: bool = False,
-        temperature: float | None = None,
     ) -> Iterator[tuple[RolloutGroup, TeacherGroup, LearnerGroup]]:
-        """Rollout, teacher and learner. training None: nothing is learnt. teacher_in_rollout: also where the mixture's share is 0."""
-        config, prepared = self.config, self.prepared
-        temperature = temperature or config.rollout.temperature
-        engine = {"max_model_len": prepared.max_model_len, "shared_vocabulary": prepared.vocabulary, "temperature": temperature}
-        scored = engine | {"max_model_len": max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0)}
-        mixed = teacher if teacher_in_rollout or config.rollout.teacher_share > 0 else None
-        objective = config.objective if training else None
-        where = {"cluster": config.cluster, "device": self.device}
-        shares = self._core_shares(training)
-        with ExitStack() as started:
-
-            def start(group):
-                started.callback(group.stop)
-                return group
-
-            groups = (
-                start(
-                    RolloutGroup(
-                        config.rollout,
-                        **where,
-                        share=shares.get("rollout"),
-                        model=student,
-                        teacher=mixed,
-                        end_tokens=prepared.end_tokens,
-                        **engine,
-                    )
-                ),
-                start(
-                    TeacherGroup(
-                        config.teacher,
-                        **where,
-                        share=shares.get("teacher"),
-                        as_finished=config.teacher.score_as_finished and not config.deterministic,
-                        model=teacher,
-                        **scored,
-                    )
-                ),
-                start(
-                    LearnerGroup(
-                        self._setup(student, teacher, training=training, objective=objective, temperature=temperature),
-                        config.cluster,
-                        shares.get("learner"),
-                    )
-                ),
-            )
-            for group in groups:
-                group.wait_started()
+        """Rollout, teacher and learner. on_policy None: nothing is learnt, and temperatures are 1. teacher_in_rollout: also where the
+        mixture's share is 0.
+        """
+        sampling = self.config.rollout.temperature if on_policy else 1.0
+        # Where nothing weighs the student's samples, the temperature that drew them is no part of what is learnt.
+        temperature = sampling if on_policy and on_policy.soft is None else 1.0
+        mixed = teacher if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
+        shares = self._core_shares(on_policy.config if on_policy else None)
+        settings = {} if on_policy is None else {
+            "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft,
+            "teacher_share": on_policy.teacher_share,
+        }  # fmt: skip
+        with _running(
+            lambda: self._rollout(student, mixed, sampling, shares.get("rollout")),
+            lambda: self._teacher(teacher, temperature, shares.get("teacher")),
+            lambda: self._learner(self._setup(student, teacher, temperature=temperature, **settings), shares.get("learner")),
+        ) as groups:
             yield groups
 
-    def _core_shares(self, training: OptimizerStageConfig | None) -> dict[str, CoreShare]:
+    def _rollout(self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None) -> RolloutGroup:
+        prepared = self.prepared
+        return RolloutGroup(
+            self.config.rollout,
+            **self._where,
+            share=share,
+            model=student,
+            teacher=teacher,
+            end_tokens=prepared.end_tokens,
+            max_model_len=prepared.max_model_len,
+            shared_vocabulary=prepared.vocabulary,
+            temperature=temperature,
+        )
+
+    def _teacher(self, teacher: str, temperature: float, share: CoreShare | None = None) -> TeacherGroup:
+        config, prepared = self.config, self.prepared
+        return TeacherGroup(
+            config.teacher,
+            **self._where,
+            share=share,
+            as_finished=config.teacher.score_as_finished and not config.deterministic,
+            model=teacher,
+            max_model_len=max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0),
+            shared_vocabulary=prepared.vocabulary,
+            temperature=temperature,
+        )
+
+    def _learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
+        return LearnerGroup(setup, self.config.cluster, share)
+
+    def _core_shares(self, training: DistillConfig | None) -> dict[str, CoreShare]:
         """Nothing where the roles take turns, or where each has devices of its own, or where Ray spreads them over other machines."""
         config = self.config
-        overlapping = isinstance(training, DistillConfig) and training.max_staleness > 0
+        overlapping = training is not None and training.max_staleness > 0
         if not overlapping or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
             return {}
         roles = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
@@ -101,18 +115,28 @@ class Groups:
         self,
         model: str,
         teacher: str | None,
-        *,
-        training: OptimizerStageConfig | None = None,
-        objective: ObjectiveConfig | None = None,
-        dropout: bool = False,
-        temperature: float = 1.0,
+        **stage: Any,
     ) -> LearnerSetup:
+        """stage: what else of `LearnerSetup` the stage sets."""
         config = self.config
         return LearnerSetup(
             model=model, teacher=teacher, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device, threads=1,
-            seed=config.seed, training=training, objective=objective, temperature=temperature, teacher_share=config.rollout.teacher_share,
-            teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype, dropout=dropout, deterministic=config.deterministic,
+            seed=config.seed, teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype,
+            deterministic=config.deterministic, **stage,
         )  # fmt: skip
+
+
+@contextmanager
+def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
+    """Start groups side by side; whatever happens, none outlives the block."""
+    with ExitStack() as stack:
+        groups = []
+        for start in starts:
+            groups.append(start())
+            stack.callback(groups[-1].stop)
+        for group in groups:
+            group.wait_started()
+        yield tuple(groups)
 
 
 def logical_cpus(prepared: Prepared) -> int:
@@ -122,14 +146,20 @@ def logical_cpus(prepared: Prepared) -> int:
 
 
 def object_store_bytes(prepared: Prepared) -> int:
-    """Room for the teacher states of the iterations under way and the versions of the weights between them, with a margin."""
-    config, tokens, versions = prepared.config, 0, 3
-    if distill := config.stages.distill:
-        tokens = distill.responses_per_iteration * config.data.max_response_tokens * (1 + distill.max_staleness)
-        versions += distill.max_staleness
+    """Room for the teacher states of the largest stage and the versions of the weights between its groups, with a margin."""
+    config, longest, versions = prepared.config, prepared.max_model_len, 3
+    tokens, stages = [0], config.stages
+    for stage in (stages.kd, stages.seqkd):
+        if stage is not None and stage.soft is not None:
+            tokens.append(2 * stage.sequences_per_update * longest + sum(len(e.sequence.tokens) for e in prepared.data.validation))
+    for stage in filter(None, (stages.gkd, stages.opd, stages.distill)):
+        given = longest * stage.gold_per_update if isinstance(stage, GkdConfig) else 0
         if config.corpus and config.objective.pretrain_kd_share > 0:
-            tokens += config.corpus.blocks_per_update * config.corpus.block_tokens * distill.updates_per_iteration
-    if evaluate := config.stages.evaluate:
-        tokens = max(tokens, 2 * evaluate.prompts * prepared.max_model_len)
-    payload = tokens * (prepared.teacher_width * 4 + 64)
+            given = config.corpus.blocks_per_update * config.corpus.block_tokens
+        responses = stage.responses_per_iteration * config.data.max_response_tokens * (1 + stage.max_staleness)
+        tokens.append(responses + given * stage.updates_per_iteration)
+        versions = max(versions, 3 + stage.max_staleness)
+    if stages.evaluate:
+        tokens.append(2 * stages.evaluate.prompts * longest)
+    payload = max(tokens) * (prepared.teacher_width * 4 + 64)
     return int(1.25 * payload + versions * prepared.student_bytes + 256 * MIB)

@@ -105,11 +105,18 @@ def _check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> 
 def _check_responses(config: RunConfig, data: InstructionData) -> None:
     """Gold responses are what fine-tuning learns, and what Rouge-L and forward KL compare with."""
     stages = config.stages
-    needs = {"sft_teacher": ("train", "validation"), "sft": ("train", "validation"), "distill": ("validation",), "evaluate": ("test",)}
-    for stage, splits in needs.items():
-        for split in splits if getattr(stages, stage) else ():
+    gold = ("train", "validation")
+    needs = {"sft_teacher": gold, "sft": gold, "kd": gold, "seqkd": ("validation",)}
+    references = {"gkd": ("validation",), "opd": ("validation",), "distill": ("validation",), "evaluate": ("test",)}
+    if stages.gkd and stages.gkd.student_share < 1:
+        needs["gkd"] = ("train",)
+    for stage, split, wants_reference in [
+        *((stage, split, False) for stage, splits in needs.items() for split in splits),
+        *((stage, split, True) for stage, splits in references.items() for split in splits),
+    ]:
+        if getattr(stages, stage):
             examples = getattr(data, split)
-            if not any(e.sequence.targets if stage.startswith("sft") else e.prompt.references for e in examples):
+            if not any(e.prompt.references if wants_reference else e.sequence.targets for e in examples):
                 raise InputError(
                     f"no record of the {split} data has a response, and stages.{stage} needs some; give data with responses, "
                     f"or set stages.{stage}: null"

@@ -5,6 +5,7 @@ checkpoints/00000012/          named by the count of iterations or updates that 
     manifest.json              the driver's state, and every file with its size; written last, by rename
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,12 @@ def latest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
 def complete(directory: Path) -> list[Path]:
     """Checkpoints that have their manifest, oldest first."""
     return sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}"))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ that are up to k publishes old when their turn comes. At 0 the verbs follow one 
 The driver holds references and scalars; it knows the groups by what they can do and not by what they are.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -20,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from minirl.config import DistillConfig, ObjectiveConfig
-from minirl.corpus import Corpus
+from minirl.config import DistillConfig, GkdConfig, ObjectiveConfig
 from minirl.credit import whitening_statistics
 from minirl.cursor import Cursor
 from minirl.metrics import MetricsLog, Stopwatch
-from minirl.protocols import Collection, Learners, Publication, Rollouts, Sampled, Teachers
+from minirl.protocols import Collection, GivenSequences, Learners, Publication, Rollouts, Sampled, Teachers
 from minirl.rollout import Prompt, RolloutSummary, SamplingRequest
 from minirl.schedule import learning_rate
 from minirl.seeds import derive_seed, sampling_seed
@@ -46,6 +46,7 @@ class Progress:
 
     iteration: int = 0
     updates: int = 0
+    target_tokens: int = 0  # that were learnt from, each time they were
     weight_version: int = 0
     best_rouge_l: float | None = None
     best_iteration: int | None = None
@@ -53,7 +54,11 @@ class Progress:
 
 
 class Driver:
-    """The loop over the training prompts; `connect` it to the groups, then `run`."""
+    """The loop over the training prompts; `connect` it to the groups, then `run`.
+
+    given: sequences that each update learns from besides, `given_per_update` of them: blocks of plain text for the pre-training loss, or
+    in the stage `gkd` gold responses, for the same divergence as the student's own.
+    """
 
     def __init__(
         self,
@@ -61,19 +66,20 @@ class Driver:
         objective: ObjectiveConfig,
         *,
         prompts: list[Prompt],
-        corpus: Corpus | None,
-        blocks_per_update: int,
+        given: GivenSequences | None,
+        given_per_update: int,
         max_response_tokens: int,
         teacher_share: float,
         seed: int,
         metrics: MetricsLog,
     ):
         self.config, self.objective = config, objective
-        self.prompts, self.corpus, self.blocks_per_update = prompts, corpus, blocks_per_update
+        self.soft = isinstance(config, GkdConfig)
+        self.prompts, self.given, self.given_per_update = prompts, given, given_per_update
         self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
         self.progress = Progress()
         self.prompt_cursor = Cursor(len(prompts), derive_seed(seed, "prompts"))
-        self.corpus_cursor = Cursor(len(corpus), derive_seed(seed, "corpus")) if corpus else None
+        self.given_cursor = Cursor(len(given), derive_seed(seed, "given")) if given and given_per_update else None
         self.watch = Stopwatch()
         self.begun: deque[Begun] = deque()
         self.publication: Publication | None = None
@@ -83,10 +89,23 @@ class Driver:
         """`publish(version)` sends the learner's weights on their way into the rollout group."""
         self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
+    @property
+    def total(self) -> int:
+        """Iterations that are planned; a token budget may end the stage before."""
+        return self.config.iterations
+
+    @property
+    def position(self) -> int:
+        return self.progress.iteration
+
+    @property
+    def finished(self) -> bool:
+        return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
+
     def run(self) -> Iterator[Progress]:
         """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
         self.publish()
-        while self.progress.iteration < self.config.iterations:
+        while not self.finished:
             began = time.monotonic()
             sampled = self.sample()
             scores = self.score()
@@ -108,7 +127,7 @@ class Driver:
 
     def _begin(self, iteration: int) -> None:
         cursor = self.prompt_cursor.state_dict()
-        prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.prompts_per_iteration)]
+        prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.student_prompts)]
         collection = self.rollout.begin(
             sampling_requests(prompts, self.config.samples_per_prompt, self.seed, iteration),
             self.teacher,
@@ -138,7 +157,7 @@ class Driver:
             items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
         asked = []  # all of them at once: no update waits for what the driver does about the next one
         for chosen in self._minibatches(len(items)):
-            supervised = self._pretrain_items()
+            supervised = self._given_items()
             with self.watch("update"):
                 summaries = [sampled[i].summary for i in chosen]
                 step = UpdateStep(
@@ -148,10 +167,11 @@ class Driver:
                         self.config, self.progress.updates, self.config.iterations * self.config.updates_per_iteration
                     ),
                     scale=self._scale(summaries, [items[i].advantages for i in chosen], supervised),
-                    check_behavior=not asked and self._staleness(sampled) == 0,
+                    check_behavior=not asked and not self.soft and self._staleness(sampled) == 0,
                 )
                 asked.append(self.learner.begin_update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
             self.progress.updates += 1
+            self.progress.target_tokens += sum(s.response_tokens for s in summaries) + sum(i.sequence.targets for i in supervised)
         with self.watch("update"):
             return [finish() for finish in asked]
 
@@ -174,31 +194,33 @@ class Driver:
             order = np.random.default_rng(derive_seed(self.seed, "minibatches", self.progress.iteration, epoch)).permutation(count)
             yield from (part.tolist() for part in np.split(order, self.config.updates_per_epoch))
 
-    def _pretrain_items(self) -> list[SupervisedItem]:
-        if self.corpus_cursor is None or self.objective.pretrain_coefficient == 0:
+    def _given_items(self) -> list[SupervisedItem]:
+        if self.given_cursor is None or not (self.soft or self.objective.pretrain_coefficient):
             return []
-        blocks = [self.corpus.block(i) for i in self.corpus_cursor.next(self.blocks_per_update)]
-        if self.objective.pretrain_kd_share == 0:
-            return [SupervisedItem(block) for block in blocks]
+        sequences = [self.given.block(i) for i in self.given_cursor.next(self.given_per_update)]
+        if not self.soft and self.objective.pretrain_kd_share == 0:
+            return [SupervisedItem(sequence) for sequence in sequences]
         with self.watch("score"):
-            scores = self.teacher.score(blocks, [len(block.tokens) for block in blocks])
-        return [SupervisedItem(block, score) for block, score in zip(blocks, scores, strict=True)]
+            scores = self.teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
+        return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
 
     def _scale(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> UpdateScale:
+        given = sum(i.sequence.targets for i in supervised)
+        if self.soft:  # one mean over the tokens of both
+            count = float(max(1, given + sum(s.response_tokens for s in summaries)))
+            return UpdateScale(count, count)
         kept = [s for s in summaries if self.objective.truncated == "keep" or not s.truncated]
         count = len(kept) if self.objective.reduction == "response" else sum(s.response_tokens for s in kept)
         whitening = None
         if self.objective.whiten:
             whitening = whitening_statistics(advantages, self.max_response_tokens)
-        return UpdateScale(float(max(1, count)), float(max(1, sum(i.sequence.targets for i in supervised))), whitening)
+        return UpdateScale(float(max(1, count)), float(max(1, given)), whitening)
 
     def log(self, sampled: list[Sampled], logged: list[dict], staleness: int, elapsed: float) -> None:
         """One record: means over the iteration's updates, the seconds that the driver waited in each verb, and what each role spent."""
         responses = [s.summary for s in sampled]
-        tokens = sum(s["response_tokens"] for s in logged)
-        per_token = {name: sum(s[name] for s in logged) / tokens for name in PER_TOKEN if name in logged[0]}
         seconds, epochs = self.watch.reset(), self.config.epochs_per_iteration
-        losses = {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
+        losses, per_token = self._losses(logged), _per_token(logged, PER_TOKEN, "response_tokens")
         effort = self.effort | {"learner/busy_seconds": sum(s["busy_seconds"] for s in logged), "publish/bytes": self.publication.bytes}
         worked = {"rollout": sum(s.response_tokens for s in responses), "teacher": sum(s.tokens for s in responses)}
         worked["learner"] = epochs * worked["teacher"]
@@ -208,7 +230,7 @@ class Driver:
                 "loss/total": sum(losses.values()),
                 **losses,
                 **{f"rollout/{name}": value for name, value in per_token.items()},
-                "rollout/behavior_gap": logged[0]["behavior_gap"] / logged[0]["response_tokens"],
+                **{f"rollout/{name}": value for name, value in _per_token(logged[:1], ("behavior_gap",), "response_tokens").items()},
                 "rollout/mean_response_tokens": float(np.mean([s.response_tokens for s in responses])),
                 "rollout/truncated": float(np.mean([s.truncated for s in responses])),
                 "rollout/response_tokens": worked["rollout"],
@@ -217,6 +239,7 @@ class Driver:
                 "learner/grad_norm": float(np.mean([s.get("grad_norm", np.nan) for s in logged])),
                 "learner/teacher_gap": max(s["teacher_gap_max"] for s in logged),
                 "learner/updates": self.progress.updates,
+                "learner/target_tokens": self.progress.target_tokens,
                 "weight_version": self.progress.weight_version,
                 **effort,
                 **{f"{role}/tokens_per_second": worked[role] / effort[f"{role}/busy_seconds"] for role in worked},
@@ -225,23 +248,34 @@ class Driver:
             },
         )
 
+    def _losses(self, logged: list[dict]) -> dict[str, float]:
+        """Means over the updates; of `gkd` over the tokens, since its two kinds of sequences share one mean."""
+        if self.soft:
+            return {f"loss/{name}": value for name, value in _per_token(logged, ("divergence",), "supervised_tokens").items()}
+        return {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
+
     def state_dict(self) -> dict[str, Any]:
         """What has been learnt from is behind it; iterations that are on their way are asked for anew, of the student as it is then."""
         cursors = {"prompts": self.begun[0].prompt_cursor if self.begun else self.prompt_cursor.state_dict()}
-        if self.corpus_cursor:
-            cursors["corpus"] = self.corpus_cursor.state_dict()
+        if self.given_cursor:
+            cursors["given"] = self.given_cursor.state_dict()
         return vars(self.progress) | {"cursors": cursors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state)
         self.progress.weight_version -= 1  # `run` publishes once more what that version was
         self.prompt_cursor.load_state_dict(state["cursors"]["prompts"])
-        if self.corpus_cursor:
-            self.corpus_cursor.load_state_dict(state["cursors"]["corpus"])
+        if self.given_cursor:
+            self.given_cursor.load_state_dict(state["cursors"]["given"])
 
 
 PER_TOKEN = ("reverse_kl", "reward", "importance_ratio", "clipped")
 LOSSES = {"policy_gradient": "policy_gradient", "single_step": "single_step", "supervised": "pretrain"}
+
+
+def _per_token(logged: list[dict], names: tuple[str, ...], count: str) -> dict[str, float]:
+    """The means of summed values that are there, over all tokens of these updates."""
+    return {name: sum(s[name] for s in logged) / sum(s[count] for s in logged) for name in names if name in logged[0]}
 
 
 def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int, iteration: int) -> list[SamplingRequest]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minirl.rollout import RolloutSummary, SamplingRequest
+from minirl.rollout import RolloutSummary, SamplingRequest, Sequence
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
@@ -16,6 +16,13 @@ class Sampled:
 
     rollout: Any
     summary: RolloutSummary
+
+
+class GivenSequences(Protocol):
+    """Sequences whose targets are given: a corpus, or gold responses."""
+
+    def __len__(self) -> int: ...
+    def block(self, index: int) -> Sequence: ...
 
 
 class Collection(Protocol):

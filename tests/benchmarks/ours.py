@@ -7,7 +7,7 @@ from pathlib import Path
 from actors.placement import cluster, device_of
 from actors.publishing import publish
 from launch.config import RunConfig
-from launch.distillation import make_driver
+from launch.on_policy import make_driver, on_policy_stage
 from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.prepare import prepare
 from minirl.config import read_config
@@ -18,21 +18,21 @@ from tests.benchmarks.turns import Job, Turns, Worked
 def main() -> None:
     turns, job = Turns(), Job.read(sys.argv[1])
     prepared = prepare(read_config(RunConfig, job.config, []))
-    stage, student = prepared.config.stages.distill, prepared.student
+    kind, student = on_policy_stage(prepared.config, "distill"), prepared.student
     records: list[Record] = []
     log = Path(job.directory) / "ours.jsonl"
     log.unlink(missing_ok=True)
-    driver = make_driver(prepared, MetricsLog(log, "distill", "iteration", listener=records.append))
+    driver = make_driver(prepared, kind, MetricsLog(log, "distill", "iteration", listener=records.append))
     iterations = driver.run()
 
     def update() -> Worked:
         next(iterations)
         tokens, responses = int(records[-1]["rollout/tokens"]), int(records[-1]["rollout/response_tokens"])
-        return Worked(stage.responses_per_iteration, tokens - responses, responses)
+        return Worked(kind.config.responses_per_iteration, tokens - responses, responses)
 
     with cluster(logical_cpus(prepared), object_store_bytes(prepared)):
         groups = Groups(prepared, device_of(prepared.config.cluster))
-        with groups.all(student, prepared.teacher, training=stage) as (rollout, teacher, learner):
+        with groups.all(student, prepared.teacher, on_policy=kind) as (rollout, teacher, learner):
             driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
             turns.serve(update, partial(learner.export, student))
 

@@ -23,7 +23,7 @@ def run(config: str, overrides: list[str], staleness: int, out: Path) -> dict[st
     """One run, and its row: median seconds an iteration; the student's exact reverse KL on held-out prompts, after and before."""
     directory = out / f"staleness-{staleness}"
     command = [str(Path(sys.executable).with_name("minirl")), "run", config, *overrides, f"directory={directory}"]
-    subprocess.run([*command, f"stages.distill.max_staleness={staleness}", "stages.evaluate.distilled=last"], check=True)
+    subprocess.run([*command, f"stages.distill.max_staleness={staleness}", "stages.distill.leaves=last"], check=True)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     steady = [r for r in records if "time/iteration" in r][1 + staleness :]  # the first ones start engines up, or are not stale yet
     rows = json.loads((directory / "summary.json").read_text())

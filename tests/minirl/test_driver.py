@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minirl.config import DistillConfig, ObjectiveConfig
+from minirl.config import DistillConfig, GkdConfig, ObjectiveConfig
 from minirl.corpus import Corpus
 from minirl.driver import Driver, sampling_requests
 from minirl.metrics import MetricsLog
@@ -94,18 +94,20 @@ class Groups:
         count = float(len(self.steps))
         sums = {"policy_gradient": count, "single_step": 2 * count, "behavior_gap": 3.0 * count, "response_tokens": 4.0, "reward": -6.0}
         sums |= {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count, "busy_seconds": 0.25}
-        return lambda: sums
+        return lambda: self.soft_sums or sums
+
+    soft_sums = None
 
 
-def make_driver(groups, path, *, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:
+def make_driver(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:
     defaults = {"prompts_per_iteration": 6, "samples_per_prompt": 2, "updates_per_epoch": 3, "learning_rate": 1.0}
-    config = DistillConfig(iterations=iterations, **(defaults | settings))
+    config = kind(iterations=iterations, **(defaults | settings))
     driver = Driver(
         config,
         objective or ObjectiveConfig(),
         prompts=PROMPTS,
-        corpus=corpus,
-        blocks_per_update=2,
+        given=corpus,
+        given_per_update=config.gold_per_update if kind is GkdConfig else 2,
         max_response_tokens=LIMIT,
         teacher_share=0.2,
         seed=seed,
@@ -380,3 +382,68 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     again = make_driver(groups := Groups(), tmp_path, iterations=2)
     again.load_state_dict(driver.state_dict())
     assert list(again.run()) == [] and "update" not in groups.calls
+
+
+# --- gkd: a divergence at each token, of the student's responses and of gold ones ---
+
+
+def gkd(path, groups=None, **settings) -> Groups:
+    groups = groups or Groups()
+    groups.soft_sums = {
+        "supervised": 0.5,
+        "divergence": 6.0,
+        "hard": 9.0,
+        "supervised_tokens": 12.0,
+        "teacher_gap_max": 0.0,
+        "busy_seconds": 1.0,
+    }
+    for _ in make_driver(groups, path, kind=GkdConfig, objective=ObjectiveConfig(preset="gkd"), **settings).run():
+        pass
+    return groups
+
+
+def test_gkd_gives_a_share_of_the_prompts_student_responses_and_the_rest_gold_ones_scored_too(tmp_path):
+    groups = gkd(tmp_path, student_share=0.5)
+    assert [len(requests) for requests in groups.requests] == [6, 6]
+    assert [len(items) for items in groups.items] == [2] * 6 and [len(items) for items in groups.supervised] == [2] * 6
+    assert all(item.scores is not None for items in groups.supervised for item in items)
+
+
+def test_gkd_divides_both_by_all_their_tokens(tmp_path):
+    groups = gkd(tmp_path, student_share=0.5)
+    for step, items, supervised in zip(groups.steps, groups.items, groups.supervised, strict=True):
+        tokens = sum(1 + int(item.rollout.split()[-1]) % LIMIT for item in items) + sum(i.sequence.targets for i in supervised)
+        assert step.scale.on_policy == step.scale.supervised == tokens
+        assert not step.check_behavior
+
+
+def test_gkd_on_policy_alone_draws_nothing_else(tmp_path):
+    groups = gkd(tmp_path)
+    assert [len(requests) for requests in groups.requests] == [12, 12]
+    assert groups.supervised == [[]] * 6
+
+
+def test_gkd_logs_its_divergence_per_token(tmp_path):
+    gkd(tmp_path, student_share=0.5)
+    record = records(tmp_path)[0]
+    assert record["loss/divergence"] == record["loss/total"] == 0.5
+    assert not any(name.startswith("rollout/behavior") for name in record)
+
+
+@pytest.mark.parametrize(("share", "updates"), [(0.05, 1), (0.66, 4)])
+def test_gkd_refuses_shares_that_leave_no_student_or_do_not_divide(share, updates):
+    with pytest.raises(ValueError, match="student_share"):
+        GkdConfig(iterations=1, learning_rate=1.0, prompts_per_iteration=6, updates_per_epoch=updates, student_share=share)
+
+
+# --- a budget of tokens ---
+
+
+def test_a_token_budget_ends_the_stage_with_the_iteration_that_reaches_it(tmp_path):
+    whole = run(tmp_path / "whole", iterations=6)
+    told = [record["learner/target_tokens"] for record in records(tmp_path / "whole")]
+    expected = [sum(1 + int(i.rollout.split()[-1]) % LIMIT for i in items) for items in whole.items]
+    expected = [e + sum(i.sequence.targets for i in given) for e, given in zip(expected, whole.supervised, strict=True)]
+    assert told == [sum(expected[: 3 * (n + 1)]) for n in range(6)]
+    ended = run(tmp_path / "ended", iterations=6, max_target_tokens=told[2])
+    assert len(ended.requests) == 3 and ended.steps == whole.steps[:9]

@@ -8,7 +8,7 @@ import pytest
 from minirl.config import SftConfig
 from minirl.metrics import MetricsLog
 from minirl.rollout import Sequence
-from minirl.sft import SftDriver
+from minirl.supervised import SupervisedDriver
 
 
 def sequence(number: int, targets: int) -> Sequence:
@@ -23,23 +23,29 @@ class Learner:
     """Answers validations from a list of losses."""
 
     def __init__(self, losses=()):
-        self.steps, self.seen, self.validated, self.losses = [], [], [], iter(losses)
+        self.steps, self.seen, self.validated, self.scores, self.losses = [], [], [], [], iter(losses)
 
     def update(self, step, on_policy, supervised, tokens):
         assert on_policy == [] and tokens == []
         self.steps.append(step)
         self.seen.append([int(item.sequence.tokens[0]) for item in supervised])
-        return {"supervised": 0.5, "supervised_tokens": 1.0, "grad_norm": 2.0}
+        self.scores.append([item.scores for item in supervised])
+        return {"supervised": 0.5, "supervised_tokens": 1.0, "grad_norm": 2.0} | self.logged
+
+    logged = {}
 
     def supervised_sums(self, items):
         self.validated.append([int(item.sequence.tokens[0]) for item in items])
+        self.scores.append([item.scores for item in items])
         return {"supervised": 6 * next(self.losses, 1.0), "supervised_tokens": 6.0}
 
 
-def make_driver(path, learner, *, train=TRAIN, seed=1, **settings) -> SftDriver:
+def make_driver(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedDriver:
     config = SftConfig(**({"learning_rate": 1.0, "epochs": 2, "sequences_per_update": 4} | settings))
     metrics = MetricsLog(path / "metrics.jsonl", "sft", "update")
-    return SftDriver(config, learner=learner, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
+    driver = SupervisedDriver(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
+    driver.connect(learner, teacher)
+    return driver
 
 
 def records(path):
@@ -50,7 +56,7 @@ def test_updates_are_epochs_over_the_sequences_that_have_targets(tmp_path):
     learner = Learner()
     driver = make_driver(tmp_path, learner, train=[*TRAIN, sequence(50, 0)])
     list(driver.run())
-    assert driver.total_updates == len(learner.steps) == 6
+    assert driver.total == len(learner.steps) == 6
     walk = sum(learner.seen, [])
     assert sorted(walk[:10]) == sorted(walk[10:20]) == list(range(10)) and walk[:10] != walk[10:20]
     other = Learner()
@@ -117,3 +123,54 @@ def test_a_resume_goes_on_with_the_next_update(tmp_path, stop):
     assert before.steps[:stop] + after.steps == whole.steps
     assert driver.state_dict() == expected.state_dict()
     assert [r["update"] for r in records(tmp_path / "parts")] == list(range(6))
+
+
+class Teacher:
+    def __init__(self):
+        self.asked = []
+
+    def score(self, sequences, tokens):
+        assert tokens == [len(sequence.tokens) for sequence in sequences]
+        self.asked.append([int(sequence.tokens[0]) for sequence in sequences])
+        return [f"score of {number}" for number in self.asked[-1]]
+
+
+def test_a_teacher_scores_every_update_and_the_validation_once(tmp_path):
+    learner, teacher = Learner(), Teacher()
+    list(make_driver(tmp_path, learner, teacher=teacher, max_updates=4, validations_per_epoch=3).run())
+    assert teacher.asked == [learner.seen[0], [100, 101, 102], *learner.seen[1:]]
+    for seen, scores in zip(learner.seen, learner.scores[::2], strict=True):
+        assert scores == [f"score of {number}" for number in seen]
+    assert learner.scores[1::2] == [["score of 100", "score of 101", "score of 102"]] * 4
+
+
+def test_without_a_teacher_nothing_is_scored(tmp_path):
+    learner = Learner()
+    list(make_driver(tmp_path, learner).run())
+    assert {score for scores in learner.scores for score in scores} == {None}
+
+
+def test_what_a_divergence_adds_up_to_is_logged_per_target(tmp_path):
+    learner = Learner()
+    learner.logged = {"divergence": 6.0, "hard": 3.0}
+    list(make_driver(tmp_path, learner, teacher=Teacher(), max_updates=1).run())
+    targets = learner.steps[0].scale.supervised
+    record = records(tmp_path)[0]
+    assert (record["loss/divergence"], record["loss/hard"]) == (6.0 / targets, 3.0 / targets)
+
+
+def test_every_stage_has_a_data_order_of_its_own(tmp_path):
+    one, other = Learner(), Learner()
+    list(make_driver(tmp_path, one, name="sft").run())
+    list(make_driver(tmp_path, other, name="kd").run())
+    assert one.seen != other.seen
+
+
+def test_a_token_budget_ends_the_stage_with_the_update_that_reaches_it(tmp_path):
+    learner = Learner()
+    driver = make_driver(tmp_path, learner, max_target_tokens=15)
+    yielded = [progress.updates for progress in driver.run()]
+    learnt = [int(step.scale.supervised) for step in learner.steps]
+    assert sum(learnt[:-1]) < 15 <= sum(learnt) == driver.progress.target_tokens
+    assert yielded[-1] == len(learnt) == len(records(tmp_path)) < driver.total
+    assert [r["learner/target_tokens"] for r in records(tmp_path)] == [sum(learnt[: n + 1]) for n in range(len(learnt))]

@@ -1,0 +1,119 @@
+"""The data set of the stage `seqkd`: the teacher's own responses to the training prompts, as a file that says where it comes from."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.roles import RolloutGroup
+from launch.groups import Groups
+from launch.prepare import Prepared
+from launch.watcher import Watcher
+from minirl.checkpoint import write_json
+from minirl.config import SeqkdConfig
+from minirl.driver import sampling_requests
+from minirl.models import fingerprint
+from minirl.prompts import Example
+from minirl.rollout import SamplingRequest, Sequence
+from minirl.seeds import derive_seed
+
+AT_ONCE = 512  # responses between two appends: what a kill may lose
+
+
+class TeacherResponses:
+    """`responses.jsonl` in the stage's directory, one line a response with its token ids; `responses.json` says who wrote it, and how.
+
+    share of gold: those prompts are drawn once, from the run's seed, and get no response.
+    """
+
+    def __init__(self, prepared: Prepared, config: SeqkdConfig, teacher: str, directory: Path):
+        self.prepared, self.config, self.teacher, self.directory = prepared, config, teacher, directory
+        self.rows, self.about = directory / "responses.jsonl", directory / "responses.json"
+        self._gold, self._asked = _divide(prepared.data.train, config.gold_share, derive_seed(prepared.config.seed, "seqkd gold"))
+
+    def sequences(self) -> list[Sequence]:
+        """What the stage learns from: gold sequences of the one part of the prompts, the teacher's of the other."""
+        return [example.sequence for example in self._gold] + [_sequence(row) for row in _read(self.rows)]
+
+    def provenance(self) -> dict[str, Any]:
+        settings = self.prepared.config
+        return {
+            "teacher": settings.teacher.model,
+            "teacher_weights": fingerprint(self.teacher),
+            "temperature": 1.0,
+            "samples_per_prompt": self.config.samples_per_prompt,
+            "max_response_tokens": settings.data.max_response_tokens,
+            "seed": settings.seed,
+            "data": settings.data.model_dump(),
+            "prompts": len(self._asked),
+            "gold_share": self.config.gold_share,
+        }
+
+    def make(self, groups: Groups, watcher: Watcher) -> None:
+        """Sample what is not there yet. A file of other settings or weights is begun anew."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        provenance = json.loads(json.dumps(self.provenance()))
+        if not self.about.is_file() or json.loads(self.about.read_text()) != provenance:
+            self.rows.unlink(missing_ok=True)
+            write_json(self.about, provenance)
+        seed = derive_seed(self.prepared.config.seed, "seqkd")
+        requests = sampling_requests([example.prompt for example in self._asked], self.config.samples_per_prompt, seed, 0)
+        done = _drop_half_line(self.rows)
+        if done == len(requests):
+            return
+        watcher.total_of("seqkd", len(requests), done)
+        watcher.doing("seqkd", "starting the rollout group")
+        with groups.rollout(self.teacher) as rollout, self.rows.open("a") as file:
+            waiting = iter(requests[done:])
+            while batch := list(islice(waiting, AT_ONCE)):
+                watcher.doing("seqkd", f"the teacher's responses, {done} of {len(requests)}")
+                for row in self._sample(rollout, batch):
+                    file.write(json.dumps(row) + "\n")
+                file.flush()
+                done += len(batch)
+
+    def _sample(self, rollout: RolloutGroup, requests: list[SamplingRequest]) -> Iterator[dict[str, Any]]:
+        limit, tokenizer = self.prepared.config.data.max_response_tokens, self.prepared.tokenizer
+        for one in rollout.fetch(rollout.sample(requests, teacher_share=0.0, max_response_tokens=limit, weight_version=0)):
+            yield {
+                "prompt": tokenizer.decode(one.prompt_tokens),
+                "response": tokenizer.decode(one.response_tokens, skip_special_tokens=True),
+                "truncated": one.truncated,
+                "prompt_index": one.prompt_index,
+                "sample_index": one.sample_index,
+                "prompt_tokens": one.prompt_tokens.tolist(),
+                "response_tokens": one.response_tokens.tolist(),
+            }
+
+
+def _divide(examples: list[Example], gold_share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(gold, asked): those with a gold response may keep it, as many as the share of all says."""
+    answered = [i for i, example in enumerate(examples) if example.sequence.targets]
+    wanted = min(round(gold_share * len(examples)), len(answered))
+    kept = set(np.random.default_rng(seed).permutation(answered)[:wanted].tolist())
+    return [e for i, e in enumerate(examples) if i in kept], [e for i, e in enumerate(examples) if i not in kept]
+
+
+def _sequence(row: dict[str, Any]) -> Sequence:
+    tokens = np.array(row["prompt_tokens"] + row["response_tokens"], np.int64)
+    return Sequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]))
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as file:
+        yield from map(json.loads, file)
+
+
+def _drop_half_line(path: Path) -> int:
+    """Cut what a kill left half written; returns the number of whole lines."""
+    if not path.is_file():
+        return 0
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.count(b"\n")
