@@ -7,8 +7,8 @@ from pathlib import Path
 from actors.placement import cluster, device_of
 from actors.publishing import publish
 from launch.config import RunConfig
-from launch.on_policy import make_driver, on_policy_stage
 from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import prepare
 from minirl.config import read_config
 from minirl.metrics import MetricsLog, Record
