@@ -32,15 +32,15 @@ def bare_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> floa
 
 
 def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
-    """Seconds for so many targets. `chunked`: the output heads and reverse KL as trained, forward and backward; `products`: the four
-    matrix products that these cannot do without.
+    """Seconds for so many targets. `chunked`: the output heads and reverse KL as trained, forward and backward; `products`: the
+    matrix products that these cannot do without, four of them, or three where the student's head is frozen.
     """
     student, teacher = head.student, head.teacher_head
     device, dtype = student.weight.device, student.weight.dtype
     hidden = torch.randn(tokens, student.weight.shape[1], device=device, dtype=dtype, requires_grad=True)
     teacher_hidden = torch.randn(tokens, teacher.weight.shape[1], device=device, dtype=dtype)
     targets = torch.randint(student.vocabulary, (tokens,), device=device)
-    parameters = [hidden, *(p for p in (student.weight, student.bias) if p is not None)]
+    parameters = [hidden, *(p for p in (student.weight, student.bias) if p is not None and p.requires_grad)]
 
     def chunked() -> None:
         statistics = head(hidden, targets, teacher_hidden, 1.0, under_teacher=False)
@@ -59,7 +59,8 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
                 product_into(logits[:count], hidden[rows], own.weight[: own.vocabulary])
                 product_into(logits[:count], teacher_hidden[rows], teacher.weight[: teacher.vocabulary])
                 torch.mm(gradient[:count], student.weight[: student.vocabulary])
-                torch.mm(gradient[:count].T, hidden[rows])
+                if student.weight.requires_grad:
+                    torch.mm(gradient[:count].T, hidden[rows])
 
     return {"chunked": _seconds(chunked, device), "products": _seconds(products, device)}
 

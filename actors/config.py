@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from minirl.config import ObjectiveConfig, OptimizerStageConfig, SoftTargetsConfig, StrictModel
+from minirl.config import LoraConfig, ObjectiveConfig, OptimizerStageConfig, SoftTargetsConfig, StrictModel
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -71,7 +71,8 @@ class LearnerSetup:
 
     model, teacher: model directories; teacher None where no loss asks for it. vocabulary: the shared one. training None: evaluation
     only, no optimizer. soft: items are learnt from the teacher's whole distribution, and the objective is not asked. teacher_dtype,
-    behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own dropout (SFT) or without.
+    behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own dropout (SFT) or without. lora:
+    adapters alone are trained; None: every weight.
     """
 
     model: str
@@ -89,4 +90,5 @@ class LearnerSetup:
     teacher_dtype: str = "float32"
     behavior_dtype: str = "float32"
     dropout: bool = False
+    lora: LoraConfig | None = None
     deterministic: bool = False

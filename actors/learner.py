@@ -1,10 +1,9 @@
-"""The learner: the student under DeepSpeed, one rank of it in each worker. The one file that knows DeepSpeed."""
+"""The learner: the student under DeepSpeed, one rank of it in each worker. It and what gathers its weights know DeepSpeed."""
 
 import math
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import deepspeed
@@ -19,9 +18,11 @@ from actors.config import LearnerSetup
 from actors.learner_settings import attention_kernel, deepspeed_config
 from actors.refusals import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
 from actors.weights import PackedWeights, pack
+from actors.whole_weights import export, merged_weights, weight_shapes
 from minirl.batch import make_microbatch
 from minirl.errors import RunError
-from minirl.models import check_head, load_causal_lm, read_head, save_weights
+from minirl.lora import attach, trainable
+from minirl.models import check_head, load_causal_lm, read_head
 from minirl.student import StudentModule, packing_gap
 from minirl.update import (
     OnPolicyItem,
@@ -69,6 +70,8 @@ class Learner:
         del sharded_loading
         if config.zero_stage < 3:
             check_head(model, "student")
+        if setup.lora is not None:
+            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
@@ -77,7 +80,7 @@ class Learner:
             self.engine = module.to(setup.device)
         else:
             buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=module.parameters())
+            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=trainable(module))
             _restore_buffers(module, buffers)
         self.model, self.module = model, module
         self._choose_packing()
@@ -163,8 +166,12 @@ class Learner:
         setup = self.setup
         if setup.config.zero_stage == 3:
             return None
-        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout).to(setup.device)
-        return bare_seconds(model, [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches])
+        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
+        if setup.lora is not None:
+            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
+        return bare_seconds(
+            model.to(setup.device), [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches]
+        )
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
         """For benchmarks: the output heads over so many random targets, and their bare products; None where there is nothing to run."""
@@ -174,34 +181,38 @@ class Learner:
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and whole shape of each of the student's weights, in the order in which they are published."""
-        return [(name, tuple(getattr(parameter, "ds_shape", parameter.shape))) for name, parameter in self._named()]
+        return weight_shapes(self.model)
 
     def whole_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
         """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
         sharded = self.setup.config.zero_stage == 3  # then the gathered tensor dies, and a copy has to outlive it
-        for named in self._gathered(self.setup.config.publish_bucket_mib * 2**20):
+        for named in self._merged():
             for name, tensor in named:
                 yield name, tensor.to(getattr(torch, dtype), copy=sharded)
 
     def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
         """The student's weights under their Hugging Face names, in buckets; yields on rank 0, the others only help to gather."""
-        bucket_bytes = self.setup.config.publish_bucket_mib * 2**20
-        for named in self._gathered(bucket_bytes):
+        for named in self._merged():
             if self.rank == 0:
-                yield from pack(((name, tensor.to(getattr(torch, dtype))) for name, tensor in named), bucket_bytes)
+                yield from pack(((name, tensor.to(getattr(torch, dtype))) for name, tensor in named), self._bucket_bytes)
 
     def export(self, source: str, directory: str) -> None:
-        """Write the student as a Hugging Face directory in the learner's dtype; config and tokenizer from `source`."""
-        weights = {}
-        for named in self._gathered(2**40):
-            weights |= {name: tensor.detach().cpu().clone() for name, tensor in named} if self.rank == 0 else {}
-        if self.rank == 0:
-            save_weights(weights, source, directory)
+        """Write the student as a Hugging Face directory; config and tokenizer from `source`, which an adapter in it lies on."""
+        export(
+            self.model,
+            self.setup.lora,
+            source,
+            directory,
+            bucket_bytes=self._bucket_bytes,
+            sharded=self.setup.config.zero_stage == 3,
+            writes=self.rank == 0,
+        )
         dist.barrier()
 
     def save(self, directory: str) -> None:
-        """Optimizer, weights and random states of this rank."""
-        self.engine.save_checkpoint(directory, tag="learner", save_latest=False)
+        """Optimizer, trained weights and random states of this rank."""
+        frozen = self.setup.lora is not None  # weights that stay as they are in the directory they were read from
+        self.engine.save_checkpoint(directory, tag="learner", save_latest=False, exclude_frozen_parameters=frozen)
         states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         if self.setup.device == "cuda":
             states["cuda"] = torch.cuda.get_rng_state()
@@ -209,7 +220,7 @@ class Learner:
 
     def load(self, directory: str) -> None:
         """The inverse of `save`, for the same number of workers."""
-        loaded, _ = self.engine.load_checkpoint(directory, tag="learner")
+        loaded, _ = self.engine.load_checkpoint(directory, tag="learner", load_module_strict=self.setup.lora is None)
         if loaded is None:
             raise RunError(f"DeepSpeed could not load the checkpoint in {directory}; delete it to start from the one before")
         states = torch.load(Path(directory) / f"random-{self.rank}.pt", weights_only=False)
@@ -248,24 +259,12 @@ class Learner:
             refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
         return norm
 
-    def _named(self) -> list[tuple[str, Tensor]]:
-        """The student's parameters under all their names; tied ones side by side, so that a bucket holds them once."""
-        named = list(self.model.state_dict(keep_vars=True).items())
-        first = {id(parameter): place for place, (_, parameter) in reversed(list(enumerate(named)))}
-        return sorted(named, key=lambda pair: first[id(pair[1])])
+    def _merged(self) -> Iterator[list[tuple[str, Tensor]]]:
+        return merged_weights(self.model, self._bucket_bytes, sharded=self.setup.config.zero_stage == 3)
 
-    def _gathered(self, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-        """Named parameters, whole, bucket by bucket; a bucket's tensors are only valid until the next is asked for."""
-        named = self._named()
-        while named:
-            bucket, size = [], 0
-            while named and (not bucket or size + _bytes(named[0][1]) <= bucket_bytes or named[0][1] is bucket[-1][1]):
-                size += _bytes(named[0][1])
-                bucket.append(named.pop(0))
-            sharded = self.setup.config.zero_stage == 3
-            parameters = list({id(p): p for _, p in bucket}.values())
-            with deepspeed.zero.GatheredParameters(parameters) if sharded else nullcontext():
-                yield [(name, p.data) for name, p in bucket]
+    @property
+    def _bucket_bytes(self) -> int:
+        return self.setup.config.publish_bucket_mib * 2**20
 
 
 def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> None:
@@ -274,7 +273,3 @@ def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> Non
         owner, _, attribute = name.rpartition(".")
         device = next(module.parameters()).device
         setattr(module.get_submodule(owner), attribute, buffer.to(device))
-
-
-def _bytes(parameter: Tensor) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
