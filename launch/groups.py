@@ -11,7 +11,7 @@ from actors.placement import CoreShare, at_once
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared
-from minirl.config import DistillConfig, GkdConfig, SftConfig, SoftTargetsConfig
+from minirl.config import DistillConfig, GkdConfig, LoraConfig, SftConfig, SoftTargetsConfig
 
 MIB = 2**20
 
@@ -24,9 +24,9 @@ class Groups:
         self._where = {"cluster": self.config.cluster, "device": device}
 
     @contextmanager
-    def learner(self, model: str, training: SftConfig) -> Iterator[LearnerGroup]:
+    def learner(self, model: str, training: SftConfig, *, lora: LoraConfig | None = None) -> Iterator[LearnerGroup]:
         """The learner alone, for supervised fine-tuning, with the model's own dropout."""
-        with _running(lambda: self._learner(self._setup(model, None, training=training, dropout=True))) as (learner,):
+        with _running(lambda: self._learner(self._setup(model, None, training=training, dropout=True, lora=lora))) as (learner,):
             yield learner
 
     @contextmanager
@@ -34,7 +34,7 @@ class Groups:
         self, model: str, teacher: str, *, training: SftConfig, soft: SoftTargetsConfig
     ) -> Iterator[tuple[TeacherGroup, LearnerGroup]]:
         """For learning from the teacher's distribution on given responses, with the model's own dropout."""
-        setup = self._setup(model, teacher, training=training, soft=soft, dropout=True)
+        setup = self._setup(model, teacher, training=training, soft=soft, dropout=True, lora=self.config.student.lora)
         with _running(lambda: self._teacher(teacher, 1.0), lambda: self._learner(setup)) as groups:
             yield groups
 
@@ -63,7 +63,7 @@ class Groups:
         shares = self._core_shares(on_policy.config if on_policy else None)
         settings = {} if on_policy is None else {
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft,
-            "teacher_share": on_policy.teacher_share,
+            "teacher_share": on_policy.teacher_share, "lora": self.config.student.lora,
         }  # fmt: skip
         with _running(
             lambda: self._rollout(student, mixed, sampling, shares.get("rollout")),

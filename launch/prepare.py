@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.utils.logging import disable_progress_bar
 
 from launch.config import RunConfig
+from minirl import lora
 from minirl.checkpoint import write_json
 from minirl.corpus import Corpus, load_corpus
 from minirl.embedded import materialise_teacher
@@ -68,6 +69,8 @@ def prepare(config: RunConfig) -> Prepared:
     student_config = teacher_config if named_student is None else check_supported(named_student, "student.model")
     for key, network in (("teacher.model", teacher_config), ("student.model", student_config)):
         _check_positions(config, key, network)
+    if config.student.lora is not None:
+        lora.check(named_student or teacher, config.student.lora)
     tokenizer = _tokenizer(teacher, "teacher.model")
     student_tokenizer = tokenizer if named_student is None else _tokenizer(named_student, "student.model")
     vocabulary = shared_vocabulary(student_tokenizer, tokenizer, student_config.vocab_size, teacher_config.vocab_size)

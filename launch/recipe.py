@@ -17,7 +17,7 @@ from launch.prepare import Prepared
 from launch.stage import Stage
 from launch.watcher import Watcher
 from minirl.checkpoint import digest
-from minirl.config import SftConfig, SoftTargetsConfig
+from minirl.config import LoraConfig, SftConfig, SoftTargetsConfig
 from minirl.evaluation.text import rouge_l
 from minirl.models import fingerprint
 from minirl.rollout import Sequence
@@ -75,7 +75,8 @@ class Recipe:
         if not stage.resume(driver):
             return best
         stage.doing("starting the " + ("teacher and learner groups" if soft else "learner group"))
-        with self._scoring_learner(model, config, soft) as (teacher, learner):
+        lora = self.config.student.lora if name in STUDENT_STAGES else None
+        with self._scoring_learner(model, config, soft, lora) as (teacher, learner):
             stage.start(learner)
             driver.connect(learner, teacher)
             for progress in driver.run():
@@ -86,10 +87,10 @@ class Recipe:
 
     @contextmanager
     def _scoring_learner(
-        self, model: str, config: SftConfig, soft: SoftTargetsConfig | None
+        self, model: str, config: SftConfig, soft: SoftTargetsConfig | None, lora: LoraConfig | None
     ) -> Iterator[tuple[TeacherGroup | None, LearnerGroup]]:
         if soft is None:
-            with self.groups.learner(model, config) as learner:
+            with self.groups.learner(model, config, lora=lora) as learner:
                 yield None, learner
         else:
             with self.groups.teacher_and_learner(model, self.teacher, training=config, soft=soft) as groups:
