@@ -34,6 +34,7 @@ from minirl.update import (
     forward,
     frozen_advantages,
     on_policy_loss,
+    soft_update_loss,
     supervised_loss,
     teacher_gap,
 )
@@ -142,8 +143,9 @@ class Learner:
         total: Sums = {}
         self.engine.eval()
         for items in microbatches:
-            add_sums(total, supervised_loss(self.engine, items, UpdateScale(), device=self.setup.device)[1])
+            add_sums(total, self._supervised_loss(items, UpdateScale())[1])
         self.engine.train()
+        refuse_bad_teacher(total, self.setup)
         return {name: float(value) for name, value in total.items()}
 
     @torch.no_grad()
@@ -232,6 +234,8 @@ class Learner:
 
     def _on_policy_loss(self, items: list[OnPolicyItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
         setup = self.setup
+        if setup.soft is not None:
+            return self._soft_loss(items, scale.on_policy)
         return on_policy_loss(
             self.engine,
             items,
@@ -243,9 +247,15 @@ class Learner:
         )
 
     def _supervised_loss(self, items: list[SupervisedItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+        if self.setup.soft is not None:
+            return self._soft_loss(items, scale.supervised)
         objective = self.setup.objective
         coefficient, kd_share = (objective.pretrain_coefficient, objective.pretrain_kd_share) if objective else (1.0, 0.0)
         return supervised_loss(self.engine, items, scale, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
+
+    def _soft_loss(self, items: list[OnPolicyItem] | list[SupervisedItem], divisor: float) -> tuple[Tensor, Sums]:
+        setup = self.setup
+        return soft_update_loss(self.engine, items, setup.soft, divisor, device=setup.device, temperature=setup.temperature)
 
     def _step(self, step: UpdateStep) -> float:
         """The optimizer's step. Returns the global norm of the gradient before clipping; one that is not finite is refused."""

@@ -9,14 +9,17 @@ multiplied out again. Where a micro-batch's targets fit one chunk, nothing is.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from minirl.divergence import TokenStatistics
+from minirl.config import DivergenceConfig
+from minirl.divergence import TokenStatistics, divergence_of
 from minirl.models import OutputHead
 from minirl.products import multiplied_narrow
-from minirl.row_blocks import RowBlocks, RowStatistics
+from minirl.row_blocks import Derivatives, RowBlocks, RowStatistics
 
 
 class Workspaces:
@@ -50,6 +53,7 @@ class HeadCall:
     teacher_hidden: Tensor | None
     temperature: float
     under_teacher: bool
+    divergence: DivergenceConfig | None
     chunk_tokens: int
     workspaces: Workspaces
     keep: bool
@@ -58,6 +62,10 @@ class HeadCall:
         """At least one, an empty one if need be: under ZeRO-3 every rank must touch the output head."""
         rows = len(self.targets)
         return [slice(start, min(start + self.chunk_tokens, rows)) for start in range(0, max(rows, 1), self.chunk_tokens)]
+
+    def blocks(self, logits: Tensor) -> RowBlocks:
+        asked = self.divergence
+        return RowBlocks(logits, None if asked is None else partial(divergence_of, config=asked, divided_by=self.temperature))
 
 
 def head_statistics(
@@ -70,6 +78,7 @@ def head_statistics(
     teacher_hidden: Tensor | None = None,
     temperature: float = 1.0,
     under_teacher: bool = True,
+    divergence: DivergenceConfig | None = None,
     workspaces: Workspaces | None = None,
 ) -> TokenStatistics:
     """`token_statistics` of the N targets, from hidden states [N, d] and heads; at most `chunk_tokens` rows of logits exist at once.
@@ -77,7 +86,15 @@ def head_statistics(
     Differentiable once, by hidden and by the student's weight and bias; teacher values carry no gradient.
     """
     call = HeadCall(
-        targets, teacher, teacher_hidden, temperature, under_teacher, chunk_tokens, workspaces or Workspaces(), torch.is_grad_enabled()
+        targets,
+        teacher,
+        teacher_hidden,
+        temperature,
+        under_teacher,
+        divergence,
+        chunk_tokens,
+        workspaces or Workspaces(),
+        keep=torch.is_grad_enabled(),
     )
     return TokenStatistics(*_HeadStatistics.apply(hidden, student.weight, student.bias, student, call))
 
@@ -180,7 +197,7 @@ class _Gradients:
 
 def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:
     student, teacher, targets = logits.student, logits.teacher, call.targets[logits.chunk]
-    blocks = RowBlocks(student)
+    blocks = call.blocks(student)
     return [
         blocks.statistics(student[rows], None if teacher is None else teacher[rows], targets[rows], under_teacher=call.under_teacher)
         for rows in blocks.slices(len(student))
@@ -191,27 +208,33 @@ def _gradient_of(logits: _Logits, rows: RowStatistics, call: HeadCall, upstream:
     """d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows, in the weight's dtype and in place of the student's logits."""
     chunk = logits.chunk
     out, rows = logits.gradient(student.weight.dtype), _part(rows, chunk)
-    of_logprobs, of_reverse_kl, *of_teacher = (None if t is None else t[chunk] for t in upstream[:4])
-    nothing = torch.zeros_like(rows.student_logprobs)
-    of_teacher = [t for t in of_teacher if t is not None]
-    factors = (of_logprobs, of_reverse_kl, sum(of_teacher) if of_teacher else None)
-    chain = student.scale / call.temperature
-    a, b, c = (None if t is None else t * chain for t in factors)
-    a, b = (nothing if t is None else t for t in (a, b))
-    blocks = RowBlocks(logits.student)
+    by = _derivatives(upstream, chunk, student.scale / call.temperature, torch.zeros_like(rows.student_logprobs))
+    blocks = call.blocks(logits.student)
     for block in blocks.slices(len(out)):
         z, t = logits.student[block], None if logits.teacher is None else logits.teacher[block]
-        gradient = blocks.gradient(
-            z, t, call.targets[chunk][block], _part(rows, block), a[block], b[block], None if c is None else c[block]
-        )
+        gradient = blocks.gradient(z, t, call.targets[chunk][block], _part(rows, block), _part(by, block))
         if student.soft_cap is not None:
             gradient *= 1 - (z * (call.temperature / student.soft_cap)).square()
         out[block] = gradient
     return out
 
 
-def _part(rows: RowStatistics, part: slice) -> RowStatistics:
-    return RowStatistics(*(None if field is None else field[part] for field in rows))
+def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float, nothing: Tensor) -> Derivatives:
+    by = {name: t[chunk] * chain for name, t in zip(TokenStatistics._fields, upstream, strict=True) if t is not None}
+    under_teacher = [by[name] for name in ("forward_kl", "soft_cross_entropy") if name in by]
+    return Derivatives(
+        logprobs=by.get("student_logprobs", nothing),
+        reverse_kl=by.get("reverse_kl", nothing),
+        under_teacher=sum(under_teacher) if under_teacher else None,
+        divergence=by.get("divergence"),
+    )
+
+
+Rows = TypeVar("Rows", RowStatistics, Derivatives)
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return type(rows)(*(None if field is None else field[part] for field in rows))
 
 
 def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three losses, to be minimised, as sums over tokens; the learner divides once, by counts of the whole optimizer step.
+"""The losses, to be minimised, as sums over tokens; the learner divides once, by counts of the whole optimizer step.
 
 All grids are [B, T], responses x tokens, left-aligned; mask is 1 on response tokens. Nothing outside the mask reaches value or gradient.
 """
@@ -50,3 +50,9 @@ def pretrain_loss(logprobs: Tensor, mask: Tensor, *, soft_cross_entropy: Tensor 
     if soft_cross_entropy is None:
         raise ValueError("kd_share > 0 needs the soft cross-entropy against the teacher")
     return (1 - kd_share) * hard + kd_share * soft_cross_entropy.masked_fill(mask == 0, 0.0).sum()
+
+
+def soft_target_loss(logprobs: Tensor, divergence: Tensor, mask: Tensor, *, hard_weight: float) -> Tensor:
+    """h sum_t -log q(y_t) + (1 - h) sum_t D(p, q at s_t), whoever wrote y (mathematics.md, section 6)."""
+    hard, soft = -logprobs.masked_fill(mask == 0, 0.0).sum(), divergence.masked_fill(mask == 0, 0.0).sum()
+    return hard_weight * hard + (1 - hard_weight) * soft

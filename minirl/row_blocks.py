@@ -6,10 +6,11 @@ With z, t the logits of student and teacher [rows, V], q, p their distributions 
     d loss / dz = q (b (u - lse(z) + lse(t) - reverse KL) - a + c) + a [v = target] - c p
 
 a, b, c [rows]: the loss's derivatives by log q(target), by the reverse KL, and by the forward KL and soft cross-entropy together, which
-differ by the teacher's entropy alone. `minirl.divergence.token_statistics` is the same, plainly written.
+differ by the teacher's entropy alone. `minirl.divergence.token_statistics` is the same, plainly written. Where another divergence is asked
+for, it takes the place of all three, and autograd works out its gradient within the block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,12 +31,23 @@ class RowStatistics(NamedTuple):
     reverse_kl: Tensor | None = None
     forward_kl: Tensor | None = None
     soft_cross_entropy: Tensor | None = None
+    divergence: Tensor | None = None
+
+
+class Derivatives(NamedTuple):
+    """Of the loss by a row's statistics, one number a row: a, b, c above, and that by another divergence; None where it is 0."""
+
+    logprobs: Tensor
+    reverse_kl: Tensor
+    under_teacher: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 class RowBlocks:
-    """Blocks of rows of [n, V] and two workspaces of a block's size."""
+    """Blocks of rows of [n, V] and two workspaces of a block's size. divergence: (student, teacher) [rows, V] -> [rows]."""
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor, divergence: Callable[[Tensor, Tensor], Tensor] | None = None):
+        self._divergence = divergence
         rows, width = logits.shape
         size = BLOCK_BYTES.get(logits.device.type, ACCELERATOR_BLOCK_BYTES)
         self.rows = max(1, min(rows, size // (width * logits.element_size())))
@@ -52,6 +64,10 @@ class RowBlocks:
         logprobs = _pick(student, targets) - normalizers
         if teacher is None:
             return RowStatistics(logprobs, normalizers)
+        if self._divergence is not None:
+            teacher_normalizers = _exponentials(teacher, first)[2]
+            of_teacher = (_pick(teacher, targets) - teacher_normalizers, teacher_normalizers)
+            return RowStatistics(logprobs, normalizers, *of_teacher, divergence=self._divergence(student, teacher))
         difference = torch.sub(student, teacher, out=second)
         expected = mass.mul_(difference).sum(-1) / total
         mass, total, teacher_normalizers = _exponentials(teacher, first)
@@ -70,12 +86,15 @@ class RowBlocks:
             soft_cross_entropy=soft_cross_entropy,
         )
 
-    def gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor, of: RowStatistics, a: Tensor, b: Tensor, c: Tensor | None):
-        """d loss / dz in a workspace, good until the next call. of: the rows' statistics; c None leaves the teacher's mass out."""
+    def gradient(self, student: Tensor, teacher: Tensor | None, targets: Tensor, of: RowStatistics, by: Derivatives) -> Tensor:
+        """d loss / dz in a workspace, good until the next call. of: the rows' statistics."""
         first, second = (spare[: len(student)] for spare in self._spare)
+        a, b, c = by[:3]
         mass = torch.sub(student, of.student_log_normalizers[:, None], out=first).exp_()
-        if teacher is None:
+        if of.reverse_kl is None:
             gradient = mass.mul_(-a[:, None])
+            if by.divergence is not None:
+                gradient += self._divergence_gradient(student, teacher, by.divergence)
         else:
             constant = a + b * (of.student_log_normalizers - of.teacher_log_normalizers + of.reverse_kl)
             constant = constant if c is None else constant - c
@@ -83,6 +102,11 @@ class RowBlocks:
             if c is not None:
                 gradient -= torch.sub(teacher, of.teacher_log_normalizers[:, None], out=first).exp_().mul_(c[:, None])
         return gradient.scatter_(1, targets[:, None], (_pick(gradient, targets) + a)[:, None])
+
+    def _divergence_gradient(self, student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+        with torch.enable_grad():
+            rows = student.detach().requires_grad_()
+            return torch.autograd.grad(self._divergence(rows, teacher), rows, weights)[0]
 
 
 def _exponentials(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from minirl.batch import MicroBatch, make_microbatch
 from minirl.chunked_head import Workspaces, head_statistics
+from minirl.config import DivergenceConfig
 from minirl.divergence import TokenStatistics
 from minirl.models import OutputHead, student_head
 from minirl.rollout import Sequence
@@ -30,14 +31,21 @@ class StudentModule(nn.Module):
         self.packed = False
 
     def forward(
-        self, batch: MicroBatch, teacher_hidden: Tensor | None = None, temperature: float = 1.0, under_teacher: bool = True
+        self,
+        batch: MicroBatch,
+        teacher_hidden: Tensor | None = None,
+        temperature: float = 1.0,
+        under_teacher: bool = True,
+        divergence: DivergenceConfig | None = None,
     ) -> TokenStatistics:
-        """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher]."""
+        """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher]. A divergence that is asked for
+        takes the place of all the others.
+        """
         rows = batch.packed() if self.packed else batch
         if self.attention_by_width:
             self._choose_attention(rows.input_ids.shape[1])
         hidden = hidden_states(self.model, rows)
-        return self.head(hidden, batch.targets, teacher_hidden, temperature, under_teacher)
+        return self.head(hidden, batch.targets, teacher_hidden, temperature, under_teacher, divergence)
 
     def _choose_attention(self, width: int) -> None:
         kernel = "eager" if width <= EAGER_WIDTH else "sdpa"
@@ -85,7 +93,13 @@ class StudentHead(nn.Module):
         return OutputHead(self.weight, self.bias, self.scale, self.soft_cap, self.vocabulary)
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        teacher_hidden: Tensor | None,
+        temperature: float,
+        under_teacher: bool,
+        divergence: DivergenceConfig | None = None,
     ) -> TokenStatistics:
         return head_statistics(
             hidden,
@@ -96,5 +110,6 @@ class StudentHead(nn.Module):
             teacher_hidden=teacher_hidden,
             temperature=temperature,
             under_teacher=under_teacher,
+            divergence=divergence,
             workspaces=self.workspaces,
         )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from minirl.batch import MicroBatch, make_microbatch
-from minirl.config import ObjectiveConfig
+from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.credit import whiten
 from minirl.divergence import TokenStatistics
-from minirl.losses import importance_ratios, pretrain_loss
+from minirl.losses import importance_ratios, pretrain_loss, soft_target_loss
 from minirl.mixture import mixture_logprobs
 from minirl.objective import advantages_of, kept_mask, on_policy_losses
 from minirl.rollout import Rollout, Sequence, TeacherScores, tensor_of
@@ -65,19 +65,25 @@ class UpdateStep:
     check_behavior: bool = False
 
 
-# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher).
+# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher, divergence).
 Student = Callable[..., TokenStatistics]
 Sums = dict[str, Tensor]
 
 
 def forward(
-    student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, temperature: float, *, under_teacher: bool = True
+    student: Student,
+    items: Items[OnPolicyItem | SupervisedItem],
+    device: str,
+    temperature: float,
+    *,
+    under_teacher: bool = True,
+    divergence: DivergenceConfig | None = None,
 ) -> tuple[MicroBatch, TokenStatistics]:
     batch = make_microbatch([item.sequence for item in items]).to(device)
     hidden = None
     if items and items[0].scores is not None:
         hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
-    return batch, student(batch, hidden, temperature, under_teacher)
+    return batch, student(batch, hidden, temperature, under_teacher, divergence)
 
 
 def on_policy_loss(
@@ -142,6 +148,31 @@ def supervised_loss(
     if items and items[0].scores is not None:
         sums |= teacher_gap(tokens, [item.scores for item in items], device)
     return coefficient * loss / scale.supervised, sums
+
+
+def soft_update_loss(
+    student: Student,
+    items: Items[OnPolicyItem | SupervisedItem],
+    config: SoftTargetsConfig,
+    divisor: float,
+    *,
+    device: str,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Sums]:
+    """The soft-target loss of one micro-batch, given or sampled, over the step's count; items without scores count by their tokens alone.
+
+    temperature: that of the scores, and of the cross-entropy; the divergence has its own. The sums: `supervised`, the loss as divided;
+    `divergence` and `hard`, the two terms undivided and unweighted; `supervised_tokens`.
+    """
+    batch, tokens = forward(student, items, device, temperature, divergence=config.divergence)
+    mask = torch.ones_like(tokens.student_logprobs)
+    hard = pretrain_loss(tokens.student_logprobs, mask)
+    sums = {"hard": hard.detach(), "supervised_tokens": batch.counts.sum()}
+    loss = hard
+    if tokens.divergence is not None:
+        loss = soft_target_loss(tokens.student_logprobs, tokens.divergence, mask, hard_weight=config.hard_weight)
+        sums |= {"divergence": tokens.divergence.detach().sum()} | teacher_gap(tokens, [item.scores for item in items], device)
+    return loss / divisor, sums | {"supervised": loss.detach() / divisor}
 
 
 @torch.no_grad()

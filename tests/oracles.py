@@ -70,6 +70,33 @@ def forward_kl(student_row: Tensor, teacher_row: Tensor) -> Tensor:
     return reverse_kl(teacher_row, student_row)
 
 
+def divergence(kind: str, student_row: Tensor, teacher_row: Tensor, *, temperature=1.0, beta=0.5, skew=0.1) -> Tensor:
+    """Mathematics, section 6, vocabulary entry by entry. The factor: temperature squared, and the temperature for total variation."""
+    if kind == "logit_mse":
+        size = len(student_row)
+        student_mean, teacher_mean = sum(student_row) / size, sum(teacher_row) / size
+        return sum(((q - student_mean) - (p - teacher_mean)) ** 2 for q, p in zip(student_row, teacher_row, strict=True)) / size
+    log_q, log_p = (log_softmax(row / temperature) for row in (student_row, teacher_row))
+    q, p = [x.exp() for x in log_q], [x.exp() for x in log_p]
+    if kind == "total_variation":
+        return temperature * sum((a - b) if float(a.detach()) > float(b.detach()) else (b - a) for a, b in zip(q, p, strict=True)) / 2
+
+    def kl(first: list[Tensor], second: list[Tensor]) -> Tensor:
+        return sum(a * (a / b).log() for a, b in zip(first, second, strict=True))
+
+    def mixed(share: float, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+        return [share * a + (1 - share) * b for a, b in zip(first, second, strict=True)]
+
+    value = {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: beta * kl(p, mixed(beta, p, q)) + (1 - beta) * kl(q, mixed(beta, p, q)),
+        "skew_forward_kl": lambda: kl(p, mixed(skew, p, q)),
+        "skew_reverse_kl": lambda: kl(q, mixed(skew, q, p)),
+    }[kind]()
+    return temperature**2 * value
+
+
 # Returns
 
 
@@ -234,6 +261,15 @@ def pretrain_loss(student_logits: Tensor, tokens: Sequence[int], teacher_logits:
         if kd_share:
             log_p = log_softmax(teacher_logits[t])
             total = total - kd_share * torch.stack([p.exp() * q for p, q in zip(log_p, log_q, strict=True)]).sum()
+    return total
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, tokens: Sequence[int], kind: str, hard_weight: float, **how) -> Tensor:
+    """Mathematics, section 6: h CE + (1 - h) soft, as a sum over tokens. how: of `divergence`."""
+    total = 0.0 * student_logits.sum()
+    for t, token in enumerate(tokens):
+        soft = divergence(kind, student_logits[t], teacher_logits[t], **how)
+        total = total - hard_weight * log_softmax(student_logits[t])[token] + (1 - hard_weight) * soft
     return total
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from minirl import row_blocks
 from minirl.chunked_head import Workspaces, head_statistics
-from minirl.divergence import TokenStatistics, forward_kl, reverse_kl, token_statistics
+from minirl.config import DivergenceConfig
+from minirl.divergence import KINDS, TokenStatistics, token_statistics
 from minirl.models import OutputHead
+from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
 DIFFERENTIABLE = ("student_logprobs", "reverse_kl", "forward_kl", "soft_cross_entropy")
@@ -36,16 +38,19 @@ class Heads:
         teacher = {"teacher": self.teacher, "teacher_hidden": self.teacher_hidden}
         return head_statistics(self.hidden, self.targets, self.student, **(teacher | self.switches | switches))
 
-    def by_definition(self) -> TokenStatistics:
-        """From whole rows, by autograd, each head's formula written anew."""
+    def logits(self) -> list[Tensor]:
+        """Whole rows of student and teacher at temperature 1, each head's formula written anew."""
         logits = []
         for head, hidden in ((self.student, self.hidden), (self.teacher, self.teacher_hidden)):
             rows = hidden @ head.weight[:VOCABULARY].T + (0 if head.bias is None else head.bias[:VOCABULARY])
             rows = rows * head.scale
-            logits.append(
-                (rows if head.soft_cap is None else head.soft_cap * torch.tanh(rows / head.soft_cap)) / self.switches["temperature"]
-            )
-        return token_statistics(logits[0], self.targets, logits[1])
+            logits.append(rows if head.soft_cap is None else head.soft_cap * torch.tanh(rows / head.soft_cap))
+        return logits
+
+    def by_definition(self) -> TokenStatistics:
+        """From whole rows, by autograd."""
+        student, teacher = (rows / self.switches["temperature"] for rows in self.logits())
+        return token_statistics(student, self.targets, teacher)
 
     def gradients(self, loss: Tensor, **options) -> tuple[Tensor, ...]:
         parameters = (self.hidden, self.student.weight, self.student.bias)
@@ -55,6 +60,10 @@ class Heads:
 @pytest.fixture(params=BLOCK_ROWS)
 def block_rows(request, monkeypatch):
     monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", request.param * VOCABULARY * 8)
+
+
+def present(statistics: TokenStatistics) -> dict[str, Tensor]:
+    return {name: value for name, value in statistics._asdict().items() if value is not None}
 
 
 def weighted_sum(statistics: TokenStatistics, names=DIFFERENTIABLE) -> Tensor:
@@ -77,7 +86,7 @@ HEADS = {
 def test_values_and_gradients_are_those_of_whole_rows(kind, chunk_tokens, block_rows):
     heads = Heads(**HEADS[kind], chunk_tokens=chunk_tokens)
     expected, got = heads.by_definition(), heads.statistics()
-    for name, value in expected._asdict().items():
+    for name, value in present(expected).items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-11, atol=1e-12, msg=name)
     for names in (*((name,) for name in DIFFERENTIABLE), DIFFERENTIABLE):
         wanted = heads.gradients(weighted_sum(expected, names), retain_graph=True)
@@ -85,6 +94,56 @@ def test_values_and_gradients_are_those_of_whole_rows(kind, chunk_tokens, block_
         assert wanted[0].abs().max() > 0.01
         for pair in zip(given, wanted, strict=True):
             torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12, msg=str(names))
+
+
+DIVERGENCES = {kind: {"temperature": 2.5} if kind != "logit_mse" else {} for kind in KINDS} | {"jsd": {"beta": 0.3}}
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 100])
+@pytest.mark.parametrize("kind", ["plain", "all of it"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_any_divergence_is_that_of_whole_rows(divergence, kind, chunk_tokens, block_rows):
+    """Value and gradient, beside that of the log-probs, which has the pass's temperature where the divergence has its own."""
+    heads, how = Heads(**HEADS[kind], chunk_tokens=chunk_tokens), DIVERGENCES[divergence]
+    got, plain = heads.statistics(divergence=DivergenceConfig(kind=divergence, **how)), heads.by_definition()
+    expected = torch.stack([oracles.divergence(divergence, *rows, **how) for rows in zip(*heads.logits(), strict=True)])
+    assert got.reverse_kl is None and got.forward_kl is None and got.soft_cross_entropy is None
+    torch.testing.assert_close(got.divergence, expected, rtol=1e-9, atol=1e-12)
+    for name in ("student_logprobs", "teacher_logprobs", "teacher_log_normalizers"):
+        torch.testing.assert_close(getattr(got, name), getattr(plain, name), rtol=1e-11, atol=1e-12)
+    by_logprobs, by_divergence = random(TOKENS, seed=20), random(TOKENS, seed=21)
+    for weights in ((0, by_divergence), (by_logprobs, by_divergence)):
+        wanted = heads.gradients((weights[0] * plain.student_logprobs + weights[1] * expected).sum(), retain_graph=True)
+        given = heads.gradients((weights[0] * got.student_logprobs + weights[1] * got.divergence).sum(), retain_graph=True)
+        for pair in zip(given, wanted, strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-8, atol=1e-11)
+    by_logprobs_alone = heads.gradients((by_logprobs * got.student_logprobs).sum())
+    torch.testing.assert_close(by_logprobs_alone[0], heads.gradients((by_logprobs * plain.student_logprobs).sum())[0])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_token_without_weight_has_exactly_no_effect_on_any_divergence(divergence):
+    for chunk_tokens in (1, 3):
+        results = []
+        for scale in (1.0, 1e3):
+            heads = Heads(chunk_tokens=chunk_tokens)
+            with torch.no_grad():
+                heads.hidden[4] *= scale
+                heads.teacher_hidden[4] *= scale
+            values = heads.statistics(divergence=DivergenceConfig(kind=divergence, **DIVERGENCES[divergence])).divergence
+            loss = values.masked_fill(torch.arange(TOKENS) == 4, 0.0).sum()
+            results.append((loss, *heads.gradients(loss)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        assert (results[0][1][4] == 0).all()
+
+
+def test_a_divergence_without_a_teacher_or_without_tokens_is_nothing():
+    """Under ZeRO-3 a worker without targets must run the head as the others do."""
+    config = DivergenceConfig(kind="jsd")
+    assert Heads().statistics(teacher_hidden=None, divergence=config).divergence is None
+    heads = Heads(tokens=0)
+    gradients = heads.gradients(heads.statistics(divergence=config).divergence.sum())
+    assert gradients[0].shape == (0, WIDTH) and (gradients[1] == 0).all()
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 100])
@@ -129,7 +188,7 @@ def test_bfloat16_hidden_states_give_float32_statistics():
             replace(heads.teacher, weight=teacher),
         )
     given, expected = narrow.statistics(), wide.by_definition()
-    for name, value in expected._asdict().items():
+    for name, value in present(expected).items():
         assert getattr(given, name).dtype == torch.float32
         torch.testing.assert_close(getattr(given, name).double(), value, rtol=1e-5, atol=1e-5, msg=name)
     for got, wanted in zip(narrow.gradients(weighted_sum(given)), wide.gradients(weighted_sum(expected)), strict=True):
@@ -145,8 +204,8 @@ def test_teacher_values_carry_no_gradient():
     assert torch.autograd.grad(weighted_sum(statistics), heads.teacher_hidden, allow_unused=True) == (None,)
 
 
-@pytest.mark.parametrize("name, function", [("reverse_kl", reverse_kl), ("forward_kl", forward_kl)])
-def test_divergences_of_equal_distributions_are_nothing(name, function):
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl"])
+def test_divergences_of_equal_distributions_are_nothing(name):
     heads = Heads()
     heads.teacher, heads.teacher_hidden = heads.student, heads.hidden
     statistics = heads.statistics()
@@ -175,7 +234,7 @@ def test_no_tokens_still_touch_the_head():
     """Under ZeRO-3 a worker without targets must run the head as the others do; its gradient is there, and nought."""
     heads = Heads(tokens=0)
     statistics = heads.statistics()
-    assert all(len(value) == 0 for value in statistics)
+    assert all(len(value) == 0 for value in present(statistics).values())
     hidden, head = heads.gradients(statistics.reverse_kl.sum())
     assert hidden.shape == (0, WIDTH) and head.shape == (VOCABULARY, WIDTH) and (head == 0).all()
 
@@ -207,7 +266,8 @@ def test_only_chunks_before_the_last_are_multiplied_again(monkeypatch):
     assert asked == [TOKENS, TOKENS]  # student and teacher
 
 
-def test_peak_memory_does_not_grow_with_tokens_times_vocabulary():
+@pytest.mark.parametrize("divergence", [None, DivergenceConfig(kind="jsd")], ids=["reverse KL", "jsd"])
+def test_peak_memory_does_not_grow_with_tokens_times_vocabulary(divergence):
     """Peak of forward and backward together, as the allocator tells it, at two numbers of tokens; without chunks it does grow."""
     vocabulary = 5000
     student, teacher = (OutputHead(random(vocabulary, WIDTH, seed=s).requires_grad_(s == 1), None, 1.0, None, vocabulary) for s in (1, 2))
@@ -215,8 +275,9 @@ def test_peak_memory_does_not_grow_with_tokens_times_vocabulary():
     def peak(tokens: int, chunk_tokens: int) -> int:
         hidden, targets = random(tokens, WIDTH, seed=3).requires_grad_(), torch.zeros(tokens, dtype=torch.int64)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            statistics = head_statistics(hidden, targets, student, chunk_tokens=chunk_tokens, teacher=teacher, teacher_hidden=hidden)
-            torch.autograd.grad(statistics.reverse_kl.sum(), (hidden, student.weight))
+            states = {"teacher": teacher, "teacher_hidden": hidden}
+            statistics = head_statistics(hidden, targets, student, chunk_tokens=chunk_tokens, **states, divergence=divergence)
+            torch.autograd.grad((statistics.reverse_kl if divergence is None else statistics.divergence).sum(), (hidden, student.weight))
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 

@@ -8,10 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minirl.divergence import TokenStatistics, forward_kl, reverse_kl, token_statistics
+from minirl.config import DivergenceConfig
+from minirl.divergence import KINDS, TokenStatistics, divergence_of, token_statistics
 from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return divergence_of(student, teacher, DivergenceConfig(kind="forward_kl"))
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return divergence_of(student, teacher, DivergenceConfig(kind="reverse_kl"))
 
 
 def logs(*probabilities: float) -> Tensor:
@@ -39,16 +48,126 @@ def test_reverse_kl_flees_what_the_teacher_rules_out():
     assert forward_kl(one_mode, teacher) > forward_kl(everywhere, teacher)
 
 
-@settings(deadline=None, max_examples=50)
+# q = (1/2, 1/2), p = (1/4, 3/4)
+BY_HAND = [
+    ({"kind": "jsd"}, 0.5 * (0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5)) + 0.5 * (0.5 * math.log(4 / 3) + 0.5 * math.log(4 / 5))),
+    (
+        {"kind": "jsd", "beta": 0.2},  # middle (0.45, 0.55)
+        0.2 * (0.25 * math.log(0.25 / 0.45) + 0.75 * math.log(0.75 / 0.55))
+        + 0.8 * (0.5 * math.log(0.5 / 0.45) + 0.5 * math.log(0.5 / 0.55)),
+    ),
+    ({"kind": "skew_forward_kl", "skew": 0.2}, 0.25 * math.log(0.25 / 0.45) + 0.75 * math.log(0.75 / 0.55)),
+    ({"kind": "skew_reverse_kl", "skew": 0.2}, 0.5 * math.log(0.5 / 0.3) + 0.5 * math.log(0.5 / 0.7)),
+    ({"kind": "total_variation"}, 0.25),
+]
+
+
+@pytest.mark.parametrize(("switches", "expected"), BY_HAND)
+def test_divergences_by_hand(switches, expected):
+    student, teacher = logs(0.5, 0.5), logs(0.25, 0.75)
+    assert divergence_of(student, teacher, DivergenceConfig(**switches)).item() == pytest.approx(expected)
+
+
+def test_logit_mse_by_hand():
+    """(1, 2, 6) centred is (-2, -1, 3), (0, 4, 2) is (-2, 2, 0): squares 0, 9, 9."""
+    student, teacher = (torch.tensor([row], dtype=torch.float64) for row in ((1, 2, 6), (0, 4, 2)))
+    assert divergence_of(student, teacher, DivergenceConfig(kind="logit_mse")).item() == pytest.approx(6)
+
+
+def test_a_temperature_divides_both_logits_and_the_loss_keeps_its_size():
+    """At 2, logits of twice log q are those of q: 4 times the KL, twice the total variation; divided by 0.5 before, so of log q."""
+    student, teacher = logs(0.5, 0.5), logs(0.25, 0.75)
+    for kind, factor in (("reverse_kl", 4), ("jsd", 4), ("total_variation", 2)):
+        plain = divergence_of(student, teacher, DivergenceConfig(kind=kind))
+        softer = DivergenceConfig(kind=kind, temperature=2.0)
+        torch.testing.assert_close(divergence_of(2 * student, 2 * teacher, softer), factor * plain)
+        torch.testing.assert_close(divergence_of(4 * student, 4 * teacher, softer, divided_by=0.5), factor * plain)
+
+
+# Every kind, each with other switches than its defaults too
+SWITCHES = [
+    *({"kind": kind} for kind in KINDS),
+    *({"kind": kind, "temperature": 2.5} for kind in KINDS if kind != "logit_mse"),
+    *({"kind": "jsd", "beta": beta} for beta in (0.1, 0.9)),
+    *({"kind": f"skew_{way}_kl", "skew": 0.7} for way in ("forward", "reverse")),
+]
+
+
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.1, 8))
-def test_rows_agree_with_the_oracle(seed, spread):
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_rows_agree_with_the_oracle(switches, seed, spread):
     student, teacher = (spread * random(2, 6, seed=seed + i) for i in (0, 20_000))
     student.requires_grad_()
-    for function, oracle in ((reverse_kl, oracles.reverse_kl), (forward_kl, oracles.forward_kl)):
-        value = function(student, teacher)
-        expected = torch.stack([oracle(q, p) for q, p in zip(student, teacher, strict=True)])
-        torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(*(torch.autograd.grad(v.sum(), student)[0] for v in (value, expected)), rtol=1e-9, atol=1e-11)
+    value = divergence_of(student, teacher, DivergenceConfig(**switches))
+    expected = torch.stack([oracles.divergence(student_row=q, teacher_row=p, **switches) for q, p in zip(student, teacher, strict=True)])
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), student)[0] for v in (value, expected)), rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_what_holds_for_every_divergence(switches):
+    """Never negative, nought only where the two agree (there without gradient), blind to a shift of either's logits; the gradient of a
+    row is its own alone and sums to nought.
+    """
+    student, teacher, config = 2 * random(3, 6, seed=1), 2 * random(3, 6, seed=2), DivergenceConfig(**switches)
+    student[2] = teacher[2]
+    student.requires_grad_()
+    values = divergence_of(student, teacher, config)
+    assert (values[:2] > 1e-3).all() and abs(values[2].item()) < 1e-14
+    torch.testing.assert_close(divergence_of(student + 3, teacher - 2, config), values)
+    first = torch.autograd.grad(values[0], student, retain_graph=True)[0]
+    assert (first[1:] == 0).all() and abs(first[0].sum()) < 1e-12 < first[0].abs().max()
+    assert torch.autograd.grad(values[2], student)[0].abs().max() < 1e-14
+
+
+def test_jsd_lies_between_the_two_kls():
+    """Symmetric in roles and beta turned round, at most ln 2 at a half; over beta it tends to one KL, over 1 - beta to the other."""
+    student, teacher = 3 * random(4, 6, seed=1), 3 * random(4, 6, seed=2)
+
+    def jsd(q: Tensor, p: Tensor, beta: float) -> Tensor:
+        return divergence_of(q, p, DivergenceConfig(kind="jsd", beta=beta))
+
+    torch.testing.assert_close(jsd(student, teacher, 0.5), jsd(teacher, student, 0.5))
+    torch.testing.assert_close(jsd(student, teacher, 0.2), jsd(teacher, student, 0.8))
+    assert (jsd(student, teacher, 0.5) < math.log(2)).all()
+    torch.testing.assert_close(jsd(student, teacher, 1e-7) / 1e-7, forward_kl(student, teacher), rtol=1e-4, atol=0)
+    torch.testing.assert_close(jsd(student, teacher, 1 - 1e-7) / 1e-7, reverse_kl(student, teacher), rtol=1e-4, atol=0)
+
+
+def test_without_skew_the_skew_kls_are_the_plain_ones():
+    student, teacher = 3 * random(4, 6, seed=1), 3 * random(4, 6, seed=2)
+    for kind, plain in (("forward_kl", forward_kl), ("reverse_kl", reverse_kl)):
+        for skew, tolerance in ((1e-3, 0.2), (1e-7, 1e-4)):
+            value = divergence_of(student, teacher, DivergenceConfig(kind=f"skew_{kind}", skew=skew))
+            torch.testing.assert_close(value, plain(student, teacher), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("switches", "factor"),
+    [
+        ({"kind": "forward_kl"}, 1 / 2),
+        ({"kind": "reverse_kl"}, 1 / 2),
+        ({"kind": "jsd", "beta": 0.3}, 0.3 * 0.7 / 2),
+        ({"kind": "skew_forward_kl", "skew": 0.2}, 0.8**2 / 2),
+        ({"kind": "skew_reverse_kl", "skew": 0.2}, 0.8**2 / 2),
+    ],
+    ids=str,
+)
+def test_a_high_temperature_leaves_the_mean_squared_difference_of_centred_logits(switches, factor):
+    """Value and gradient: tau^2 KL(p_tau || q_tau) tends to half of it (mathematics.md, section 6), the others to a share of that half."""
+    student, teacher = random(4, 6, seed=1).requires_grad_(), random(4, 6, seed=2)
+    hot = divergence_of(student, teacher, DivergenceConfig(**switches, temperature=1e4))
+    limit = factor * divergence_of(student, teacher, DivergenceConfig(kind="logit_mse"))
+    torch.testing.assert_close(hot, limit, rtol=1e-3, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), student)[0] for v in (hot, limit)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_high_temperature_leaves_half_the_mean_absolute_difference_of_centred_logits():
+    student, teacher = random(4, 6, seed=1), random(4, 6, seed=2)
+    hot = divergence_of(student, teacher, DivergenceConfig(kind="total_variation", temperature=1e4))
+    centred = student - student.mean(-1, keepdim=True) - teacher + teacher.mean(-1, keepdim=True)
+    torch.testing.assert_close(hot, centred.abs().mean(-1) / 2, rtol=1e-3, atol=0)
 
 
 def test_the_gradient_runs_through_both_occurrences_of_the_student():
@@ -105,7 +224,8 @@ def test_token_statistics_agree_with_the_oracle():
             teacher_logprobs=log_p[target],
             teacher_log_normalizers=teacher[t, 0] - log_p[0],
         )
-        for name, value in expected._asdict().items():
+        for name in (name for name, value in expected._asdict().items() if value is not None):
+            value = getattr(expected, name)
             assert getattr(statistics, name)[t].item() == pytest.approx(value.item(), rel=1e-11), name
 
 
@@ -115,11 +235,22 @@ def test_statistics_without_a_teacher():
     assert all(value is None for value in statistics[1:])
 
 
+def test_a_divergence_takes_the_place_of_the_other_expectations():
+    student, teacher = random(3, VOCABULARY, seed=1), random(3, VOCABULARY, seed=2)
+    targets, config = torch.tensor([1, 2, 3]), DivergenceConfig(kind="jsd", temperature=2.0)
+    given, plain = (token_statistics(student, targets, teacher, divergence=d) for d in (config, None))
+    torch.testing.assert_close(given.divergence, divergence_of(student, teacher, config))
+    assert given.reverse_kl is given.forward_kl is given.soft_cross_entropy is plain.divergence is None
+    for name in ("student_logprobs", "teacher_logprobs", "teacher_log_normalizers"):
+        assert torch.equal(getattr(given, name), getattr(plain, name))
+
+
 def test_bfloat16_logits_are_widened_before_the_softmax():
     student, teacher = (4 * random(TOKENS, 1000, seed=s).to(torch.bfloat16) for s in (1, 2))
     targets = torch.arange(TOKENS)
     narrow, wide = token_statistics(student, targets, teacher), token_statistics(student.double(), targets, teacher.double())
-    for name, value in narrow._asdict().items():
+    for name in ("student_logprobs", "reverse_kl", "forward_kl", "soft_cross_entropy", "teacher_logprobs", "teacher_log_normalizers"):
+        value = getattr(narrow, name)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), getattr(wide, name), rtol=1e-5, atol=1e-5)
 

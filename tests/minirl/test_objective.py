@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minirl.batch import MicroBatch
-from minirl.config import ObjectiveConfig
+from minirl.config import DivergenceConfig, ObjectiveConfig
 from minirl.credit import whitening_statistics
 from minirl.divergence import TokenStatistics, token_statistics
 from minirl.mixture import mixture_logprobs
@@ -75,12 +75,15 @@ class Step:
         return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     def student(self, table: Tensor):
-        """What the learner calls: (micro-batch, teacher_hidden, temperature, under_teacher) -> statistics."""
+        """What the learner calls: (micro-batch, teacher_hidden, temperature, under_teacher, divergence) -> statistics."""
 
-        def forward(batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool) -> TokenStatistics:
+        def forward(
+            batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool, divergence: DivergenceConfig | None
+        ) -> TokenStatistics:
             logits = batch.predicting(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
             teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
-            return token_statistics(logits / temperature, batch.targets, teacher, under_teacher=under_teacher)
+            asked = {"temperature": temperature, "under_teacher": under_teacher, "divergence": divergence}
+            return token_statistics(logits / temperature, batch.targets, teacher, **asked)
 
         return forward
 
