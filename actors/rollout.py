@@ -15,13 +15,17 @@ from minirl.rollout import Rollout, SamplingRequest
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
+# Of the engine. The scheduler may not run ahead: the processor must see every token that was sampled.
+NGRAM_BLOCKING = {"logits_processors": ["actors.ngram_blocking:NgramBlocking"], "async_scheduling": False}
+
 
 class RolloutWorker:
     """Samples responses at exactly one weight version; refuses while an update is half-way or another version is loaded.
 
     model, teacher: directories in Hugging Face format; the teacher, where given, is held in the same engine. shared_vocabulary:
     token ids from there on have probability 0. end_tokens: each ends a response. temperature: of both networks, before they are
-    mixed (None: the config's). max_model_len: tokens of prompt and response together.
+    mixed (None: the config's). max_model_len: tokens of prompt and response together. no_repeat_ngram: no n-gram twice in prompt and
+    response (0: nothing is blocked); what is sampled then, and its log-probs, are not the policy's own.
     """
 
     def __init__(
@@ -36,12 +40,16 @@ class RolloutWorker:
         shared_vocabulary: int,
         end_tokens: tuple[int, ...],
         temperature: float | None = None,
+        no_repeat_ngram: int = 0,
     ):
+        self._no_repeat_ngram = no_repeat_ngram
         self._has_teacher, self._end_tokens, self._max_model_len = teacher is not None, end_tokens, max_model_len
         self._transfer = weight_transfer(config, device)
         policy = _policy_overrides(model, teacher, max_model_len, shared_vocabulary, temperature or config.temperature)
         self._is_mixed = bool(policy)
-        self._engine = _start(model, config, policy, self._transfer, device=device, threads=threads, max_model_len=max_model_len)
+        where = {"device": device, "threads": threads, "max_model_len": max_model_len}
+        blocking = NGRAM_BLOCKING if no_repeat_ngram else {}
+        self._engine = _start(model, config, policy, self._transfer, **where, **blocking)
         self._teacher_share: float | None = None  # what the engine mixes now: nothing certain before the first call
         self._version: int | None = 0
         self._from_disk, self._updating = True, False
@@ -138,6 +146,7 @@ class RolloutWorker:
         return SamplingParams(
             temperature=1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens, stop_token_ids=list(end_tokens),
             ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={"no_repeat_ngram": self._no_repeat_ngram} if self._no_repeat_ngram else None,
         )  # fmt: skip
 
     def _rollout(self, request: SamplingRequest, output: "RequestOutput") -> Rollout:

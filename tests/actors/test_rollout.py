@@ -198,3 +198,22 @@ def test_tensor_parallel_mixture_equals_hugging_face(model_directory):
             assert worst_gap(sample(worker, share, 1), student, teacher, share) < 1e-5
     finally:
         worker.close()
+
+
+def test_no_ngram_comes_twice_where_that_is_blocked_and_log_probs_are_of_what_is_left(model_directory, open_worker):
+    """Twelve tokens, bigrams: without blocking nearly every response repeats some."""
+    path = model_directory("llama", vocab=12)
+    worker, model = open_worker(path, shared_vocabulary=12, no_repeat_ngram=2), hugging_face(path)
+    draw, blocked = np.random.default_rng(0), 0
+    asked = [SamplingRequest(draw.integers(3, 12, size=6), i, 0, i) for i in range(8)]
+    for rollout in sample(worker, 0.0, tokens=24, asked=asked):
+        tokens = rollout.sequence.tokens
+        rows = mixture_rows(model, None, 0.0, tokens, shared=12)
+        for place in range(len(rollout.prompt_tokens), len(tokens)):
+            seen = {tokens[i + 1] for i in range(place - 1) if tokens[i] == tokens[place - 1]}
+            assert tokens[place] not in seen
+            left = rows[place - 1].index_fill(0, torch.tensor(sorted(seen), dtype=torch.int64), float("-inf")).log_softmax(-1)
+            behavior = rollout.behavior_logprobs[place - len(rollout.prompt_tokens)]
+            assert float(left[tokens[place]]) == pytest.approx(behavior, abs=1e-5)
+            blocked += len(seen)
+    assert blocked > 100
