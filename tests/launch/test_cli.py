@@ -84,6 +84,8 @@ FROM_THE_CONFIG = {
         ["student.model=null", "student.layers=[0, 7]"],
         "student.layers must name some of the teacher's",
     ),
+    "adapters on no layer": (["student.lora={target_modules: [nowhere]}"], "student.lora.target_modules does not fit the student"),
+    "adapters on the head": (["student.lora={target_modules: [lm_head]}"], "takes in lm_head, the student's output head"),
     "longer than the model reads": (["data.max_response_tokens=500"], "the model reads at most 512 tokens, but data.max_prompt_tokens"),
     "blocks longer than the model reads": (
         ["corpus.block_tokens=600"],
