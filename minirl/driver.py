@@ -24,6 +24,7 @@ import numpy as np
 from minirl.config import DistillConfig, GkdConfig, ObjectiveConfig
 from minirl.credit import whitening_statistics
 from minirl.cursor import Cursor
+from minirl.iteration_record import iteration_record
 from minirl.metrics import MetricsLog, Stopwatch
 from minirl.protocols import Collection, GivenSequences, Learners, Publication, Rollouts, Sampled, Teachers
 from minirl.rollout import Prompt, RolloutSummary, SamplingRequest
@@ -217,42 +218,17 @@ class Driver:
         return UpdateScale(float(max(1, count)), float(max(1, given)), whitening)
 
     def log(self, sampled: list[Sampled], logged: list[dict], staleness: int, elapsed: float) -> None:
-        """One record: means over the iteration's updates, the seconds that the driver waited in each verb, and what each role spent."""
-        responses = [s.summary for s in sampled]
-        seconds, epochs = self.watch.reset(), self.config.epochs_per_iteration
-        losses, per_token = self._losses(logged), _per_token(logged, PER_TOKEN, "response_tokens")
-        effort = self.effort | {"learner/busy_seconds": sum(s["busy_seconds"] for s in logged), "publish/bytes": self.publication.bytes}
-        worked = {"rollout": sum(s.response_tokens for s in responses), "teacher": sum(s.tokens for s in responses)}
-        worked["learner"] = epochs * worked["teacher"]
-        self.metrics.write(
-            self.progress.iteration,
-            {
-                "loss/total": sum(losses.values()),
-                **losses,
-                **{f"rollout/{name}": value for name, value in per_token.items()},
-                **{f"rollout/{name}": value for name, value in _per_token(logged[:1], ("behavior_gap",), "response_tokens").items()},
-                "rollout/mean_response_tokens": float(np.mean([s.response_tokens for s in responses])),
-                "rollout/truncated": float(np.mean([s.truncated for s in responses])),
-                "rollout/response_tokens": worked["rollout"],
-                "rollout/tokens": worked["teacher"],
-                "rollout/staleness": staleness,
-                "learner/grad_norm": float(np.mean([s.get("grad_norm", np.nan) for s in logged])),
-                "learner/teacher_gap": max(s["teacher_gap_max"] for s in logged),
-                "learner/updates": self.progress.updates,
-                "learner/target_tokens": self.progress.target_tokens,
-                "weight_version": self.progress.weight_version,
-                **effort,
-                **{f"{role}/tokens_per_second": worked[role] / effort[f"{role}/busy_seconds"] for role in worked},
-                **{f"time/{verb}": spent for verb, spent in seconds.items()},
-                "time/iteration": elapsed,
-            },
-        )
-
-    def _losses(self, logged: list[dict]) -> dict[str, float]:
-        """Means over the updates; of `gkd` over the tokens, since its two kinds of sequences share one mean."""
-        if self.soft:
-            return {f"loss/{name}": value for name, value in _per_token(logged, ("divergence",), "supervised_tokens").items()}
-        return {f"loss/{name}": float(np.mean([s[key] for s in logged])) for key, name in LOSSES.items() if key in logged[0]}
+        progress = self.progress
+        effort = self.effort | {"publish/bytes": self.publication.bytes}
+        record = iteration_record([s.summary for s in sampled], logged, effort, self.config.epochs_per_iteration)
+        standing = {
+            "rollout/staleness": staleness,
+            "learner/updates": progress.updates,
+            "learner/target_tokens": progress.target_tokens,
+            "weight_version": progress.weight_version,
+        }
+        times = {f"time/{verb}": spent for verb, spent in self.watch.reset().items()}
+        self.metrics.write(progress.iteration, record | standing | times | {"time/iteration": elapsed})
 
     def state_dict(self) -> dict[str, Any]:
         """What has been learnt from is behind it; iterations that are on their way are asked for anew, of the student as it is then."""
@@ -267,15 +243,6 @@ class Driver:
         self.prompt_cursor.load_state_dict(state["cursors"]["prompts"])
         if self.given_cursor:
             self.given_cursor.load_state_dict(state["cursors"]["given"])
-
-
-PER_TOKEN = ("reverse_kl", "reward", "importance_ratio", "clipped")
-LOSSES = {"policy_gradient": "policy_gradient", "single_step": "single_step", "supervised": "pretrain"}
-
-
-def _per_token(logged: list[dict], names: tuple[str, ...], count: str) -> dict[str, float]:
-    """The means of summed values that are there, over all tokens of these updates."""
-    return {name: sum(s[name] for s in logged) / sum(s[count] for s in logged) for name in names if name in logged[0]}
 
 
 def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int, iteration: int) -> list[SamplingRequest]:
