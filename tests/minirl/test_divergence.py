@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minirl.config import DivergenceConfig
+from minirl.config import DivergenceConfig, SoftTargetsConfig, validate_config
 from minirl.divergence import KINDS, TokenStatistics, divergence_of, token_statistics
+from minirl.errors import InputError
 from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -260,3 +261,47 @@ def test_teacher_values_carry_no_gradient():
     statistics = token_statistics(student, torch.tensor([0, 1]), teacher)
     assert torch.autograd.grad(sum(statistics[:4]).sum(), teacher, allow_unused=True) == (None,)
     assert not statistics.teacher_logprobs.requires_grad and not statistics.teacher_log_normalizers.requires_grad
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "beta", "skew"),
+    [
+        ({}, None, None),
+        ({"kind": "jsd"}, 0.5, None),
+        ({"kind": "jsd", "beta": 0.9}, 0.9, None),
+        ({"kind": "skew_forward_kl"}, None, 0.1),
+        ({"kind": "skew_reverse_kl", "skew": 0.3}, None, 0.3),
+    ],
+)
+def test_a_divergence_has_its_own_defaults_and_survives_being_written(values, beta, skew):
+    config = validate_config(DivergenceConfig, values)
+    assert (config.beta, config.skew) == (beta, skew)
+    assert validate_config(DivergenceConfig, config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"beta": 0.5}, "beta belongs to kind: jsd, and forward_kl has none"),
+        ({"kind": "jsd", "skew": 0.1}, "skew belongs to the skew kinds, and jsd has none"),
+        ({"kind": "jsd", "beta": 0.0}, "use kind: forward_kl for beta near 0"),
+        ({"kind": "jsd", "beta": 1.0}, "reverse_kl for beta near 1"),
+        ({"kind": "skew_reverse_kl", "skew": 0.0}, "use kind: reverse_kl for none"),
+        ({"kind": "skew_forward_kl", "skew": 1.0}, "skew must lie between 0 and 1"),
+        ({"kind": "logit_mse", "temperature": 2.0}, "the temperature cancels"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"kind": "kl"}, "kind"),
+    ],
+)
+def test_a_divergence_refuses_what_it_does_not_use(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        validate_config(SoftTargetsConfig, {"divergence": values})
+
+
+@pytest.mark.parametrize("hard_weight", [-0.1, 1.1])
+def test_the_hard_weight_is_a_share(hard_weight):
+    with pytest.raises(InputError, match="hard_weight"):
+        validate_config(SoftTargetsConfig, {"hard_weight": hard_weight})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minirl.losses import importance_ratios, policy_gradient_loss, pretrain_loss, single_step_loss
+from minirl.losses import importance_ratios, policy_gradient_loss, pretrain_loss, single_step_loss, soft_target_loss
 from minirl.mixture import mixture_logprobs
 from tests import oracles
 
@@ -46,6 +46,8 @@ class Grids:
         table["single_step weighted"] = single_step_loss(self.kl[rows], mask, self.weights[rows]), self.kl
         table["pretrain"] = pretrain_loss(student, mask), self.student
         table["pretrain soft"] = pretrain_loss(student, mask, soft_cross_entropy=self.soft[rows], kd_share=0.5), self.soft
+        table["soft target"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.kl
+        table["soft target, hard part"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.student
         return table
 
 
@@ -219,3 +221,14 @@ def test_pretrain_agrees_with_the_oracle(kd_share):
     oracle = oracles.pretrain_loss(student, tokens, teacher, kd_share)
     assert loss.item() == pytest.approx(oracle.item(), rel=1e-12)
     torch.testing.assert_close(gradient(loss, student), gradient(oracle, student), rtol=1e-12, atol=1e-12)
+
+
+# Soft targets
+
+
+def test_soft_targets_by_hand():
+    """-log q: 1 + 3 = 4, divergences 2 + 5 = 7; a quarter hard: 1 + 5.25."""
+    logprobs, divergence = torch.tensor([[-1.0, -3.0, -9.0]]), torch.tensor([[2.0, 5.0, 9.0]])
+    mask = torch.tensor([[1, 1, 0]])
+    for hard_weight, expected in ((0.25, 6.25), (0.0, 7.0), (1.0, 4.0)):
+        assert float(soft_target_loss(logprobs, divergence, mask, hard_weight=hard_weight)) == expected

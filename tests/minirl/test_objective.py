@@ -14,13 +14,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minirl.batch import MicroBatch
-from minirl.config import DivergenceConfig, ObjectiveConfig
+from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.credit import whitening_statistics
-from minirl.divergence import TokenStatistics, token_statistics
+from minirl.divergence import KINDS, TokenStatistics, token_statistics
 from minirl.mixture import mixture_logprobs
 from minirl.objective import on_policy_losses
 from minirl.rollout import Rollout, Sequence, TeacherScores
-from minirl.update import OnPolicyItem, SupervisedItem, UpdateScale, frozen_advantages, on_policy_loss, supervised_loss
+from minirl.update import (
+    OnPolicyItem,
+    SupervisedItem,
+    UpdateScale,
+    add_sums,
+    frozen_advantages,
+    on_policy_loss,
+    soft_update_loss,
+    supervised_loss,
+)
 from tests import oracles
 
 VOCABULARY, END, LIMIT, WIDTH, LONGEST = 5, 4, 6, 3, 12
@@ -199,6 +208,88 @@ def test_neither_micro_batches_nor_padding_nor_order_matter(reduction, preset, d
     parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
     config = ObjectiveConfig(preset=preset, reduction=reduction)
     assert_same(step, production_loss(step, config, parts), production_loss(step, config))
+
+
+# Soft targets, from ids to the divided loss
+
+
+def soft_losses(step: Step, config: SoftTargetsConfig, parts: list[list[int]] | None = None, temperature: float = 1.0):
+    """Loss and sums of the step's responses and texts together, all over one count; `parts`: indices of responses."""
+    items, parts = step.items, parts or [list(range(len(step.items)))]
+    count = sum(item.sequence.targets for item in [*items, *step.texts])
+    loss, sums = torch.zeros((), dtype=torch.float64), {}
+    for part in [*([items[i] for i in part] for part in parts), step.texts]:
+        part_loss, part_sums = soft_update_loss(step.student(step.table), part, config, count, device="cpu", temperature=temperature)
+        loss = loss + part_loss
+        add_sums(sums, part_sums)
+    return loss, sums
+
+
+def softened(scores: TeacherScores, head: Tensor, sequence: Sequence, temperature: float) -> TeacherScores:
+    logits = torch.from_numpy(scores.hidden) @ head.T / temperature
+    logprobs = logits.log_softmax(-1)[range(len(logits)), sequence.tokens[sequence.is_target]]
+    return replace(scores, logprobs=logprobs.numpy(), log_normalizers=logits.logsumexp(-1).numpy())
+
+
+def rows_of(step: Step, item: OnPolicyItem | SupervisedItem) -> tuple[Tensor, Tensor, list[int]]:
+    sequence = item.sequence
+    teacher = torch.from_numpy(item.scores.hidden) @ step.head.T
+    return step.logits(step.table, sequence), teacher, sequence.tokens[sequence.is_target].tolist()
+
+
+@pytest.mark.parametrize("hard_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_targets_agree_with_their_oracle(kind, hard_weight):
+    """Sampled and given sequences alike; the sums to log are the two terms undivided, and the checksum."""
+    step, how = Step(), {} if kind == "logit_mse" else {"temperature": 1.7}
+    config = SoftTargetsConfig(divergence=DivergenceConfig(kind=kind, **how), hard_weight=hard_weight)
+    loss, sums = soft_losses(step, config)
+    rows = [rows_of(step, item) for item in [*step.items, *step.texts]]
+    count = sum(len(tokens) for *_, tokens in rows)
+    total, soft, hard = (sum(oracles.soft_target_loss(*row, kind, weight, **how) for row in rows) for weight in (hard_weight, 0.0, 1.0))
+    assert_same(step, loss, total / count)
+    assert sums["supervised_tokens"] == count and sums["teacher_gap_max"] < 1e-12
+    for name, expected in (("supervised", total / count), ("divergence", soft), ("hard", hard)):
+        assert sums[name].item() == pytest.approx(expected.item())
+        assert not sums[name].requires_grad
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data(), shapes, st.integers(0, 10_000))
+def test_soft_targets_are_blind_to_micro_batches_padding_and_order(data, shape, seed):
+    step, config = Step(shape, seed), SoftTargetsConfig(divergence=DivergenceConfig(kind="jsd", temperature=0.7), hard_weight=0.2)
+    owner = data.draw(st.lists(st.integers(0, 3), min_size=len(shape), max_size=len(shape)))
+    parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
+    (loss, sums), (expected, whole) = soft_losses(step, config, parts), soft_losses(step, config)
+    assert_same(step, loss, expected)
+    assert {name: value.item() for name, value in sums.items()} == pytest.approx({name: value.item() for name, value in whole.items()})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_soft_reverse_kl_is_the_preset_gkd(temperature):
+    """On the same rollouts, whose scores have the run's temperature T; a divergence at T is T^2 times the preset's, which has no factor."""
+    step = Step()
+    step.items = [replace(i, scores=softened(i.scores, step.head, i.sequence, temperature)) for i in step.items]
+    count = sum(item.sequence.targets for item in step.items)
+    config = SoftTargetsConfig(divergence=DivergenceConfig(kind="reverse_kl", temperature=temperature))
+    loss, sums = soft_update_loss(step.student(step.table), step.items, config, count, device="cpu", temperature=temperature)
+    assert_same(step, loss, temperature**2 * production_loss(step, ObjectiveConfig(preset="gkd"), temperature=temperature))
+    assert sums["teacher_gap_max"] < 1e-12
+
+
+def test_without_scores_soft_targets_are_plain_cross_entropy():
+    """A validation that nobody scored; a worker that has nothing left still runs the student."""
+    step, config = Step(), SoftTargetsConfig()
+    texts = [replace(text, scores=None) for text in step.texts]
+    (loss, sums), (expected, plain) = (
+        soft_update_loss(step.student(step.table), texts, config, 7.0, device="cpu"),
+        supervised_loss(step.student(step.table), texts, UpdateScale(supervised=7.0), device="cpu"),
+    )
+    assert_same(step, loss, expected)
+    assert sums["supervised"] == plain["supervised"] and "divergence" not in sums
+    empty, sums = soft_update_loss(step.student(step.table), [], config, 7.0, device="cpu")
+    assert empty.item() == 0 and sums["supervised_tokens"] == 0
+    assert (step.gradient(empty) == 0).all()
 
 
 # Grids
