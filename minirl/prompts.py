@@ -46,9 +46,7 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens
     A split without a source of its own takes its share of `train` by a hash of the prompt's text, whatever the records' order or
     number; there, records with one prompt become one example with all their references, so that each held-out prompt counts once.
     """
-    if config.system_prompt is not None and config.template == "alpaca":
-        raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
-    encode = _Encoder(config, make_template(config.template, tokenizer, end_tokens), _end_texts(tokenizer, end_tokens))
+    encode = _encoder(config, tokenizer, end_tokens)
     splits = _read_splits(config, encode.counts)
     examples = {split: encode.all(conversations) for split, conversations in splits.items()}
     for split, kept in examples.items():
@@ -57,6 +55,17 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens
     counts = {name: encode.counts[name] for name in ("overlong_prompts_dropped", "responses_truncated", "without_response", "merged")}
     sizes = {split: len(examples[split]) for split in SPLITS}
     return InstructionData(**examples, report={"records": encode.counts["records"], **sizes, **counts})
+
+
+def load_examples(source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Example]:
+    """Held-out records of one source, in their order, with the template and limits of `config`. Raises InputError as `load_data`."""
+    return _encoder(config, tokenizer, end_tokens).all(enumerate(read_conversations(source)))
+
+
+def _encoder(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> "_Encoder":
+    if config.system_prompt is not None and config.template == "alpaca":
+        raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
+    return _Encoder(config, make_template(config.template, tokenizer, end_tokens), _end_texts(tokenizer, end_tokens))
 
 
 def _read_splits(config: DataConfig, counts: Counter) -> dict[str, list[tuple[int, Conversation]]]:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pydantic import Field
 
@@ -5,6 +7,7 @@ from minirl.config import (
     PRESETS,
     DataConfig,
     DistillConfig,
+    EvaluateConfig,
     ObjectiveConfig,
     SftConfig,
     StrictModel,
@@ -222,3 +225,17 @@ def test_the_student_has_one_source(values):
 def test_values_outside_their_range_are_refused(model, values):
     with pytest.raises(InputError, match="does not fit"):
         validate_config(model, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"sets": {"a b": {}}}, "use letters, digits, - and _ alone"),
+        ({"seeds": [1, 2, 1]}, "has a seed twice"),
+        ({"no_repeat_ngram": 6, "exposure_bias": True}, "set one of them"),
+        ({"sets": {"dolly": {"sorce": "x.jsonl"}}}, "sets.dolly.sorce is not a known key; did you mean source?"),
+    ],
+)
+def test_contradictions_of_an_evaluation_are_refused(values, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        validate_config(EvaluateConfig, values)

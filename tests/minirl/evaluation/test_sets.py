@@ -1,0 +1,72 @@
+"""Named sets of held-out prompts: which records they keep, and what their hash tells apart."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from minirl.config import DataConfig, EvaluateConfig, EvaluationSetConfig
+from minirl.errors import InputError
+from minirl.evaluation.sets import load_sets
+from minirl.prompts import load_examples
+from minirl.templates import end_tokens
+from tests.minirl.chatml import chatml_tokenizer
+
+TOKENIZER = chatml_tokenizer()
+ENDS = end_tokens(TOKENIZER)
+ROWS = [
+    {"prompt": "one", "completion": "a b c"},
+    {"prompt": "two", "completion": ["a", "a b c d"]},
+    {"prompt": "three"},
+    {"prompt": "four", "completion": "a b c d e"},
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+@pytest.fixture
+def load(source):
+    def load(**sets):
+        config = EvaluateConfig(prompts=2, sets={name: EvaluationSetConfig(**values) for name, values in sets.items()})
+        data = DataConfig(train=source)
+        test = load_examples(source, data, TOKENIZER, ENDS)[:1]
+        return load_sets(config, data, test, TOKENIZER, ENDS)
+
+    return load
+
+
+def prompts(evaluation_set):
+    return [example.prompt.index for example in evaluation_set.examples]
+
+
+def test_the_runs_own_split_and_a_source_side_by_side(load, source):
+    own, other = load(own={}, other={"source": source})
+    assert (own.name, prompts(own), own.source) == ("own", [0], "the run's test split")
+    assert (other.name, prompts(other), other.source) == ("other", [0, 1], source)
+    assert other.references == [("a b c",), ("a", "a b c d")]
+
+
+def test_a_set_may_ask_for_more_prompts_and_leaves_out_what_cannot_be_judged(load, source):
+    (whole,) = load(whole={"source": source, "prompts": 10})
+    assert prompts(whole) == [0, 1, 3]  # without the one that has no response
+
+
+def test_short_gold_responses_are_left_out_by_their_first_reference(load, source):
+    (long,) = load(long={"source": source, "min_gold_words": 3})
+    assert prompts(long) == [0, 3]
+    with pytest.raises(InputError, match=r"no record of the set stages.evaluate.sets.none has a response of 6 words or more"):
+        load(none={"source": source, "min_gold_words": 6})
+
+
+def test_the_hash_tells_prompts_and_references_apart(load, source):
+    first, again, fewer = load(a={"source": source}, b={"source": source}, c={"source": source, "prompts": 1})
+    assert first.sha256 == again.sha256 != fewer.sha256
+    from minirl.evaluation.sets import _digest
+
+    changed = [replace(e, prompt=replace(e.prompt, references=("other",))) for e in first.examples]
+    assert _digest(first.examples) == first.sha256 != _digest(changed)
