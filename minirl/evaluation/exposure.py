@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from minirl.evaluation.estimates import prompt_draws
 from minirl.evaluation.positions import TokenGrid
 
 Form = Literal["zero", "drop", "reference"]
@@ -36,8 +37,7 @@ class ExposureCurve:
 def exposure_curve(on_student: TokenGrid, on_teacher: TokenGrid, form: Form, *, resamples: int = 1000, seed: int = 0) -> ExposureCurve:
     """Grids of forward KL on the samples of the student and of the teacher, for the same prompts; widths and samples may differ."""
     prompts = on_student.lengths.shape[1]
-    draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    weights = np.concatenate([np.ones((1, prompts)), draws])
+    weights = np.concatenate([np.ones((1, prompts)), prompt_draws(prompts, resamples, seed)])
     width = max(on_student.values.shape[-1], on_teacher.values.shape[-1])
     own, teachers = (_accumulated(grid, form, weights, width) for grid in (on_student, on_teacher))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minirl.evaluation.text import distinct_n, estimate, rouge_l
+from minirl.evaluation.estimates import estimate
+from minirl.evaluation.text import distinct_n, rouge_l
 from minirl.rollout import Rollout
 
 Divergence = tuple[float, float, int]  # summed reverse KL, summed forward KL, targets

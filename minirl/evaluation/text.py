@@ -1,7 +1,6 @@
-"""How good and how varied sampled texts are: Rouge-L, Dist-n, repetition, and how sure one can be of a mean."""
+"""How good and how varied sampled texts are: Rouge-L, Dist-n, repetition."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -50,40 +49,3 @@ def repetition(rows: Sequence[Sequence[Hashable]], n: int = 4) -> float:
 
 def ngrams(row: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(row[start : start + n]) for start in range(len(row) - n + 1)]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of scores [seeds, prompts].
-
-    seed_standard_error: standard deviation of the seeds' means over the root of their number: how much the draw of samples moves the mean,
-    the prompts given; None for one seed. prompt_standard_error, low, high: from a bootstrap over prompts of the seed-averaged score: how
-    much the choice of prompts moves it; low and high bound 95 %.
-    """
-
-    mean: float
-    seed_standard_error: float | None
-    prompt_standard_error: float
-    low: float
-    high: float
-
-
-def estimate(scores: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """scores: [seeds, prompts]. To compare two models give the difference of their scores: paired, hard prompts cancel."""
-    scores = np.asarray(scores, np.float64)
-    mean, seed_standard_error = mean_and_standard_error(scores.mean(1))
-    means = bootstrap_means(scores.mean(0), resamples=resamples, seed=seed)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(mean, seed_standard_error, float(means.std()), float(low), float(high))
-
-
-def mean_and_standard_error(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """Mean, and sample standard deviation (n - 1) over the root of n: None for one value, from which nothing can be said."""
-    values = np.asarray(values, np.float64)
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-
-
-def bootstrap_means(scores: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Means of `resamples` draws of the prompts with replacement: [prompts] -> [resamples]."""
-    choice = np.random.default_rng(seed).integers(len(scores), size=(resamples, len(scores)))
-    return np.asarray(scores, np.float64)[choice].mean(1)

@@ -5,15 +5,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from minirl.errors import InputError
-from minirl.evaluation.text import (
-    bootstrap_means,
-    distinct_n,
-    distinct_ngrams,
-    estimate,
-    mean_and_standard_error,
-    repetition,
-    rouge_l,
-)
+from minirl.evaluation.text import distinct_n, distinct_ngrams, repetition, rouge_l
 
 words = st.lists(st.sampled_from(["cat", "cats", "sat", "mat", "the", "on", "running"]), max_size=8).map(" ".join)
 
@@ -81,48 +73,3 @@ def test_repetition_by_hand():
     """2-grams of a b a b: ab, ba, ab: one of three came before; a row of one token repeats nothing; x x x: one of two."""
     assert repetition([list("abab"), list("x"), list("xxx")], 2) == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
     assert repetition([[7, 7, 7]]) == 0.0
-
-
-def test_mean_and_standard_error_by_hand():
-    """1, 2, 6: mean 3, squared deviations 4 + 1 + 9 = 14, variance 7, standard error sqrt(7/3)."""
-    assert mean_and_standard_error([1.0, 2.0, 6.0]) == pytest.approx((3.0, (7 / 3) ** 0.5))
-    assert mean_and_standard_error([4.0]) == (4.0, None)
-
-
-def test_bootstrap_means_of_two_prompts():
-    """Draws from {0, 1} with replacement have means 0, 1/2, 1 with probability 1/4, 1/2, 1/4."""
-    means = bootstrap_means(np.array([0.0, 1.0]), resamples=20_000, seed=1)
-    values, counts = np.unique(means, return_counts=True)
-    assert values.tolist() == [0.0, 0.5, 1.0]
-    assert counts / 20_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.015)
-
-
-def test_bootstrap_standard_error_is_that_of_a_mean():
-    """The bootstrap's standard error tends to the population's deviation over the root of n."""
-    scores = np.random.default_rng(0).normal(size=400)
-    means = bootstrap_means(scores, resamples=4000, seed=0)
-    assert means.std() == pytest.approx(scores.std() / 20, rel=0.05)
-
-
-def test_estimate_tells_seeds_from_prompts():
-    """Prompts differ, seeds don't: no spread over seeds, some over prompts. And the other way round."""
-    by_prompt, by_seed = np.array([[0.0, 10.0], [0.0, 10.0]]), np.array([[4.0, 4.0], [6.0, 6.0]])
-    prompts, seeds = estimate(by_prompt), estimate(by_seed)
-    assert (prompts.mean, prompts.seed_standard_error, prompts.low, prompts.high) == (5.0, 0.0, 0.0, 10.0)
-    assert prompts.prompt_standard_error == pytest.approx(50**0.5 / 2, rel=0.05)
-    assert (seeds.mean, seeds.prompt_standard_error, seeds.low, seeds.high) == (5.0, 0.0, 5.0, 5.0)
-    assert seeds.seed_standard_error == pytest.approx(1.0)
-
-
-def test_estimate_repeats():
-    scores = np.random.default_rng(3).random((3, 50))
-    assert estimate(scores) == estimate(scores)
-    assert estimate(scores) != estimate(scores, seed=1)
-
-
-def test_the_estimate_of_a_difference_cancels_hard_prompts():
-    """A constant gain over prompts of very different difficulty is certain, though the mean itself is not."""
-    baseline = np.array([[0.0, 50.0, 100.0], [10.0, 40.0, 90.0]])
-    gain = estimate((baseline + 2.0) - baseline)
-    assert gain.mean == pytest.approx(2.0)
-    assert gain.prompt_standard_error < 1e-9 < estimate(baseline).prompt_standard_error
