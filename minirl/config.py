@@ -128,7 +128,9 @@ class SoftTargetsConfig(StrictModel):
 class DataConfig(StrictModel):
     """Instruction data: where prompts and gold responses come from and how long they may be."""
 
-    train: str  # a .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), or "embedded:chatterbot"
+    # A .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), "embedded:chatterbot", or what the reference
+    # tokenised: a .bin file, or the directory of train_0.bin, valid_0.bin, ... (used id by id, whatever the template).
+    train: str
     validation: str | None = None  # null: a share of `train`, split by a hash of the prompt
     test: str | None = None  # null: the same
     validation_share: float = Field(0.05, gt=0, lt=0.5)
@@ -144,7 +146,9 @@ class DataConfig(StrictModel):
 class CorpusConfig(StrictModel):
     """Plain text for the pre-training loss, cut into blocks of `block_tokens`."""
 
-    source: str  # a .txt file (one document), a .jsonl or .parquet file or a hub data set (column `text`), or "embedded:pydoc"
+    # A .txt file (one document), a .jsonl or .parquet file or a hub data set (column `text`), "embedded:pydoc", or what the reference
+    # tokenised: a .bin file, or the directory of train_0.bin.
+    source: str
     block_tokens: int = Field(512, ge=2)
     blocks_per_update: PositiveInt = 8
     max_blocks: PositiveInt | None = None  # read no further than this; null: all of it

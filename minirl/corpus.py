@@ -10,15 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from minirl.config import CorpusConfig
 from minirl.errors import InputError
+from minirl.indexed import check_ids, is_indexed, open_all
 from minirl.records import read_rows
 from minirl.rollout import Sequence
+from minirl.vocab import highest_id
 
 _DOCUMENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """blocks: int32 [n, block_tokens]. report: `documents` read, `blocks` kept, `tokens_dropped` (the last, incomplete block)."""
+    """blocks: int32 or uint16 [n, block_tokens]. report: `documents` read, `blocks` kept, `tokens_dropped` (the last, incomplete block).
+
+    documents: of a tokenised source its records, which are pieces of documents.
+    """
 
     blocks: np.ndarray
     report: dict[str, int]
@@ -34,6 +39,8 @@ class Corpus:
 
 def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where not one block is full."""
+    if is_indexed(config.source):
+        return _already_tokenised(config, tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end token to close the documents of the corpus with; give it an eos_token")
     wanted = config.max_blocks * config.block_tokens if config.max_blocks else None
@@ -43,15 +50,35 @@ def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Cor
         total, documents = total + len(tokens), documents + 1
         if wanted is not None and total >= wanted:
             break
-    count = min(total // config.block_tokens, config.max_blocks or total)
-    if count == 0:
-        raise InputError(
-            f"the corpus {config.source} has {total} tokens, fewer than one block; give more text, or a corpus.block_tokens "
-            f"below {config.block_tokens}"
-        )
+    count = _block_count(config, total)
     kept = np.concatenate(pieces)[: count * config.block_tokens]
     report = {"documents": documents, "blocks": count, "tokens_dropped": total - len(kept)}
     return Corpus(kept.reshape(count, config.block_tokens), report)
+
+
+def _already_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The reference's own blocks: pieces of such a stream, end tokens included, here cut anew. Stays on the disk where it is one file."""
+    files = open_all(config.source, "train")
+    total = sum(len(file.tokens) for file in files)
+    count = _block_count(config, total)
+    wanted, pieces = count * config.block_tokens, []
+    for file in files:
+        kept = min(len(file.tokens), wanted - sum(map(len, pieces)))
+        check_ids(file, highest_id(tokenizer) + 1, separators=False, among=kept)
+        pieces.append(file.tokens[:kept])
+    stream = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    report = {"documents": sum(len(file) for file in files), "blocks": count, "tokens_dropped": total - wanted}
+    return Corpus(stream.reshape(count, config.block_tokens), report)
+
+
+def _block_count(config: CorpusConfig, tokens: int) -> int:
+    count = min(tokens // config.block_tokens, config.max_blocks or tokens)
+    if count == 0:
+        raise InputError(
+            f"the corpus {config.source} has {tokens} tokens, fewer than one block; give more text, or a corpus.block_tokens "
+            f"below {config.block_tokens}"
+        )
+    return count
 
 
 def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[np.ndarray]:

@@ -4,15 +4,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minirl.config import DataConfig
 from minirl.errors import InputError
+from minirl.indexed import is_indexed
 from minirl.records import Conversation, read_conversations
 from minirl.rollout import Prompt, Sequence
-from minirl.templates import Template, make_template
+from minirl.templates import Segment, Template, make_template
+from minirl.tokenised import tokenised_conversations
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,8 +49,8 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens
     A split without a source of its own takes its share of `train` by a hash of the prompt's text, whatever the records' order or
     number; there, records with one prompt become one example with all their references, so that each held-out prompt counts once.
     """
-    encode = _encoder(config, tokenizer, end_tokens)
-    splits = _read_splits(config, encode.counts)
+    encode = _Encoder(config, tokenizer, end_tokens)
+    splits = _read_splits(config, encode)
     examples = {split: encode.all(conversations) for split, conversations in splits.items()}
     for split, kept in examples.items():
         if not kept:
@@ -59,20 +62,16 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens
 
 def load_examples(source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Example]:
     """Held-out records of one source, in their order, with the template and limits of `config`. Raises InputError as `load_data`."""
-    return _encoder(config, tokenizer, end_tokens).all(enumerate(read_conversations(source)))
+    encode = _Encoder(config, tokenizer, end_tokens)
+    return encode.all(enumerate(encode.read(source, "test")))
 
 
-def _encoder(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> "_Encoder":
-    if config.system_prompt is not None and config.template == "alpaca":
-        raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
-    return _Encoder(config, make_template(config.template, tokenizer, end_tokens), _end_texts(tokenizer, end_tokens))
-
-
-def _read_splits(config: DataConfig, counts: Counter) -> dict[str, list[tuple[int, Conversation]]]:
+def _read_splits(config: DataConfig, encode: "_Encoder") -> dict[str, list[tuple[int, Conversation]]]:
     """Conversations by split, each with its index; indices go on from one source to the next, so they are unique in the run."""
+    counts = encode.counts
     splits: dict[str, list[tuple[int, Conversation]]] = {split: [] for split in SPLITS}
     shares = {split: getattr(config, f"{split}_share") for split in SPLITS[1:] if getattr(config, split) is None}
-    for index, conversation in enumerate(read_conversations(config.train, config.limit)):
+    for index, conversation in enumerate(encode.read(config.train, "train", config.limit)):
         splits[side_of(conversation.prompt_text, shares)].append((index, conversation))
         counts["records"] += 1
     for split in shares:
@@ -81,7 +80,7 @@ def _read_splits(config: DataConfig, counts: Counter) -> dict[str, list[tuple[in
         splits[split] = merged
     for split in SPLITS[1:]:
         if source := getattr(config, split):
-            conversations = read_conversations(source, config.limit)
+            conversations = encode.read(source, split, config.limit)
             splits[split] = list(enumerate(conversations, start=counts["records"]))
             counts["records"] += len(conversations)
     return splits
@@ -118,14 +117,25 @@ def _why_empty(split: str, config: DataConfig, had_records: bool) -> str:
     )
 
 
-def _end_texts(tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
-
-
 class _Encoder:
-    def __init__(self, config: DataConfig, template: Template, end_texts: tuple[str, ...]) -> None:
-        self.config, self.template, self.end_texts = config, template, end_texts
+    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> None:
+        if config.system_prompt is not None and config.template == "alpaca":
+            raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
+        self.config, self.tokenizer, self.end_tokens = config, tokenizer, end_tokens
+        self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         self.counts: Counter = Counter()
+
+    @cached_property
+    def template(self) -> Template:
+        """Where everything is tokenised already, none is needed."""
+        return make_template(self.config.template, self.tokenizer, self.end_tokens)
+
+    def read(self, source: str, split: str, limit: int | None = None) -> list[Conversation]:
+        if not is_indexed(source):
+            return read_conversations(source, limit)
+        if self.config.system_prompt is not None:
+            raise InputError(f"the prompts of {source} are tokenised already and take no system prompt; leave data.system_prompt out")
+        return tokenised_conversations(source, split, self.tokenizer, self.end_tokens, limit)
 
     def all(self, conversations: Iterable[tuple[int, Conversation]]) -> list[Example]:
         examples = (self.example(index, conversation) for index, conversation in conversations)
@@ -133,8 +143,7 @@ class _Encoder:
 
     def example(self, index: int, conversation: Conversation) -> Example | None:
         """None where the prompt is too long and such prompts are dropped."""
-        self._refuse_end_texts(conversation)
-        segments = self.template(self._with_system_prompt(conversation))
+        segments = self._segments(conversation)
         history = segments[:-1] if conversation.has_response else segments
         tokens = [token for segment in history for token in segment.tokens]
         is_target = [i < segment.targets for segment in history for i in range(len(segment.tokens))]
@@ -147,6 +156,13 @@ class _Encoder:
         prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64))
         targets = np.array(is_target + [True] * len(gold))
         return Example(prompt, Sequence(np.concatenate([prompt.tokens, prompt.gold]), targets))
+
+    def _segments(self, conversation: Conversation) -> list[Segment]:
+        if conversation.tokens is None:
+            self._refuse_end_texts(conversation)
+            return self.template(self._with_system_prompt(conversation))
+        prompt, response = conversation.tokens
+        return [Segment(list(prompt), 0), *([Segment(list(response), len(response))] if response else [])]
 
     def _with_system_prompt(self, conversation: Conversation) -> Conversation:
         if self.config.system_prompt is None or conversation.messages[0][0] == "system":

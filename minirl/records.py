@@ -27,13 +27,15 @@ class Conversation:
     """One record. messages: (role, content) pairs, the gold response last where there is one.
 
     references: every acceptable response as text. context: what Alpaca calls input, it belongs to the last user message.
-    origin: where the record stands, for messages to the user.
+    origin: where the record stands, for messages to the user. tokens: prompt and response, where the record came in token ids; they
+    are what is learnt and sampled from then, and the messages only say what they mean.
     """
 
     messages: tuple[tuple[str, str], ...]
     references: tuple[str, ...] = ()
     context: str = ""
     origin: str = "a record"
+    tokens: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
     def has_response(self) -> bool:
@@ -69,7 +71,7 @@ def read_rows(source: str, streaming: bool = False) -> Iterator[Row]:
     if _HUB_NAME.fullmatch(source) and path.suffix not in _OTHER_FORMATS and not path.exists():
         return _hub_rows(source, streaming)
     raise InputError(
-        f"cannot tell what the data source {source!r} is: give a .jsonl or .parquet file, or a hub data set as owner/name or "
+        f"cannot tell what the data source {source!r} is: give a .jsonl, .parquet or .bin file, or a hub data set as owner/name or "
         "owner/name:split"
     )
 
@@ -139,14 +141,17 @@ def _from_pair(columns: dict[str, Any], prompt_column: str, origin: str) -> Conv
         raise InputError(f"{origin} has an empty {prompt_column}; give it a text or remove the record")
     context_column = next((name for name in ("input", "context") if columns.get(name) is not None), None)
     context = _text(columns[context_column], context_column, origin) if context_column and prompt_column == "instruction" else ""
-    response_column = next((name for name in RESPONSE_COLUMNS if columns.get(name) is not None), None)
-    references = _references(columns[response_column], response_column, origin) if response_column else ()
+    references = references_of(columns, origin)
     messages = (("user", prompt), *(("assistant", text) for text in references[:1]))
     return Conversation(messages, references, context if context.strip() else "", origin)
 
 
-def _references(value: Any, column: str, origin: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
+def references_of(columns: dict[str, Any], origin: str) -> tuple[str, ...]:
+    """Every acceptable response of a row, the gold one first; none where it has no column of them."""
+    column = next((name for name in RESPONSE_COLUMNS if columns.get(name) is not None), None)
+    if column is None:
+        return ()
+    values = columns[column] if isinstance(columns[column], list | tuple) else [columns[column]]
     return tuple(_text(text, column, origin) for text in values)
 
 

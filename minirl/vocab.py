@@ -23,7 +23,7 @@ def shared_vocabulary(
     _compare_tokens(student.get_vocab(), teacher.get_vocab())
     _compare_special(student, teacher)
     _compare_encodings(student, teacher)
-    size, highest = min(student_vocab_size, teacher_vocab_size), max(student.get_vocab().values())
+    size, highest = min(student_vocab_size, teacher_vocab_size), highest_id(student)
     if highest >= size:
         model = "student" if student_vocab_size == size else "teacher"
         raise InputError(
@@ -31,6 +31,10 @@ def shared_vocabulary(
             f"resize the {model}'s embeddings to at least {highest + 1} or choose another model"
         )
     return size
+
+
+def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return max(tokenizer.get_vocab().values())
 
 
 def _compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
