@@ -17,6 +17,7 @@ from minirl.checkpoint import write_json
 from minirl.corpus import Corpus, load_corpus
 from minirl.embedded import materialise_teacher
 from minirl.errors import InputError
+from minirl.evaluation.sets import EvaluationSet, load_sets
 from minirl.models import check_supported, prune_layers, resolve_model
 from minirl.prompts import InstructionData, load_data
 from minirl.templates import end_tokens
@@ -30,7 +31,7 @@ IDENTITY = ("seed", "student", "data", "corpus", "objective")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the stages work with. student: the initial one; vocabulary: the number of shared token ids."""
+    """What the stages work with. student: the initial one; vocabulary: the number of shared token ids; sets: those of `evaluate`."""
 
     config: RunConfig
     directory: Path
@@ -41,6 +42,7 @@ class Prepared:
     vocabulary: int
     data: InstructionData
     corpus: Corpus | None
+    sets: list[EvaluationSet]
     student_bytes: int
     teacher_width: int
 
@@ -78,11 +80,13 @@ def prepare(config: RunConfig) -> Prepared:
     data = load_data(config.data, tokenizer, ends)
     _check_responses(config, data)
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
+    evaluate = config.stages.evaluate
+    sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends)
     student = named_student or _pruned(config, teacher, directory)
     write_json(directory / RECORD, config.model_dump())
     size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = Prepared(
-        config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, size, teacher_config.hidden_size
+        config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, sets, size, teacher_config.hidden_size
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared
@@ -110,7 +114,7 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
     stages = config.stages
     gold = ("train", "validation")
     needs = {"sft_teacher": gold, "sft": gold, "kd": gold, "seqkd": ("validation",)}
-    references = {"gkd": ("validation",), "opd": ("validation",), "distill": ("validation",), "evaluate": ("test",)}
+    references = {"gkd": ("validation",), "opd": ("validation",), "distill": ("validation",)}
     if stages.gkd and stages.gkd.student_share < 1:
         needs["gkd"] = ("train",)
     for stage, split, wants_reference in [
