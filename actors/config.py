@@ -1,9 +1,9 @@
 """Typed, strict configuration of the three groups: how many workers, on what, with which limits."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from minirl.config import LoraConfig, ObjectiveConfig, OptimizerStageConfig, SoftTargetsConfig, StrictModel
 
@@ -30,12 +30,56 @@ class RolloutConfig(EngineConfig):
     weight_transfer: Literal["auto", "host_memory", "nccl"] = "auto"  # auto: nccl on GPUs
 
 
-class TeacherConfig(EngineConfig):
-    """The teacher group and the model that it holds."""
+class TeacherMember(StrictModel):
+    """One of several teachers. weight: its share of their average in probability; id: that records call it by instead."""
 
-    model: str  # a directory, a hub name, or "embedded:smollm2-135m-instruct"
+    model: str
+    weight: PositiveFloat = 1.0
+    id: str | None = None
+
+
+class TeacherConfig(EngineConfig):
+    """The teacher group and the model that it holds, or the models, each in workers of its own.
+
+    An ensemble without ids is averaged at every token, with ids each record has the one teacher that its `teacher_id` names.
+    """
+
+    model: str | None = None  # a directory, a hub name, or "embedded:smollm2-135m-instruct"
+    ensemble: list[TeacherMember] | None = None
     micro_batch_tokens: PositiveInt = 4096  # a scoring pass of the engine
     score_as_finished: bool = True  # each rollout when it is there, not when the batch is; `deterministic: true` waits for the batch
+
+    @property
+    def members(self) -> list[TeacherMember]:
+        """Every teacher, whether there are several or one."""
+        return self.ensemble or [TeacherMember(model=self.model)]
+
+    @property
+    def by_record(self) -> bool:
+        return self.members[0].id is not None
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        if (self.model is None) == (self.ensemble is None):
+            raise ValueError("give the teacher either a model or an ensemble of several")
+        if self.ensemble is None:
+            return self
+        ids, models = [member.id for member in self.ensemble], [member.model for member in self.ensemble]
+        if len(ids) < 2:
+            raise ValueError("an ensemble has at least two teachers; name a single one in teacher.model")
+        if None in ids and any(ids):
+            raise ValueError("give every teacher of the ensemble an id, and each record the teacher_id of one, or none of them")
+        if self.by_record and len(set(ids)) < len(ids):
+            raise ValueError(f"the id {_repeated(ids)} names two teachers of the ensemble; give each its own")
+        if self.by_record and any(member.weight != 1.0 for member in self.ensemble):
+            raise ValueError("a teacher with an id speaks alone for its records, so its weight would do nothing: leave it out")
+        if not self.by_record and len(set(models)) < len(models):
+            raise ValueError(f"{_repeated(models)} is in the ensemble twice; name it once, with the sum of the weights")
+        return self
+
+
+def _repeated(names: list[str]) -> str:
+    return next(name for place, name in enumerate(names) if name in names[:place])
 
 
 class LearnerConfig(StrictModel):
@@ -69,14 +113,14 @@ class ClusterConfig(StrictModel):
 class LearnerSetup:
     """What a learner worker is told before it starts.
 
-    model, teacher: model directories; teacher None where no loss asks for it. vocabulary: the shared one. training None: evaluation
-    only, no optimizer. soft: items are learnt from the teacher's whole distribution, and the objective is not asked. teacher_dtype,
-    behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own dropout (SFT) or without. lora:
-    adapters alone are trained; None: every weight.
+    model, teacher: model directories; teacher None where no loss asks for it, several with their teacher_weights. vocabulary: the
+    shared one. training None: evaluation only, no optimizer. soft: items are learnt from the teacher's whole distribution, and the
+    objective is not asked. teacher_dtype, behavior_dtype: of the engines that scored and sampled. dropout: train with the model's own
+    dropout (SFT) or without. lora: adapters alone are trained; None: every weight.
     """
 
     model: str
-    teacher: str | None
+    teacher: str | tuple[str, ...] | None
     vocabulary: int
     config: LearnerConfig
     device: str
@@ -87,6 +131,7 @@ class LearnerSetup:
     soft: SoftTargetsConfig | None = None
     temperature: float = 1.0
     teacher_share: float = 0.0
+    teacher_weights: tuple[float, ...] = ()
     teacher_dtype: str = "float32"
     behavior_dtype: str = "float32"
     dropout: bool = False

@@ -20,9 +20,10 @@ from actors.refusals import refuse_bad_teacher, refuse_foreign_behavior, refuse_
 from actors.weights import PackedWeights, pack
 from actors.whole_weights import export, merged_weights, weight_shapes
 from minirl.batch import make_microbatch
+from minirl.ensemble import read_teacher
 from minirl.errors import RunError
 from minirl.lora import attach, trainable
-from minirl.models import check_head, load_causal_lm, read_head
+from minirl.models import OutputHead, check_head, load_causal_lm
 from minirl.student import StudentModule, packing_gap
 from minirl.update import (
     OnPolicyItem,
@@ -58,7 +59,7 @@ class Learner:
             seed(setup.seed % 2**32 + self.rank)
         self.teacher_head = None
         if setup.teacher is not None:
-            self.teacher_head = read_head(setup.teacher, setup.vocabulary).constant_on(setup.device)
+            self.teacher_head = read_teacher(setup.teacher, setup.teacher_weights, setup.vocabulary, setup.device)
         self.load_model(setup.model)
 
     def load_model(self, path: str) -> None:
@@ -176,8 +177,8 @@ class Learner:
         )
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
-        """For benchmarks: the output heads over so many random targets, and their bare products; None where there is nothing to run."""
-        if self.setup.config.zero_stage == 3 or self.teacher_head is None:
+        """For benchmarks: the output heads over so many random targets, and their bare products; None where nothing can be."""
+        if self.setup.config.zero_stage == 3 or not isinstance(self.teacher_head, OutputHead):
             return None
         return head_seconds(self.module.head, tokens)
 

@@ -17,31 +17,11 @@ from torch import Tensor
 
 from minirl.config import DivergenceConfig
 from minirl.divergence import TokenStatistics, divergence_of
+from minirl.ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble
 from minirl.models import OutputHead
 from minirl.products import multiplied_narrow
 from minirl.row_blocks import Derivatives, RowBlocks, RowStatistics
-
-
-class Workspaces:
-    """Big buffers that outlive a pass on a CPU, where fresh memory costs more than the arithmetic done in it; an accelerator's
-    allocator keeps them itself. A buffer is lent to one asker at a time, another gets a fresh one, so that passes may overlap.
-    """
-
-    def __init__(self) -> None:
-        self._free: dict[str, Tensor] = {}
-
-    def take(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """At least `size` elements, flat, not initialised."""
-        buffer = self._free.pop(name, None)
-        if buffer is not None and buffer.numel() >= size and (buffer.dtype, buffer.device) == (dtype, device):
-            return buffer
-        del buffer  # lets go of the small one before there is a large one
-        return torch.empty(size, dtype=dtype, device=device)
-
-    def give(self, name: str, buffer: Tensor) -> None:
-        """Give back what `take` lent; nobody may look at it any more."""
-        if buffer.device.type == "cpu":
-            self._free[name] = buffer
+from minirl.workspaces import Workspaces
 
 
 @dataclass(frozen=True)
@@ -49,8 +29,8 @@ class HeadCall:
     """The constants of one pass. targets: [N]; teacher_hidden: [N, d_teacher], None without a teacher; keep: for a backward pass."""
 
     targets: Tensor
-    teacher: OutputHead | None
-    teacher_hidden: Tensor | None
+    teacher: OutputHead | TeacherEnsemble | None
+    teacher_hidden: Tensor | EnsembleStates | None
     temperature: float
     under_teacher: bool
     divergence: DivergenceConfig | None
@@ -74,8 +54,8 @@ def head_statistics(
     student: OutputHead,
     *,
     chunk_tokens: int,
-    teacher: OutputHead | None = None,
-    teacher_hidden: Tensor | None = None,
+    teacher: OutputHead | TeacherEnsemble | None = None,
+    teacher_hidden: Tensor | EnsembleStates | None = None,
     temperature: float = 1.0,
     under_teacher: bool = True,
     divergence: DivergenceConfig | None = None,
@@ -102,19 +82,23 @@ def head_statistics(
 class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
-        logits, parts = _Logits(call, student.vocabulary, hidden), []
+        logits, parts, members = _Logits(call, student.vocabulary, hidden), [], []
         with widened(student, hidden, call.workspaces) as head:
             for chunk in call.chunks():
-                logits.fill(chunk, hidden, head)
+                members.append(logits.fill(chunk, hidden, head))
                 parts += _statistics_of(logits, call)
-        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+        rows = _joined(parts)
+        if members[0] is not None:
+            logprobs, normalizers = map(torch.cat, zip(*members, strict=True))
+            rows = rows._replace(member_logprobs=logprobs, member_log_normalizers=normalizers)
         if call.keep:
             ctx.logits, ctx.rows, ctx.call, ctx.student = logits, rows, call, replace(student, weight=None, bias=None)
             ctx.save_for_backward(hidden, weight, bias)
         else:
             logits.give_back()
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(t for t in (rows.teacher_logprobs, rows.teacher_log_normalizers) if t is not None))
+        of_teachers = (rows.teacher_logprobs, rows.teacher_log_normalizers, rows.member_logprobs, rows.member_log_normalizers)
+        ctx.mark_non_differentiable(*(t for t in of_teachers if t is not None))
         return tuple(getattr(rows, name) for name in TokenStatistics._fields)
 
     @staticmethod
@@ -142,11 +126,16 @@ class _Logits:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         self._buffers = {name: call.workspaces.take(name, size, dtype, hidden.device) for name in names}
 
-    def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> None:
+    def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> MemberStatistics | None:
+        """Several teachers' logits are their average's log-probs; what each says by itself is returned."""
         self.chunk, call = chunk, self._call
         student.logits_into(self.student, hidden[chunk], call.temperature)
-        if call.teacher_hidden is not None:
-            call.teacher.logits_into(self.teacher, call.teacher_hidden[chunk], call.temperature)
+        if call.teacher_hidden is None:
+            return None
+        states, teacher = call.teacher_hidden[chunk], call.teacher
+        if isinstance(teacher, TeacherEnsemble):
+            return teacher.logprobs_into(self.teacher, states, call.targets[chunk], call.temperature, call.workspaces)
+        return teacher.logits_into(self.teacher, states, call.temperature)
 
     @property
     def student(self) -> Tensor:
@@ -231,6 +220,10 @@ def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float
 
 
 Rows = TypeVar("Rows", RowStatistics, Derivatives)
+
+
+def _joined(parts: list[RowStatistics]) -> RowStatistics:
+    return RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def _part(rows: Rows, part: slice) -> Rows:

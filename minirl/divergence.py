@@ -89,7 +89,9 @@ def divergence_of(student_logits: Tensor, teacher_logits: Tensor, config: Diverg
 
 
 class TokenStatistics(NamedTuple):
-    """One number for each of N target tokens, float32, nats; the teacher's are None where there is no teacher."""
+    """One number for each of N target tokens, float32, nats; the teacher's are None where there is no teacher. Of K teachers `teacher_*`
+    and all expectations are of their average, `member_*` [N, K] of each by itself, not a number where it does not speak.
+    """
 
     student_logprobs: Tensor
     reverse_kl: Tensor | None = None
@@ -98,6 +100,8 @@ class TokenStatistics(NamedTuple):
     teacher_logprobs: Tensor | None = None
     teacher_log_normalizers: Tensor | None = None
     divergence: Tensor | None = None  # the configured one, where it was asked for; then no other is there
+    member_logprobs: Tensor | None = None
+    member_log_normalizers: Tensor | None = None
 
 
 def token_statistics(

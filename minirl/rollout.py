@@ -93,6 +93,15 @@ class TeacherScores:
     hidden: np.ndarray
 
 
+@dataclass(frozen=True)
+class EnsembleScores:
+    """What several teachers say of the targets of one sequence, each by itself. scores: one for each teacher, in the order of the
+    config; None where it does not speak for this sequence. At least one speaks.
+    """
+
+    scores: tuple[TeacherScores | None, ...]
+
+
 def array_of(tensor: torch.Tensor) -> np.ndarray:
     """The numpy view of a CPU tensor; bfloat16 becomes its bits in uint16."""
     tensor = tensor.detach().contiguous()

@@ -22,7 +22,9 @@ ACCELERATOR_BLOCK_BYTES = 64 * 2**20
 
 
 class RowStatistics(NamedTuple):
-    """One number a row; the teacher's are None without a teacher, the expectations under it where they were not asked for."""
+    """One number a row, or with several teachers one of each [rows, K]; the teacher's are None without a teacher, the expectations under
+    it where they were not asked for.
+    """
 
     student_logprobs: Tensor
     student_log_normalizers: Tensor
@@ -32,6 +34,8 @@ class RowStatistics(NamedTuple):
     forward_kl: Tensor | None = None
     soft_cross_entropy: Tensor | None = None
     divergence: Tensor | None = None
+    member_logprobs: Tensor | None = None
+    member_log_normalizers: Tensor | None = None
 
 
 class Derivatives(NamedTuple):
@@ -57,6 +61,9 @@ class RowBlocks:
         """At least one, which is empty where there are no rows."""
         for start in range(0, max(rows, 1), self.rows):
             yield slice(start, min(start + self.rows, rows))
+
+    def log_normalizers(self, logits: Tensor) -> Tensor:
+        return _exponentials(logits, self._spare[0][: len(logits)])[2]
 
     def statistics(self, student: Tensor, teacher: Tensor | None, targets: Tensor, *, under_teacher: bool) -> RowStatistics:
         first, second = (spare[: len(student)] for spare in self._spare)

@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minirl.batch import MicroBatch, make_microbatch
-from minirl.chunked_head import Workspaces, head_statistics
+from minirl.chunked_head import head_statistics
 from minirl.config import DivergenceConfig
 from minirl.divergence import TokenStatistics
+from minirl.ensemble import EnsembleStates, TeacherEnsemble
 from minirl.models import OutputHead, student_head
 from minirl.rollout import Sequence
+from minirl.workspaces import Workspaces
 
 # Measured on AVX-512, both passes: plain products take a third of the time of SDPA at 100 tokens, as long at about 200, twice at 512.
 EAGER_WIDTH = 192
@@ -23,7 +25,9 @@ class StudentModule(nn.Module):
     chunk. The teacher's head is a constant, kept out of the module tree.
     """
 
-    def __init__(self, model: PreTrainedModel, *, vocabulary: int, chunk_tokens: int, teacher_head: OutputHead | None = None):
+    def __init__(
+        self, model: PreTrainedModel, *, vocabulary: int, chunk_tokens: int, teacher_head: OutputHead | TeacherEnsemble | None = None
+    ):
         super().__init__()
         self.model = model
         self.head = StudentHead(model, vocabulary, chunk_tokens, teacher_head)
@@ -33,13 +37,13 @@ class StudentModule(nn.Module):
     def forward(
         self,
         batch: MicroBatch,
-        teacher_hidden: Tensor | None = None,
+        teacher_hidden: Tensor | EnsembleStates | None = None,
         temperature: float = 1.0,
         under_teacher: bool = True,
         divergence: DivergenceConfig | None = None,
     ) -> TokenStatistics:
-        """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher]. A divergence that is asked for
-        takes the place of all the others.
+        """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher], or of several teachers. A
+        divergence that is asked for takes the place of all the others.
         """
         rows = batch.packed() if self.packed else batch
         if self.attention_by_width:
@@ -80,7 +84,7 @@ def packing_gap(model: PreTrainedModel) -> float:
 
 
 class StudentHead(nn.Module):
-    def __init__(self, model: PreTrainedModel, vocabulary: int, chunk_tokens: int, teacher_head: OutputHead | None):
+    def __init__(self, model: PreTrainedModel, vocabulary: int, chunk_tokens: int, teacher_head: OutputHead | TeacherEnsemble | None):
         super().__init__()
         own = student_head(model, vocabulary)
         self.weight, self.bias = own.weight, own.bias
@@ -96,7 +100,7 @@ class StudentHead(nn.Module):
         self,
         hidden: Tensor,
         targets: Tensor,
-        teacher_hidden: Tensor | None,
+        teacher_hidden: Tensor | EnsembleStates | None,
         temperature: float,
         under_teacher: bool,
         divergence: DivergenceConfig | None = None,

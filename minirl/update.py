@@ -15,10 +15,11 @@ from minirl.batch import MicroBatch, make_microbatch
 from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.credit import whiten
 from minirl.divergence import TokenStatistics
+from minirl.ensemble import EnsembleStates, spoken_for
 from minirl.losses import importance_ratios, pretrain_loss, soft_target_loss
 from minirl.mixture import mixture_logprobs
 from minirl.objective import advantages_of, kept_mask, on_policy_losses
-from minirl.rollout import Rollout, Sequence, TeacherScores, tensor_of
+from minirl.rollout import EnsembleScores, Rollout, Sequence, TeacherScores, tensor_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class OnPolicyItem:
     """A rollout, what the teacher says of it, and with `credit: frozen` its advantages before whitening, float32 [T]."""
 
     rollout: Rollout
-    scores: TeacherScores
+    scores: TeacherScores | EnsembleScores
     advantages: np.ndarray | None = None
 
     @property
@@ -39,7 +40,7 @@ class SupervisedItem:
     """A sequence with given targets: gold responses or plain text; scores only where the teacher's distribution is asked for."""
 
     sequence: Sequence
-    scores: TeacherScores | None = None
+    scores: TeacherScores | EnsembleScores | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def forward(
 ) -> tuple[MicroBatch, TokenStatistics]:
     batch = make_microbatch([item.sequence for item in items]).to(device)
     hidden = None
-    if items and items[0].scores is not None:
+    if items and isinstance(items[0].scores, EnsembleScores):
+        hidden = EnsembleStates.of([item.scores for item in items], device)
+    elif items and items[0].scores is not None:
         hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
     return batch, student(batch, hidden, temperature, under_teacher, divergence)
 
@@ -192,16 +195,27 @@ def frozen_advantages(
     return advantages, teacher_gap(tokens, [i.scores for i in items], device)
 
 
-def teacher_gap(tokens: TokenStatistics, scores: list[TeacherScores], device: str) -> Sums:
-    """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size.
-
-    The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too.
+def teacher_gap(tokens: TokenStatistics, scores: Items[TeacherScores | EnsembleScores], device: str) -> Sums:
+    """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size;
+    of several teachers the largest of each one's own.
     """
+    if not isinstance(scores[0], EnsembleScores):
+        return {"teacher_gap_max": _gap(tokens.teacher_logprobs, tokens.teacher_log_normalizers, scores, device)}
+    gaps, speaks = [], torch.from_numpy(spoken_for(scores)).to(device)
+    for k, member in enumerate(zip(*(s.scores for s in scores), strict=True)):
+        spoken, rows = [s for s in member if s is not None], speaks[:, k]
+        if spoken:
+            gaps.append(_gap(tokens.member_logprobs[rows, k], tokens.member_log_normalizers[rows, k], spoken, device))
+    return {"teacher_gap_max": torch.stack(gaps).max()}
+
+
+def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Items[TeacherScores], device: str) -> Tensor:
+    """The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too."""
     shipped = _joined([s.log_normalizers for s in scores], device)
     size = shipped.abs().clamp(min=1.0)
-    normalizer = ((tokens.teacher_log_normalizers - shipped).abs() / size).max()
-    logprob = ((tokens.teacher_logprobs - _joined([s.logprobs for s in scores], device)).abs() / size).max()
-    return {"teacher_gap_max": torch.maximum(normalizer, logprob)}
+    normalizer = ((log_normalizers - shipped).abs() / size).max()
+    logprob = ((logprobs - _joined([s.logprobs for s in scores], device)).abs() / size).max()
+    return torch.maximum(normalizer, logprob)
 
 
 def add_sums(total: Sums, sums: Sums) -> None:

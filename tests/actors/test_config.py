@@ -1,0 +1,43 @@
+"""The settings of one teacher and of several."""
+
+import pytest
+
+from actors.config import TeacherConfig
+from minirl.config import validate_config
+from minirl.errors import InputError
+
+
+def test_one_teacher_is_a_model():
+    config = validate_config(TeacherConfig, {"model": "a"})
+    assert [(m.model, m.weight, m.id) for m in config.members] == [("a", 1.0, None)]
+    assert not config.by_record
+
+
+def test_several_teachers_have_weights_or_ids():
+    averaged = validate_config(TeacherConfig, {"ensemble": [{"model": "a"}, {"model": "b", "weight": 3.0}]})
+    assert [(m.model, m.weight) for m in averaged.members] == [("a", 1.0), ("b", 3.0)] and not averaged.by_record
+    called = validate_config(TeacherConfig, {"ensemble": [{"model": "a", "id": "x"}, {"model": "b", "id": "y"}]})
+    assert [m.id for m in called.members] == ["x", "y"] and called.by_record
+    for config in (averaged, called):
+        assert validate_config(TeacherConfig, config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "either a model or an ensemble"),
+        ({"model": "a", "ensemble": [{"model": "b"}, {"model": "c"}]}, "either a model or an ensemble"),
+        ({"ensemble": []}, "at least two teachers"),
+        ({"ensemble": [{"model": "a"}]}, "at least two teachers"),
+        ({"ensemble": [{"model": "a", "id": "x"}, {"model": "b"}]}, "every teacher of the ensemble an id"),
+        ({"ensemble": [{"model": "a", "id": "x"}, {"model": "b", "id": "x"}]}, "the id x names two teachers"),
+        ({"ensemble": [{"model": "a", "id": "x", "weight": 2.0}, {"model": "b", "id": "y"}]}, "its weight would do nothing"),
+        ({"ensemble": [{"model": "a"}, {"model": "b"}, {"model": "a"}]}, "a is in the ensemble twice"),
+        ({"ensemble": [{"model": "a"}, {"model": "b", "weight": 0.0}]}, "ensemble.1.weight"),
+        ({"ensemble": [{"model": "a"}, {"modle": "b"}]}, "did you mean model"),
+    ],
+)
+def test_an_ensemble_that_contradicts_itself_is_refused(values, sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
+        validate_config(TeacherConfig, values)
+    assert "\n" not in str(caught.value)
