@@ -103,10 +103,11 @@ class TeacherGroup(EngineGroup):
         *,
         share: CoreShare | None = None,
         as_finished: bool = True,
+        role: str = "teacher",
         **engine: Any,
     ):
         self.as_finished = as_finished
-        super().__init__("teacher", config, cluster, device, share, engine)
+        super().__init__(role, config, cluster, device, share, engine)
 
     def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
         """Have one worker score rollouts (by place) or sequences (by value).
@@ -121,11 +122,16 @@ class TeacherGroup(EngineGroup):
 
     def score(self, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
         """The places of all with their `TeacherScores`, dealt out by tokens (the length of each) and waited for."""
-        shares = [share[0] for share in plan_microbatches(list(tokens), len(self.workers), 2**62)]
-        calls = [self.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
-        self.get([told for told, _ in calls], "score")
-        order = [index for share in shares for index in share]
-        return _in_order(order, [place for _, found in calls for place in found])
+        return score_dealt(self, asked, tokens)
+
+
+def score_dealt(group: Any, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
+    """`score` of a group that begins to score at one worker."""
+    shares = [share[0] for share in plan_microbatches(list(tokens), len(group.workers), 2**62)]
+    calls = [group.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
+    group.get([told for told, _ in calls], "score")
+    order = [index for share in shares for index in share]
+    return _in_order(order, [place for _, found in calls for place in found])
 
 
 class LearnerGroup(Group):

@@ -163,6 +163,7 @@ class RolloutWorker:
             weight_version=self._version,
             prompt_index=request.prompt_index,
             sample_index=request.sample_index,
+            teacher=request.teacher,
         )
 
     def _set_teacher_share(self, teacher_share: float) -> None:

@@ -7,6 +7,7 @@ Rollouts, teacher scores and weights go from worker to worker through Ray's obje
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from actors.rendezvous import host, join
 from actors.rollout import RolloutWorker
 from actors.teacher import TeacherWorker
 from actors.weights import SentSample, checksum
-from minirl.rollout import Rollout, SamplingRequest, Sequence, TeacherScores
+from minirl.rollout import EnsembleScores, Rollout, SamplingRequest, Sequence, TeacherScores
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 if TYPE_CHECKING:
@@ -67,18 +68,30 @@ class RolloutShell(Shell, RolloutWorker):
 
 
 class TeacherShell(Shell, TeacherWorker):
-    def score_apart(self, asked: list[Entry | Sequence], *parcels: list[Rollout]) -> list[Any]:
+    """place: of this teacher among several, None for the only one. speaks_for: its id, and it passes on what another one speaks for."""
+
+    def __init__(self, *, place: int | None = None, speaks_for: str | None = None, cores: tuple[int, ...] | None = None, **settings: Any):
+        super().__init__(cores=cores, **settings)
+        self.place, self.speaks_for = place, speaks_for
+
+    def score_apart(self, asked: list[Entry | Sequence], *parcels: list[Any]) -> list[Any]:
         """An `Effort`, then parcels of the items with their scores."""
         meter = Meter()
         with meter():
             found = [unpack(one, parcels) for one in asked]
-            scores = self.score([item.sequence if isinstance(item, Rollout) else item for item in found])
-        items = [_scored(item, score) for item, score in zip(found, scores, strict=True)]
-        return [Effort(meter.take(), payload_bytes(scores)), *split(items)]
+            sequences = [item if isinstance(item, Sequence) else item.sequence for item in found]
+            mine = [self.speaks_for is None or sequence.teacher in (None, self.speaks_for) for sequence in sequences]
+            scores = iter(self.score([sequence for sequence, own in zip(sequences, mine, strict=True) if own]))
+            told = [next(scores) if own else None for own in mine]
+        items = [self._scored(item, score) for item, score in zip(found, told, strict=True)]
+        return [Effort(meter.take(), payload_bytes([score for score in told if score])), *split(items)]
 
-
-def _scored(item: Rollout | Sequence, scores: TeacherScores) -> OnPolicyItem | SupervisedItem:
-    return OnPolicyItem(item, scores) if isinstance(item, Rollout) else SupervisedItem(item, scores)
+    def _scored(self, item: Any, score: TeacherScores | None) -> OnPolicyItem | SupervisedItem:
+        """The item with the scores that it brought and this one's beside them."""
+        scores = score if self.place is None else EnsembleScores((*(item.scores.scores if self.place else ()), score))
+        if isinstance(item, OnPolicyItem | SupervisedItem):
+            return replace(item, scores=scores)
+        return OnPolicyItem(item, scores) if isinstance(item, Rollout) else SupervisedItem(item, scores)
 
 
 class LearnerShell(Shell):

@@ -254,6 +254,7 @@ def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int,
     seen: Counter[int] = Counter()
     for prompt in prompts:
         for sample in range(seen[prompt.index], seen[prompt.index] + samples_per_prompt):
-            requests.append(SamplingRequest(prompt.tokens, prompt.index, sample, sampling_seed(seed, iteration, prompt.index, sample)))
+            own = sampling_seed(seed, iteration, prompt.index, sample)
+            requests.append(SamplingRequest(prompt.tokens, prompt.index, sample, own, prompt.teacher))
         seen[prompt.index] += samples_per_prompt
     return requests

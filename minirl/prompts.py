@@ -14,6 +14,7 @@ from minirl.errors import InputError
 from minirl.indexed import is_indexed
 from minirl.records import Conversation, read_conversations
 from minirl.rollout import Prompt, Sequence
+from minirl.sources import read_sources
 from minirl.templates import Segment, Template, make_template
 from minirl.tokenised import tokenised_conversations
 
@@ -43,13 +44,16 @@ class InstructionData:
     report: dict[str, int]
 
 
-def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> InstructionData:
-    """Read, split and tokenise. `end_tokens`: `templates.end_tokens`. Raises InputError naming what cannot be used and where.
+def load_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...] = ()
+) -> InstructionData:
+    """Read, split and tokenise. `end_tokens`: `templates.end_tokens`; `teachers`: the ids of which every record must name one in
+    `teacher_id`, none where that column does not count. Raises InputError naming what cannot be used and where.
 
     A split without a source of its own takes its share of `train` by a hash of the prompt's text, whatever the records' order or
     number; there, records with one prompt become one example with all their references, so that each held-out prompt counts once.
     """
-    encode = _Encoder(config, tokenizer, end_tokens)
+    encode = _Encoder(config, tokenizer, end_tokens, teachers)
     splits = _read_splits(config, encode)
     examples = {split: encode.all(conversations) for split, conversations in splits.items()}
     for split, kept in examples.items():
@@ -60,9 +64,11 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens
     return InstructionData(**examples, report={"records": encode.counts["records"], **sizes, **counts})
 
 
-def load_examples(source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Example]:
+def load_examples(
+    source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...] = ()
+) -> list[Example]:
     """Held-out records of one source, in their order, with the template and limits of `config`. Raises InputError as `load_data`."""
-    encode = _Encoder(config, tokenizer, end_tokens)
+    encode = _Encoder(config, tokenizer, end_tokens, teachers)
     return encode.all(enumerate(encode.read(source, "test")))
 
 
@@ -71,9 +77,10 @@ def _read_splits(config: DataConfig, encode: "_Encoder") -> dict[str, list[tuple
     counts = encode.counts
     splits: dict[str, list[tuple[int, Conversation]]] = {split: [] for split in SPLITS}
     shares = {split: getattr(config, f"{split}_share") for split in SPLITS[1:] if getattr(config, split) is None}
-    for index, conversation in enumerate(encode.read(config.train, "train", config.limit)):
+    sources = read_sources(config.train, config.limit, lambda source, limit: encode.read(source, "train", limit))
+    for index, conversation in enumerate(record for records in sources.values() for record in records):
         splits[side_of(conversation.prompt_text, shares)].append((index, conversation))
-        counts["records"] += 1
+    counts["records"] += sum(map(len, sources.values()))
     for split in shares:
         merged = _merge(splits[split])
         counts["merged"] += len(splits[split]) - len(merged)
@@ -112,16 +119,17 @@ def _merge(records: list[tuple[int, Conversation]]) -> list[tuple[int, Conversat
 def _why_empty(split: str, config: DataConfig, had_records: bool) -> str:
     if had_records:
         return f"every prompt of the {split} data is longer than data.max_prompt_tokens = {config.max_prompt_tokens}; raise it"
-    return (
-        f"{config.train} has too few different prompts to split, {split} is left without any; raise data.{split}_share or give data.{split}"
-    )
+    sources = " with ".join(one.source for one in config.train)
+    return f"{sources} has too few different prompts to split, {split} is left without any; raise data.{split}_share or give data.{split}"
 
 
 class _Encoder:
-    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> None:
+    def __init__(
+        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...]
+    ) -> None:
         if config.system_prompt is not None and config.template == "alpaca":
             raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
-        self.config, self.tokenizer, self.end_tokens = config, tokenizer, end_tokens
+        self.config, self.tokenizer, self.end_tokens, self.teachers = config, tokenizer, end_tokens, teachers
         self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         self.counts: Counter = Counter()
 
@@ -153,9 +161,10 @@ class _Encoder:
             return None
         gold = self._gold(segments[-1].tokens[: segments[-1].targets]) if conversation.has_response else []
         self.counts["without_response"] += not conversation.has_response
-        prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64))
+        teacher = self._teacher(conversation)
+        prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher)
         targets = np.array(is_target + [True] * len(gold))
-        return Example(prompt, Sequence(np.concatenate([prompt.tokens, prompt.gold]), targets))
+        return Example(prompt, Sequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
         if conversation.tokens is None:
@@ -176,6 +185,16 @@ class _Encoder:
                     raise InputError(
                         f"{conversation.origin} has the end token {text!r} inside a response; remove it, it is added by itself"
                     )
+
+    def _teacher(self, conversation: Conversation) -> str | None:
+        if not self.teachers:
+            return None
+        if conversation.teacher not in self.teachers:
+            raise InputError(
+                f"{conversation.origin} has the teacher_id {conversation.teacher!r}; each record must name one of the teachers "
+                f"{', '.join(self.teachers)}"
+            )
+        return conversation.teacher
 
     def _overlong(self, length: int, conversation: Conversation) -> bool:
         if length <= self.config.max_prompt_tokens:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Conversation:
 
     references: every acceptable response as text. context: what Alpaca calls input, it belongs to the last user message.
     origin: where the record stands, for messages to the user. tokens: prompt and response, where the record came in token ids; they
-    are what is learnt and sampled from then, and the messages only say what they mean.
+    are what is learnt and sampled from then, and the messages only say what they mean. teacher: its column `teacher_id`.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -36,6 +36,7 @@ class Conversation:
     context: str = ""
     origin: str = "a record"
     tokens: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    teacher: str | None = None
 
     @property
     def has_response(self) -> bool:
@@ -127,11 +128,12 @@ def _hub_rows(source: str, streaming: bool) -> Iterator[Row]:
 
 def conversation_of(columns: dict[str, Any], origin: str) -> Conversation:
     """Recognise one record by its columns. Raises InputError naming `origin`."""
+    teacher = None if columns.get("teacher_id") is None else str(columns["teacher_id"])
     if columns.get("messages") is not None:
-        return _from_messages(columns["messages"], origin)
+        return replace(_from_messages(columns["messages"], origin), teacher=teacher)
     for name in ("instruction", "prompt"):
         if columns.get(name) is not None:
-            return _from_pair(columns, name, origin)
+            return replace(_from_pair(columns, name, origin), teacher=teacher)
     raise InputError(f"{origin} has the columns {', '.join(columns) or '(none)'}, which are not understood; understood are {UNDERSTOOD}")
 
 

@@ -24,20 +24,25 @@ class Prompt:
 
     tokens: int64 [P]. index: the record's place in its data set, part of every sampling seed. references: gold responses as
     text, empty where there is none. gold: int64 [G], the gold response in tokens with its end token, empty where there is none.
+    teacher: the id of the one of several teachers that speaks for it, None where that is not the records' matter.
     """
 
     tokens: np.ndarray
     index: int
     references: tuple[str, ...] = ()
     gold: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens and which of them are targets. tokens: int64 [n]; is_target: bool [n], False at 0 (nothing predicts the first)."""
+    """Tokens and which of them are targets. tokens: int64 [n]; is_target: bool [n], False at 0 (nothing predicts the first). teacher: as
+    of `Prompt`; None: whoever there is.
+    """
 
     tokens: np.ndarray
     is_target: np.ndarray
+    teacher: str | None = None
 
     @property
     def targets(self) -> int:
@@ -52,6 +57,7 @@ class SamplingRequest:
     prompt_index: int
     sample_index: int
     seed: int
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,12 @@ class Rollout:
     weight_version: int
     prompt_index: int
     sample_index: int
+    teacher: str | None = None
 
     @property
     def sequence(self) -> Sequence:
         tokens = np.concatenate([self.prompt_tokens, self.response_tokens])
-        return Sequence(tokens, np.arange(len(tokens)) >= len(self.prompt_tokens))
+        return Sequence(tokens, np.arange(len(tokens)) >= len(self.prompt_tokens), self.teacher)
 
     @property
     def summary(self) -> "RolloutSummary":
