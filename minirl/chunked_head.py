@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minirl.config import DivergenceConfig
 from minirl.divergence import TokenStatistics, divergence_of
-from minirl.ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble
+from minirl.ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, joined, teacher_logits_into
 from minirl.models import OutputHead
 from minirl.products import multiplied_narrow
 from minirl.row_blocks import Derivatives, RowBlocks, RowStatistics
@@ -87,10 +87,9 @@ class _HeadStatistics(torch.autograd.Function):
             for chunk in call.chunks():
                 members.append(logits.fill(chunk, hidden, head))
                 parts += _statistics_of(logits, call)
-        rows = _joined(parts)
-        if members[0] is not None:
-            logprobs, normalizers = map(torch.cat, zip(*members, strict=True))
-            rows = rows._replace(member_logprobs=logprobs, member_log_normalizers=normalizers)
+        member_logprobs, member_log_normalizers = joined(members)
+        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+        rows = rows._replace(member_logprobs=member_logprobs, member_log_normalizers=member_log_normalizers)
         if call.keep:
             ctx.logits, ctx.rows, ctx.call, ctx.student = logits, rows, call, replace(student, weight=None, bias=None)
             ctx.save_for_backward(hidden, weight, bias)
@@ -132,10 +131,8 @@ class _Logits:
         student.logits_into(self.student, hidden[chunk], call.temperature)
         if call.teacher_hidden is None:
             return None
-        states, teacher = call.teacher_hidden[chunk], call.teacher
-        if isinstance(teacher, TeacherEnsemble):
-            return teacher.logprobs_into(self.teacher, states, call.targets[chunk], call.temperature, call.workspaces)
-        return teacher.logits_into(self.teacher, states, call.temperature)
+        how = {"temperature": call.temperature, "workspaces": call.workspaces}
+        return teacher_logits_into(self.teacher, call.teacher, call.teacher_hidden[chunk], call.targets[chunk], **how)
 
     @property
     def student(self) -> Tensor:
@@ -220,10 +217,6 @@ def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float
 
 
 Rows = TypeVar("Rows", RowStatistics, Derivatives)
-
-
-def _joined(parts: list[RowStatistics]) -> RowStatistics:
-    return RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def _part(rows: Rows, part: slice) -> Rows:

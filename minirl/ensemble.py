@@ -94,6 +94,26 @@ class TeacherEnsemble:
         return found
 
 
+def teacher_logits_into(
+    out: Tensor,
+    teacher: OutputHead | TeacherEnsemble,
+    states: Tensor | EnsembleStates,
+    targets: Tensor,
+    *,
+    temperature: float,
+    workspaces: Workspaces,
+) -> MemberStatistics | None:
+    """One teacher's logits into `out` [n, V], or the log-probs of the average of several and what each of them says by itself."""
+    if isinstance(teacher, TeacherEnsemble):
+        return teacher.logprobs_into(out, states, targets, temperature, workspaces)
+    return teacher.logits_into(out, states, temperature)
+
+
+def joined(members: list[MemberStatistics | None]) -> MemberStatistics | tuple[None, None]:
+    """Of all rows, from that of chunks."""
+    return (None, None) if members[0] is None else MemberStatistics(*map(torch.cat, zip(*members, strict=True)))
+
+
 def read_teacher(models: str | tuple[str, ...], weights: tuple[float, ...], vocabulary: int, device: str) -> OutputHead | TeacherEnsemble:
     """The head of the one teacher, or of all, from their model directories, for many products on this device."""
     if isinstance(models, str):

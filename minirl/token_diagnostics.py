@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirl.chunked_head import Workspaces, widened
+from minirl.chunked_head import widened
+from minirl.ensemble import EnsembleStates, TeacherEnsemble, joined, teacher_logits_into
 from minirl.models import OutputHead
 from minirl.row_blocks import RowBlocks
+from minirl.workspaces import Workspaces
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Diagnostics:
 
 
 class TokenDiagnostics(NamedTuple):
-    """The same of all N targets of a micro-batch, as tensors, and the teacher's two numbers that `minirl.update.teacher_gap` checks."""
+    """The same of all N targets of a micro-batch, as tensors, and the teacher's two numbers, of several each one's [N, K], that
+    `minirl.update.teacher_gap` checks.
+    """
 
     student_logprobs: Tensor
     teacher_logprobs: Tensor
@@ -42,6 +46,8 @@ class TokenDiagnostics(NamedTuple):
     confidence: Tensor
     overlap: Tensor
     correct: Tensor
+    member_logprobs: Tensor | None = None
+    member_log_normalizers: Tensor | None = None
 
     def split(self, counts: list[int]) -> list[Diagnostics]:
         """One for each sequence. counts: their numbers of targets."""
@@ -56,14 +62,14 @@ def token_diagnostics(
     targets: Tensor,
     student: OutputHead,
     *,
-    teacher: OutputHead,
-    teacher_hidden: Tensor,
+    teacher: OutputHead | TeacherEnsemble,
+    teacher_hidden: Tensor | EnsembleStates,
     top_k: int,
     chunk_tokens: int,
     workspaces: Workspaces | None = None,
 ) -> TokenDiagnostics:
     """hidden: [N, d]; teacher_hidden: [N, d_teacher]; targets: [N]. At most `chunk_tokens` rows of logits exist at once."""
-    workspaces, parts = workspaces or Workspaces(), []
+    workspaces, parts, members = workspaces or Workspaces(), [], []
     names, width = ("student logits", "teacher logits"), student.vocabulary
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     buffers = [workspaces.take(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
@@ -72,11 +78,14 @@ def token_diagnostics(
             chunk = slice(start, min(start + chunk_tokens, len(hidden)))
             logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
             head.logits_into(logits[0], hidden[chunk])
-            teacher.logits_into(logits[1], teacher_hidden[chunk])
+            how = {"temperature": 1.0, "workspaces": workspaces}
+            members.append(teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], **how))
             parts += _of_chunk(*logits, targets[chunk], top_k)
     for name, buffer in zip(names, buffers, strict=True):
         workspaces.give(name, buffer)
-    return TokenDiagnostics(*map(torch.cat, zip(*parts, strict=True)))
+    member_logprobs, member_log_normalizers = joined(members)
+    whole = [torch.cat(field) for field in zip(*parts, strict=True) if field[0] is not None]
+    return TokenDiagnostics(*whole, member_logprobs, member_log_normalizers)
 
 
 def _of_chunk(student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> list[TokenDiagnostics]:

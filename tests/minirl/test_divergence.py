@@ -1,6 +1,7 @@
 """Full-vocabulary divergences: by hand, and against the loop over the vocabulary."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -83,6 +84,10 @@ def test_a_temperature_divides_both_logits_and_the_loss_keeps_its_size():
         softer = DivergenceConfig(kind=kind, temperature=2.0)
         torch.testing.assert_close(divergence_of(2 * student, 2 * teacher, softer), factor * plain)
         torch.testing.assert_close(divergence_of(4 * student, 4 * teacher, softer, divided_by=0.5), factor * plain)
+
+
+def test_every_kind_of_the_config_is_defined():
+    assert set(KINDS) == set(get_args(DivergenceConfig.model_fields["kind"].annotation))
 
 
 # Every kind, each with other switches than its defaults too

@@ -13,6 +13,7 @@ from minirl.divergence import TokenStatistics, token_statistics
 from minirl.ensemble import EnsembleStates, TeacherEnsemble
 from minirl.models import OutputHead
 from minirl.rollout import EnsembleScores, Rollout, Sequence, TeacherScores
+from minirl.token_diagnostics import token_diagnostics
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateScale, forward, on_policy_loss, soft_update_loss, teacher_gap
 from tests import oracles
 
@@ -256,3 +257,13 @@ def test_soft_targets_are_of_the_average():
     for pair in zip(student.gradients(loss), student.gradients(expected), strict=True):
         torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-12)
     assert sums["teacher_gap_max"] < 1e-12
+
+
+def test_diagnostics_are_against_the_average_and_keep_each_teacher_apart():
+    teachers, student = Teachers(SPEAKERS["some"]), Student()
+    states = {"teacher": teachers.ensemble, "teacher_hidden": teachers.states()}
+    found = token_diagnostics(student.hidden, torch.cat(teachers.targets), student.head, **states, top_k=3, chunk_tokens=4)
+    expected = token_statistics(student.logits(), torch.cat(teachers.targets), teachers.average())
+    for name in ("reverse_kl", "forward_kl", "teacher_logprobs"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+    assert teacher_gap(found, [teachers.scores(i) for i in range(len(LENGTHS))], "cpu")["teacher_gap_max"] < 1e-12

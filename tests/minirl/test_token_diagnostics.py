@@ -62,4 +62,4 @@ def test_split_gives_each_sequence_its_own():
 def test_no_targets_at_all():
     student, teacher, hidden, teacher_hidden, targets = heads()
     found = token_diagnostics(hidden[:0], targets[:0], student, teacher=teacher, teacher_hidden=teacher_hidden[:0], top_k=3, chunk_tokens=8)
-    assert all(len(field) == 0 for field in found)
+    assert all(len(field) == 0 for field in found if field is not None)
