@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from minirl.errors import InputError
 
@@ -125,12 +125,20 @@ class SoftTargetsConfig(StrictModel):
     hard_weight: float = Field(0.0, ge=0, le=1)
 
 
+class SourceConfig(StrictModel):
+    """One of several sources of training records. share: of all the records, where the scarcest source decides how many those are."""
+
+    source: str
+    limit: PositiveInt | None = None  # its first records only
+    share: float | None = Field(None, gt=0, lt=1)  # of every source or of none
+
+
 class DataConfig(StrictModel):
     """Instruction data: where prompts and gold responses come from and how long they may be."""
 
     # A .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), "embedded:chatterbot", or what the reference
     # tokenised: a .bin file, or the directory of train_0.bin, valid_0.bin, ... (used id by id, whatever the template).
-    train: str
+    train: list[SourceConfig] = Field(min_length=1)  # several, as a list: each a name alone, or with its limit or share
     validation: str | None = None  # null: a share of `train`, split by a hash of the prompt
     test: str | None = None  # null: the same
     validation_share: float = Field(0.05, gt=0, lt=0.5)
@@ -140,7 +148,22 @@ class DataConfig(StrictModel):
     max_prompt_tokens: PositiveInt = 256
     max_response_tokens: PositiveInt = 256
     overlong_prompts: Literal["error", "drop"] = "error"
-    limit: PositiveInt | None = None  # the first records only
+    limit: PositiveInt | None = None  # the first records only, of each source
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _names_are_sources(cls, value: Any) -> Any:
+        named = [value] if isinstance(value, str) else value
+        return [{"source": one} if isinstance(one, str) else one for one in named] if isinstance(named, list) else value
+
+    @model_validator(mode="after")
+    def _sources_fit_together(self) -> Self:
+        names, shares = [one.source for one in self.train], [one.share for one in self.train if one.share is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"train names a source twice: {', '.join(names)}; name each once, with the limit or share that it is to have")
+        if shares and (len(shares) < len(names) or abs(sum(shares) - 1) > 1e-6):
+            raise ValueError(f"the shares of train must be given for every source or for none, and add up to 1; they are {shares}")
+        return self
 
 
 class CorpusConfig(StrictModel):

@@ -35,8 +35,9 @@ class Example:
 
 @dataclass(frozen=True)
 class InstructionData:
-    """report: counts, `records` read and `train`, `validation`, `test` kept, `overlong_prompts_dropped`, `responses_truncated` (cut at
-    the limit, end token lost), `without_response`, `merged` (held-out records that share their prompt with another)."""
+    """report: counts, `records` read (`from_...` each source of training records, where there are several) and `train`, `validation`,
+    `test` kept, `overlong_prompts_dropped`, `responses_truncated` (cut at the limit, end token lost), `without_response`, `merged`
+    (held-out records that share their prompt with another)."""
 
     train: list[Example]
     validation: list[Example]
@@ -61,7 +62,8 @@ def load_data(
             raise InputError(_why_empty(split, config, had_records=bool(splits[split])))
     counts = {name: encode.counts[name] for name in ("overlong_prompts_dropped", "responses_truncated", "without_response", "merged")}
     sizes = {split: len(examples[split]) for split in SPLITS}
-    return InstructionData(**examples, report={"records": encode.counts["records"], **sizes, **counts})
+    sources = {name: count for name, count in encode.counts.items() if name.startswith("from_")}
+    return InstructionData(**examples, report={"records": encode.counts["records"], **sources, **sizes, **counts})
 
 
 def load_examples(
@@ -81,6 +83,8 @@ def _read_splits(config: DataConfig, encode: "_Encoder") -> dict[str, list[tuple
     for index, conversation in enumerate(record for records in sources.values() for record in records):
         splits[side_of(conversation.prompt_text, shares)].append((index, conversation))
     counts["records"] += sum(map(len, sources.values()))
+    if len(sources) > 1:
+        counts.update({f"from_{name}": len(records) for name, records in sources.items()})
     for split in shares:
         merged = _merge(splits[split])
         counts["merged"] += len(splits[split]) - len(merged)
