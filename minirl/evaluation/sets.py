@@ -26,12 +26,19 @@ class EvaluationSet:
 
 
 def load_sets(
-    config: EvaluateConfig, data: DataConfig, test: list[Example], tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]
+    config: EvaluateConfig,
+    data: DataConfig,
+    test: list[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: tuple[int, ...],
+    teachers: tuple[str, ...] = (),
 ) -> list[EvaluationSet]:
-    """In the order of the config. test: the run's own split. Raises InputError where nothing of a set can be judged."""
+    """In the order of the config. test: the run's own split; teachers: as of `load_data`. Raises InputError where nothing of a set can be
+    judged.
+    """
     sets = []
     for name, asked in config.sets.items():
-        examples = test if asked.source is None else load_examples(asked.source, data, tokenizer, end_tokens)
+        examples = test if asked.source is None else load_examples(asked.source, data, tokenizer, end_tokens, teachers)
         sets.append(evaluation_set(name, asked, examples, asked.prompts or config.prompts))
     return sets
 
