@@ -4,7 +4,6 @@ Each teacher keeps workers and engines of its own, so that each scales by itself
 """
 
 from collections.abc import Sequence as Items
-from typing import Any
 
 import ray
 
@@ -27,14 +26,6 @@ class EnsembleGroup:
             first.step_timeout_s,
         )
         self._calls: dict[ray.ObjectRef, list[Ref]] = {}
-
-    def wait_started(self) -> None:
-        for member in self.members:
-            member.wait_started()
-
-    def stop(self) -> None:
-        for member in self.members:
-            member.stop()
 
     def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
         """As of `TeacherGroup`; the same worker of each member, one after the other, without the driver waiting in between."""
@@ -61,9 +52,3 @@ class EnsembleGroup:
 
     def timed_out(self, worker: int, phase: str, seconds: float) -> Exception:
         return self.members[0].timed_out(worker, phase, seconds)
-
-    def call(self, *arguments: Any, **options: Any) -> list[Any]:
-        return [found for member in self.members for found in member.call(*arguments, **options)]
-
-    def peak_memory(self) -> list[int]:
-        return [peak for member in self.members for peak in member.peak_memory()]

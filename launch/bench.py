@@ -53,7 +53,7 @@ class Bench:
         self.directory = prepared.directory / "bench"
         before = [left for name, left in stages.students().items() if name != "distill"]
         self.student = _trained([prepared.directory / left for left in reversed(before)], prepared.student)
-        self.teacher_model = _trained([prepared.directory / "sft_teacher" / "best"], prepared.teacher)
+        self.teacher_model = _trained([prepared.directory / "sft_teacher" / "best"], prepared.teachers[0])
         self.records: list[Record] = []
 
     def run(self) -> tuple[Measurements, dict[str, str]]:
@@ -63,7 +63,7 @@ class Bench:
             weight_transfer(self.config.rollout, device)
             self.watcher.doing("bench", "starting the rollout, teacher and learner groups")
             groups = Groups(self.prepared, device).all(
-                self.student, self.teacher_model, on_policy=on_policy_stage(self.config, "distill"), teacher_in_rollout=True
+                self.student, (self.teacher_model,), on_policy=on_policy_stage(self.config, "distill"), teacher_in_rollout=True
             )
             with groups as (rollout, teacher, learner):
                 self._connect(rollout, teacher, learner)

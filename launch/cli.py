@@ -13,6 +13,7 @@ from rich.console import Console
 from launch.config import RunConfig
 from minirl.config import read_config
 from minirl.errors import InputError, RunError
+from minirl.evaluation.judge import LATEST
 
 INTERRUPTED = 130
 # The panel says what goes on; the libraries' own bars and banners would be drawn over it. The driver itself uses no accelerator.
@@ -65,6 +66,8 @@ def bench(
     settings = read_config(RunConfig, config, overrides or [])
     if settings.stages.distill is None:
         raise InputError("bench measures the stage distill, and this config has none; give stages.distill")
+    if settings.teacher.ensemble is not None:
+        raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
     os.environ |= QUIET
     from launch.bench import Bench, shown
     from launch.prepare import claimed, prepare
@@ -80,6 +83,36 @@ def bench(
     for table in tables(measurements):
         console.print(shown(table))
     console.print(advice(measurements), style="bold", highlight=False)
+    console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def judge(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that was evaluated.")],
+    endpoint: Annotated[str, typer.Option(help="An OpenAI-compatible server, for example http://localhost:8000/v1.")],
+    model: Annotated[str, typer.Option(help="The judge, as the server names it.")],
+    a: Annotated[str, typer.Option(help="The judged row of the evaluation.")] = "distill",
+    b: Annotated[str, typer.Option(help="The row it is compared with, or the reference responses.")] = "reference",
+    on_set: Annotated[str, typer.Option("--set", help="Which set of the evaluation.")] = "test",
+    prompts: Annotated[int | None, typer.Option(min=1, help="The first so many prompts; all, if left out.")] = None,
+    version: Annotated[str, typer.Option(help="Of the judge's prompt.")] = LATEST,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply; the scores come first.")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds for one try of a request.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Further tries of a request.")] = 4,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 8,
+) -> None:
+    """Let a model compare a run's responses with another's or the references; the key of its server is in MINIRL_JUDGE_API_KEY."""
+    from launch.bench import shown
+    from launch.judge import Judge, judge_run
+
+    console = Console()
+    asks = Judge(endpoint, model, version, temperature, max_tokens, deadline, retries, concurrency)
+    with console.status("asking the judge") as status:
+        table, files = judge_run(
+            run, a, b, on_set, asks, prompts, lambda done, total: status.update(f"asking the judge: {done} of {total}")
+        )
+    console.print(shown(table))
     console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
 
 

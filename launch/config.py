@@ -55,6 +55,18 @@ class RunConfig(StrictModel):
     stages: StagesConfig
 
     @model_validator(mode="after")
+    def _refuse_what_one_teacher_is_needed_for(self) -> Self:
+        if self.teacher.ensemble is None:
+            return self
+        if self.stages.sft_teacher:
+            raise ValueError("stages.sft_teacher trains one teacher, and there is an ensemble; fine-tune each in a run of its own")
+        if self.stages.distill and self.rollout.teacher_share > 0:
+            raise ValueError("rollout.teacher_share mixes one teacher into the sampling, and there is an ensemble; set it to 0.0")
+        if self.student.layers is not None:
+            raise ValueError("student.layers cuts the student out of one teacher, and there is an ensemble; name a student.model")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         if self.rollout.top_p < 1:
             what = (

@@ -20,10 +20,13 @@ TEACHER = "teacher"
 
 
 class Evaluation:
-    """`models`: the directory of each row, the teacher's first. A row that stands for these settings and weights is not made again."""
+    """`models`: the directory of each row, the teacher's first, which is left out where there are several.
 
-    def __init__(self, prepared: Prepared, groups: Groups, watcher: Watcher, models: dict[str, str]):
-        self.prepared, self.groups, self.watcher, self.models = prepared, groups, watcher, models
+    A row that stands for these settings and weights is not made again.
+    """
+
+    def __init__(self, prepared: Prepared, groups: Groups, watcher: Watcher, teachers: tuple[str, ...], models: dict[str, str]):
+        self.prepared, self.groups, self.watcher, self.teachers, self.models = prepared, groups, watcher, teachers, models
         self.config, self.directory = prepared.config.stages.evaluate, prepared.directory / "evaluate"
         self.examples = with_references(prepared.data.test)[: self.config.prompts]
 
@@ -34,7 +37,7 @@ class Evaluation:
         if missing:
             self.watcher.total_of("evaluate", 0, 0)
             self.watcher.doing("evaluate", "starting the rollout, teacher and learner groups")
-            with self.groups.all(student, self.models[TEACHER], teacher_in_rollout=True) as (rollout, teacher, learner):
+            with self.groups.all(student, self.teachers, teacher_in_rollout=TEACHER in missing) as (rollout, teacher, learner):
                 gold = self._score_gold(teacher)
                 for version, name in enumerate(missing, start=1):
                     self.watcher.doing("evaluate", name)

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.parcel import split
 from actors.roles import RolloutGroup
 from launch.groups import Groups
 from launch.prepare import Prepared
@@ -29,8 +29,8 @@ class TeacherResponses:
     share of gold: those prompts are drawn once, from the run's seed, and get no response.
     """
 
-    def __init__(self, prepared: Prepared, config: SeqkdConfig, teacher: str, directory: Path):
-        self.prepared, self.config, self.teacher, self.directory = prepared, config, teacher, directory
+    def __init__(self, prepared: Prepared, config: SeqkdConfig, teachers: tuple[str, ...], directory: Path):
+        self.prepared, self.config, self.teachers, self.directory = prepared, config, teachers, directory
         self.rows, self.about = directory / "responses.jsonl", directory / "responses.json"
         self._gold, self._asked = _divide(prepared.data.train, config.gold_share, derive_seed(prepared.config.seed, "seqkd gold"))
 
@@ -41,8 +41,8 @@ class TeacherResponses:
     def provenance(self) -> dict[str, Any]:
         settings = self.prepared.config
         return {
-            "teacher": settings.teacher.model,
-            "teacher_weights": fingerprint(self.teacher),
+            "teachers": [member.model_dump() for member in settings.teacher.members],
+            "teacher_weights": [fingerprint(model) for model in self.teachers],
             "temperature": 1.0,
             "samples_per_prompt": self.config.samples_per_prompt,
             "max_response_tokens": settings.data.max_response_tokens,
@@ -59,21 +59,33 @@ class TeacherResponses:
         if not self.about.is_file() or json.loads(self.about.read_text()) != provenance:
             self.rows.unlink(missing_ok=True)
             write_json(self.about, provenance)
-        seed = derive_seed(self.prepared.config.seed, "seqkd")
-        requests = sampling_requests([example.prompt for example in self._asked], self.config.samples_per_prompt, seed, 0)
-        done = _drop_half_line(self.rows)
-        if done == len(requests):
+        shares = self._shares()
+        wanted, done = sum(map(len, shares)), _drop_half_line(self.rows)
+        if done == wanted:
             return
-        watcher.total_of("seqkd", len(requests), done)
-        watcher.doing("seqkd", "starting the rollout group")
-        with groups.rollout(self.teacher) as rollout, self.rows.open("a") as file:
-            waiting = iter(requests[done:])
-            while batch := list(islice(waiting, AT_ONCE)):
-                watcher.doing("seqkd", f"the teacher's responses, {done} of {len(requests)}")
-                for row in self._sample(rollout, batch):
-                    file.write(json.dumps(row) + "\n")
-                file.flush()
-                done += len(batch)
+        watcher.total_of("seqkd", wanted, done)
+        before = 0  # responses of the teachers that come before
+        for teacher, requests in zip(self.teachers, shares, strict=True):
+            if missing := requests[max(0, done - before) :]:
+                watcher.doing("seqkd", "starting the rollout group")
+                with groups.rollout(teacher) as rollout, self.rows.open("a") as file:
+                    for batch in split(missing, AT_ONCE):
+                        watcher.doing("seqkd", f"the teacher's responses, {done} of {wanted}")
+                        for row in self._sample(rollout, batch):
+                            file.write(json.dumps(row) + "\n")
+                        file.flush()
+                        done += len(batch)
+            before += len(requests)
+
+    def _shares(self) -> list[list[SamplingRequest]]:
+        """What each teacher is asked: the records that name it, or of several without ids as many as their weights say, drawn once."""
+        seed, members = derive_seed(self.prepared.config.seed, "seqkd"), self.prepared.config.teacher.members
+        requests = sampling_requests([example.prompt for example in self._asked], self.config.samples_per_prompt, seed, 0)
+        weights = np.array([member.weight for member in members])
+        drawn = np.random.default_rng(seed).choice(len(members), size=len(requests), p=weights / weights.sum())
+        ids = [member.id for member in members]
+        chosen = [drawn[i] if request.teacher is None else ids.index(request.teacher) for i, request in enumerate(requests)]
+        return [[request for request, place in zip(requests, chosen, strict=True) if place == k] for k in range(len(members))]
 
     def _sample(self, rollout: RolloutGroup, requests: list[SamplingRequest]) -> Iterator[dict[str, Any]]:
         limit, tokenizer = self.prepared.config.data.max_response_tokens, self.prepared.tokenizer
@@ -84,6 +96,7 @@ class TeacherResponses:
                 "truncated": one.truncated,
                 "prompt_index": one.prompt_index,
                 "sample_index": one.sample_index,
+                "teacher": one.teacher,
                 "prompt_tokens": one.prompt_tokens.tolist(),
                 "response_tokens": one.response_tokens.tolist(),
             }
@@ -99,7 +112,7 @@ def _divide(examples: list[Example], gold_share: float, seed: int) -> tuple[list
 
 def _sequence(row: dict[str, Any]) -> Sequence:
     tokens = np.array(row["prompt_tokens"] + row["response_tokens"], np.int64)
-    return Sequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]))
+    return Sequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]), row["teacher"])
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from actors.config import LearnerSetup
+from actors.ensemble import EnsembleGroup
 from actors.group import Group
 from actors.placement import CoreShare, at_once
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
@@ -31,12 +33,12 @@ class Groups:
 
     @contextmanager
     def teacher_and_learner(
-        self, model: str, teacher: str, *, training: SftConfig, soft: SoftTargetsConfig
-    ) -> Iterator[tuple[TeacherGroup, LearnerGroup]]:
+        self, model: str, teachers: tuple[str, ...], *, training: SftConfig, soft: SoftTargetsConfig
+    ) -> Iterator[tuple[TeacherGroup | EnsembleGroup, LearnerGroup]]:
         """For learning from the teacher's distribution on given responses, with the model's own dropout."""
-        setup = self._setup(model, teacher, training=training, soft=soft, dropout=True, lora=self.config.student.lora)
-        with _running(lambda: self._teacher(teacher, 1.0), lambda: self._learner(setup)) as groups:
-            yield groups
+        setup = self._setup(model, teachers, training=training, soft=soft, dropout=True, lora=self.config.student.lora)
+        with _running(*self._teachers(teachers, 1.0), lambda: self._learner(setup)) as (*scoring, learner):
+            yield _as_one(scoring), learner
 
     @contextmanager
     def rollout(self, model: str) -> Iterator[RolloutGroup]:
@@ -48,18 +50,18 @@ class Groups:
     def all(
         self,
         student: str,
-        teacher: str,
+        teachers: tuple[str, ...],
         *,
         on_policy: OnPolicyStage | None = None,
         teacher_in_rollout: bool = False,
-    ) -> Iterator[tuple[RolloutGroup, TeacherGroup, LearnerGroup]]:
+    ) -> Iterator[tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]]:
         """Rollout, teacher and learner. on_policy None: nothing is learnt, and temperatures are 1. teacher_in_rollout: also where the
         mixture's share is 0.
         """
         sampling = self.config.rollout.temperature if on_policy else 1.0
         # Where nothing weighs the student's samples, the temperature that drew them is no part of what is learnt.
         temperature = sampling if on_policy and on_policy.soft is None else 1.0
-        mixed = teacher if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
+        mixed = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
         shares = self._core_shares(on_policy.config if on_policy else None)
         settings = {} if on_policy is None else {
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft,
@@ -67,10 +69,10 @@ class Groups:
         }  # fmt: skip
         with _running(
             lambda: self._rollout(student, mixed, sampling, shares.get("rollout")),
-            lambda: self._teacher(teacher, temperature, shares.get("teacher")),
-            lambda: self._learner(self._setup(student, teacher, temperature=temperature, **settings), shares.get("learner")),
-        ) as groups:
-            yield groups
+            lambda: self._learner(self._setup(student, teachers, temperature=temperature, **settings), shares.get("learner")),
+            *self._teachers(teachers, temperature, shares.get("teacher")),
+        ) as (rollout, learner, *scoring):
+            yield rollout, _as_one(scoring), learner
 
     def _rollout(self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None) -> RolloutGroup:
         prepared = self.prepared
@@ -86,18 +88,23 @@ class Groups:
             temperature=temperature,
         )
 
-    def _teacher(self, teacher: str, temperature: float, share: CoreShare | None = None) -> TeacherGroup:
+    def _teachers(self, models: tuple[str, ...], temperature: float, share: CoreShare | None = None) -> list[Callable[[], TeacherGroup]]:
+        """What starts the group of each."""
         config, prepared = self.config, self.prepared
-        return TeacherGroup(
-            config.teacher,
+        settings = {
             **self._where,
-            share=share,
-            as_finished=config.teacher.score_as_finished and not config.deterministic,
-            model=teacher,
-            max_model_len=max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0),
-            shared_vocabulary=prepared.vocabulary,
-            temperature=temperature,
-        )
+            "share": share,
+            "as_finished": config.teacher.score_as_finished and not config.deterministic,
+            "max_model_len": max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0),
+            "shared_vocabulary": prepared.vocabulary,
+            "temperature": temperature,
+        }
+        if len(models) == 1:
+            return [partial(TeacherGroup, config.teacher, model=models[0], **settings)]
+        return [
+            partial(TeacherGroup, config.teacher, role=f"teacher {place}", model=model, place=place, speaks_for=member.id, **settings)
+            for place, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
+        ]
 
     def _learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
         return LearnerGroup(setup, self.config.cluster, share)
@@ -114,16 +121,24 @@ class Groups:
     def _setup(
         self,
         model: str,
-        teacher: str | None,
+        teachers: tuple[str, ...] | None,
         **stage: Any,
     ) -> LearnerSetup:
         """stage: what else of `LearnerSetup` the stage sets."""
         config = self.config
+        several = {} if not teachers or len(teachers) == 1 else {
+            "teacher_weights": tuple(member.weight for member in config.teacher.members)
+        }  # fmt: skip
+        teacher = teachers if several or not teachers else teachers[0]
         return LearnerSetup(
-            model=model, teacher=teacher, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device, threads=1,
-            seed=config.seed, teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype,
+            model=model, teacher=teacher, **several, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device,
+            threads=1, seed=config.seed, teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype,
             deterministic=config.deterministic, **stage,
         )  # fmt: skip
+
+
+def _as_one(scoring: list[TeacherGroup]) -> TeacherGroup | EnsembleGroup:
+    return scoring[0] if len(scoring) == 1 else EnsembleGroup(scoring)
 
 
 @contextmanager
@@ -142,7 +157,8 @@ def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
 def logical_cpus(prepared: Prepared) -> int:
     """CPUs for Ray's bookkeeping, when the run starts a cluster of its own: what the three groups reserve."""
     config = prepared.config
-    return sum(role.workers * role.cpus_per_worker for role in (config.rollout, config.teacher, config.learner))
+    roles = (config.rollout, config.learner, *[config.teacher] * len(prepared.teachers))
+    return sum(role.workers * role.cpus_per_worker for role in roles)
 
 
 def object_store_bytes(prepared: Prepared) -> int:

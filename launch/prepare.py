@@ -31,11 +31,13 @@ IDENTITY = ("seed", "student", "data", "corpus", "objective")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the stages work with. student: the initial one; vocabulary: the number of shared token ids; sets: those of `evaluate`."""
+    """What the stages work with. teachers: one, or an ensemble in the order of the config; student: the initial one; vocabulary: the
+    number of shared token ids; sets: those of `evaluate`; teacher_width: of the hidden states of all teachers together.
+    """
 
     config: RunConfig
     directory: Path
-    teacher: str
+    teachers: tuple[str, ...]
     student: str
     tokenizer: PreTrainedTokenizerBase
     end_tokens: tuple[int, ...]
@@ -62,34 +64,47 @@ def prepare(config: RunConfig) -> Prepared:
     """
     disable_progress_bar()  # one bar a file of weights would run through the panel
     directory = Path(config.directory).resolve()  # workers may stand in another one
-    if config.teacher.model == EMBEDDED_TEACHER:
-        teacher = materialise_teacher(directory / "models" / "teacher")
-    else:
-        teacher = resolve_model(config.teacher.model, "teacher.model")
-    teacher_config = check_supported(teacher, "teacher.model")
+    teachers = _teachers(config, directory)
+    teacher, teacher_configs = next(iter(teachers.values())), [check_supported(path, key) for key, path in teachers.items()]
     named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
-    student_config = teacher_config if named_student is None else check_supported(named_student, "student.model")
-    for key, network in (("teacher.model", teacher_config), ("student.model", student_config)):
+    student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
+    for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
         _check_positions(config, key, network)
     if config.student.lora is not None:
         lora.check(named_student or teacher, config.student.lora)
-    tokenizer = _tokenizer(teacher, "teacher.model")
+    tokenizers = [_tokenizer(path, key) for key, path in teachers.items()]
+    tokenizer = tokenizers[0]
     student_tokenizer = tokenizer if named_student is None else _tokenizer(named_student, "student.model")
-    vocabulary = shared_vocabulary(student_tokenizer, tokenizer, student_config.vocab_size, teacher_config.vocab_size)
+    vocabulary = min(
+        shared_vocabulary(student_tokenizer, own, student_config.vocab_size, network.vocab_size)
+        for own, network in zip(tokenizers, teacher_configs, strict=True)
+    )
     ends = end_tokens(tokenizer, teacher)
-    data = load_data(config.data, tokenizer, ends)
+    ids = tuple(member.id for member in config.teacher.members) if config.teacher.by_record else ()
+    data = load_data(config.data, tokenizer, ends, ids)
     _check_responses(config, data)
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
     evaluate = config.stages.evaluate
-    sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends)
+    sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids)
     student = named_student or _pruned(config, teacher, directory)
     write_json(directory / RECORD, config.model_dump())
     size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = Prepared(
-        config, directory, teacher, student, tokenizer, ends, vocabulary, data, corpus, sets, size, teacher_config.hidden_size
+        config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, size,
+        sum(network.hidden_size for network in teacher_configs),
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared
+
+
+def _teachers(config: RunConfig, directory: Path) -> dict[str, str]:
+    """Config key -> model directory of every teacher."""
+    found = {}
+    for place, member in enumerate(config.teacher.members):
+        key = f"teacher.ensemble.{place}.model" if config.teacher.ensemble else "teacher.model"
+        embedded = member.model == EMBEDDED_TEACHER
+        found[key] = materialise_teacher(directory / "models" / "teacher") if embedded else resolve_model(member.model, key)
+    return found
 
 
 def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
@@ -162,6 +177,6 @@ def _check_same_experiment(config: RunConfig, directory: Path) -> None:
         return
     before, now = json.loads(record.read_text()), config.model_dump()
     changed = [key for key in IDENTITY if before.get(key) != now[key]]
-    changed += ["teacher.model"] * (before["teacher"]["model"] != now["teacher"]["model"])
+    changed += [f"teacher.{key}" for key in ("model", "ensemble") if before["teacher"].get(key) != now["teacher"][key]]
     if changed:
         raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete that one")

@@ -29,7 +29,7 @@ class Recipe:
 
     def __init__(self, prepared: Prepared, watcher: Watcher):
         self.prepared, self.config, self.watcher = prepared, prepared.config, watcher
-        self.teacher, self.student = prepared.teacher, prepared.student
+        self.teachers, self.student = prepared.teachers, prepared.student
 
     def run(self) -> None:
         stages = self.config.stages
@@ -42,10 +42,10 @@ class Recipe:
                 if getattr(stages, name):
                     given.get(name, partial(self.on_policy, name))()
             if stages.evaluate:
-                Evaluation(self.prepared, self.groups, self.watcher, self._models()).run(self.student)
+                Evaluation(self.prepared, self.groups, self.watcher, self.teachers, self._models()).run(self.student)
 
     def sft_teacher(self) -> None:
-        self.teacher = self._supervised("sft_teacher", self.config.stages.sft_teacher, self.teacher, self._gold())
+        self.teachers = (self._supervised("sft_teacher", self.config.stages.sft_teacher, self.teachers[0], self._gold()),)
 
     def sft(self) -> None:
         self.student = self._supervised("sft", self.config.stages.sft, self.student, self._gold())
@@ -56,7 +56,7 @@ class Recipe:
 
     def seqkd(self) -> None:
         config = self.config.stages.seqkd
-        written = TeacherResponses(self.prepared, config, self.teacher, self.prepared.directory / "seqkd")
+        written = TeacherResponses(self.prepared, config, self.teachers, self.prepared.directory / "seqkd")
         written.make(self.groups, self.watcher)
         self.student = self._supervised("seqkd", config, self.student, written.sequences(), soft=config.soft, data=digest(written.rows))
 
@@ -67,7 +67,7 @@ class Recipe:
         self, name: str, config: SftConfig, model: str, train: list[Sequence], *, soft: SoftTargetsConfig | None = None, data: str = ""
     ) -> str:
         """Train `model` on given responses; returns the directory of the checkpoint with the lowest validation loss."""
-        started_from = " ".join([fingerprint(model), *([fingerprint(self.teacher)] if soft else []), *([data] if data else [])])
+        started_from = " ".join([fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data] if data else [])])
         stage = Stage(self.prepared, self.watcher, name, "update", started_from)
         validation = [example.sequence for example in self.prepared.data.validation]
         driver = SupervisedDriver(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
@@ -93,20 +93,20 @@ class Recipe:
             with self.groups.learner(model, config, lora=lora) as learner:
                 yield None, learner
         else:
-            with self.groups.teacher_and_learner(model, self.teacher, training=config, soft=soft) as groups:
+            with self.groups.teacher_and_learner(model, self.teachers, training=config, soft=soft) as groups:
                 yield groups
 
     def on_policy(self, name: str) -> None:
         """`best` is the student with the highest validation Rouge-L, `last` the final one."""
         kind = on_policy_stage(self.config, name)
         config = kind.config
-        stage = Stage(self.prepared, self.watcher, name, "iteration", f"{fingerprint(self.student)} {fingerprint(self.teacher)}")
+        stage = Stage(self.prepared, self.watcher, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
         driver = make_driver(self.prepared, kind, stage.metrics)
         source, self.student = self.student, str(stage.student(config.leaves))
         if not stage.resume(driver):
             return
         stage.doing("starting the rollout, teacher and learner groups")
-        with self.groups.all(source, self.teacher, on_policy=kind) as (rollout, teacher, learner):
+        with self.groups.all(source, self.teachers, on_policy=kind) as (rollout, teacher, learner):
             driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
             stage.start(learner)
             for progress in driver.run():
@@ -134,4 +134,5 @@ class Recipe:
     def _models(self) -> dict[str, str]:
         """The rows of the closing table."""
         students = {name: str(self.prepared.directory / left) for name, left in self.config.stages.students().items()}
-        return {"teacher": self.teacher, "student_init": self.prepared.student} | students
+        teacher = {"teacher": self.teachers[0]} if len(self.teachers) == 1 else {}  # an average is sampled by no engine
+        return teacher | {"student_init": self.prepared.student} | students

@@ -32,7 +32,7 @@ def main() -> None:
 
     with cluster(logical_cpus(prepared), object_store_bytes(prepared)):
         groups = Groups(prepared, device_of(prepared.config.cluster))
-        with groups.all(student, prepared.teacher, on_policy=kind) as (rollout, teacher, learner):
+        with groups.all(student, prepared.teachers, on_policy=kind) as (rollout, teacher, learner):
             driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
             turns.serve(update, partial(learner.export, student))
 

@@ -78,7 +78,7 @@ def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
     taken = [[prompts[index] for index in cursor.next(pair.prompts)] for _ in range(updates)]
     return Job(
         student=prepared.student,
-        teacher=prepared.teacher,
+        teacher=prepared.teachers[0],
         dtype=pair.dtype,
         updates=taken,
         texts=[[_text(prepared, prompt) for prompt in update] for update in taken],

@@ -67,7 +67,7 @@ def test_kd_mixes_hard_and_soft_as_it_says(run):
 def test_the_teachers_responses_say_where_they_come_from(run, experiment):
     rows = [json.loads(line) for line in (run / "seqkd" / "responses.jsonl").read_text().splitlines()]
     about = json.loads((run / "seqkd" / "responses.json").read_text())
-    assert about["teacher_weights"] == fingerprint(experiment.settings["teacher"]["model"])
+    assert about["teacher_weights"] == [fingerprint(experiment.settings["teacher"]["model"])]
     train = json.loads((run / "data.json").read_text())["data"]["train"]
     assert about["prompts"] == len(rows) == train - round(0.25 * train)
     assert len({row["prompt_index"] for row in rows}) == len(rows)
