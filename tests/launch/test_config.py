@@ -8,6 +8,7 @@ from minirl.config import YamlLoader, read_config, validate_config
 from minirl.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ENSEMBLE = ["teacher.model=null", "teacher.ensemble=[{model: a}, {model: b}]"]
 STAGE = {"iterations": 1, "learning_rate": 1e-3}
 SMALLEST = {
     "directory": "runs/x",
@@ -65,6 +66,14 @@ def test_the_smallest_config():
         (["rollout.top_p=0.9"], "rollout.top_p must be 1: it bends"),
         (["corpus=null"], "the pre-training loss needs a corpus"),
         (["student.model=x"], "either a model or the layers"),
+        ([*ENSEMBLE, "rollout.teacher_share=0.2"], "rollout.teacher_share mixes one teacher into the sampling, and there is an ensemble"),
+        ([*ENSEMBLE, "stages.sft_teacher={learning_rate: 1e-3}"], "stages.sft_teacher trains one teacher, and there is an ensemble"),
+        (ENSEMBLE, "student.layers cuts the student out of one teacher"),
+        (["stages.gkd={learning_rate: 1e-3, iterations: 1, divergence: {kind: jsd, beta: 1.0}}"], "stages.gkd.divergence"),
+        (["stages.kd={learning_rate: 1e-3, soft: {divergence: {kind: forward_kl, skew: 0.1}}}"], "stages.kd.soft.divergence"),
+        (["stages.seqkd={learning_rate: 1e-3, gold_share: 1.0}"], "stages.seqkd.gold_share = 1.0 does not fit"),
+        (["stages.sft={learning_rate: 1e-3, schedule: cosine, max_target_tokens: 9}"], "schedule: cosine must know its last update"),
+        (["stages.distill.max_staleness=1", "stages.distill.max_target_tokens=9"], "set max_staleness: 0"),
     ],
 )
 def test_one_sentence_for_what_cannot_be_run(tmp_path, overrides, sentence):
