@@ -25,6 +25,7 @@ from minirl.errors import RunError
 from minirl.lora import attach, trainable
 from minirl.models import OutputHead, check_head, load_causal_lm
 from minirl.student import StudentModule, packing_gap
+from minirl.token_diagnostics import Diagnostics
 from minirl.update import (
     OnPolicyItem,
     Sums,
@@ -32,12 +33,11 @@ from minirl.update import (
     UpdateScale,
     UpdateStep,
     add_sums,
-    forward,
+    diagnose,
     frozen_advantages,
     on_policy_loss,
     soft_update_loss,
     supervised_loss,
-    teacher_gap,
 )
 
 # How far a packed sequence's states may be from those alone, relative to the largest: rounding, and no other sequence's tokens.
@@ -150,19 +150,17 @@ class Learner:
         return {name: float(value) for name, value in total.items()}
 
     @torch.no_grad()
-    def divergences(self, microbatches: list[list[SupervisedItem]]) -> list[tuple[float, float, int]]:
-        """For each sequence: summed reverse KL, summed forward KL (nats, exact, temperature 1), and its number of targets."""
-        rows, total = [], {}
+    def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[Diagnostics]:
+        """Of each sequence, in the order of the micro-batches; top_k: as of `Diagnostics.overlap`."""
+        found, total = [], {}
         self.engine.eval()
         for items in microbatches:
-            batch, tokens = forward(self.engine, items, self.setup.device, 1.0)
-            if items:
-                add_sums(total, teacher_gap(tokens, [item.scores for item in items], self.setup.device))
-                reverse, forward_ = (batch.grid(kl.double()).sum(1).tolist() for kl in (tokens.reverse_kl, tokens.forward_kl))
-                rows += list(zip(reverse, forward_, batch.counts.tolist(), strict=True))
+            rows, gap = diagnose(self.engine, items, self.setup.device, top_k)
+            found += rows
+            add_sums(total, gap)
         self.engine.train()
         refuse_bad_teacher(total, self.setup)
-        return rows
+        return found
 
     def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
         """For benchmarks: a bare PyTorch pass over the same micro-batches, by a fresh copy of the student; None where it is sharded."""

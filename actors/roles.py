@@ -23,6 +23,7 @@ from actors.shells import LearnerShell, Ref, RolloutShell, TeacherShell
 from minirl.batch import plan_microbatches
 from minirl.protocols import Sampled
 from minirl.rollout import Rollout, SamplingRequest, Sequence
+from minirl.token_diagnostics import Diagnostics
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
@@ -187,8 +188,8 @@ class LearnerGroup(Group):
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[np.ndarray]:
         return self._rows("frozen_advantages", items, tokens)
 
-    def divergences(self, items: list[SupervisedItem], tokens: Items[int]) -> list[tuple[float, float, int]]:
-        return self._rows("divergences", items, tokens)
+    def diagnostics(self, items: list[SupervisedItem], tokens: Items[int], *, top_k: int) -> list[Diagnostics]:
+        return self._rows("diagnostics", items, tokens, first=(top_k,))
 
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]:
         return _added(self._each("supervised_sums", self._deal(items, _lengths(items))))
@@ -240,8 +241,8 @@ class LearnerGroup(Group):
     def _run(self, method: str, *arguments: Any) -> list[Any]:
         return self.call("run", method, *arguments, phase=method)
 
-    def _each(self, method: str, dealt: list[list[list[Any]]]) -> list[Any]:
-        return self.get(self._begin_each(method, dealt), method)
+    def _each(self, method: str, dealt: list[list[list[Any]]], first: tuple = ()) -> list[Any]:
+        return self.get(self._begin_each(method, dealt, first=first), method)
 
     def _begin_each(self, method: str, *dealt: list[list[list[Any]]], first: tuple = ()) -> list[Ref]:
         """A call of its own on every rank, at once. dealt: [worker][micro-batch] -> items; first: what comes before them, for all."""
@@ -252,10 +253,10 @@ class LearnerGroup(Group):
             calls.append(getattr(worker, method).remote(*first, *entries, *manifest.parcels))
         return calls
 
-    def _rows(self, method: str, items: Items[Any], tokens: Items[int]) -> list[Any]:
+    def _rows(self, method: str, items: Items[Any], tokens: Items[int], first: tuple = ()) -> list[Any]:
         """One result an item, in the order of the items."""
         plan = self._plan(tokens)
-        rows = self._each(method, _dealt(items, plan))
+        rows = self._each(method, _dealt(items, plan), first)
         order = [i for share in plan for microbatch in share for i in microbatch]
         return _in_order(order, [row for share in rows for row in share])
 

@@ -23,6 +23,7 @@ from actors.rollout import RolloutWorker
 from actors.teacher import TeacherWorker
 from actors.weights import SentSample, checksum
 from minirl.rollout import EnsembleScores, Rollout, SamplingRequest, Sequence, TeacherScores
+from minirl.token_diagnostics import Diagnostics
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ class LearnerShell(Shell):
     def bare_seconds(self, microbatches: MicroBatches, *parcels: list[Any]) -> float | None:
         return self.learner.bare_seconds(_unpacked(microbatches, parcels))
 
-    def divergences(self, microbatches: MicroBatches, *parcels: list[Any]) -> list[tuple[float, float, int]]:
-        return self.learner.divergences(_unpacked(microbatches, parcels))
+    def diagnostics(self, top_k: int, microbatches: MicroBatches, *parcels: list[Any]) -> list[Diagnostics]:
+        return self.learner.diagnostics(_unpacked(microbatches, parcels), top_k)
 
     def supervised_sums(self, microbatches: MicroBatches, *parcels: list[Any]) -> dict[str, float]:
         return self.learner.supervised_sums(_unpacked(microbatches, parcels))

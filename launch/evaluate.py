@@ -1,108 +1,154 @@
-"""The stage `evaluate`: every model of a run on held-out prompts, by its own samples, judged by the teacher; one row each."""
+"""The stage and the command `evaluate`: each model by its own samples on named sets of prompts, judged by references and the teacher."""
 
+import hashlib
 import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from actors.publishing import publish
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from launch.groups import Groups
+from launch.measuring import Measuring
 from launch.prepare import Prepared
 from launch.watcher import Watcher
-from minirl.checkpoint import write_json
-from minirl.driver import sampling_requests
-from minirl.evaluation.table import Judged, row_of
-from minirl.models import fingerprint
-from minirl.prompts import Example
-from minirl.protocols import Sampled
-from minirl.rollout import Rollout
-from minirl.update import SupervisedItem
-
-TEACHER = "teacher"
+from minirl.checkpoint import digest, write_json
+from minirl.evaluation.judged import Judged, sequences_of
+from minirl.evaluation.measures import measures_of, rouge_scores
+from minirl.evaluation.plots import TEACHER
+from minirl.evaluation.report import EvaluatedModel, EvaluationReport
+from minirl.evaluation.row import Row, row_of
+from minirl.evaluation.sets import EvaluationSet
+from minirl.models import fingerprint, shape_of
+from minirl.rollout import Sequence
 
 
 class Evaluation:
-    """`models`: the directory of each row, the teacher's first, which is left out where there are several.
+    """models: the directory of each row, the teacher's first, which is left out where there are several. A row that stands for these
+    settings, data and weights is not made again.
 
-    A row that stands for these settings and weights is not made again.
+    <directory>/<model>.json                    the row of the closing table, every figure, and what they stand for
+    <directory>/<set>/<model>.npz               every response and what was measured of its tokens (`Judged.arrays`)
+    <directory>/<set>/<model>.samples.jsonl     the first seed's responses, to read
+    <directory>/evaluation.json, .md, *.png     all of it together
     """
 
-    def __init__(self, prepared: Prepared, groups: Groups, watcher: Watcher, teachers: tuple[str, ...], models: dict[str, str]):
+    def __init__(
+        self,
+        prepared: Prepared,
+        groups: Groups,
+        watcher: Watcher,
+        teachers: tuple[str, ...],
+        models: dict[str, str],
+        directory: Path | None = None,
+    ):
         self.prepared, self.groups, self.watcher, self.teachers, self.models = prepared, groups, watcher, teachers, models
-        self.config, self.directory = prepared.config.stages.evaluate, prepared.directory / "evaluate"
-        self.examples = with_references(prepared.data.test)[: self.config.prompts]
+        self.config, self.directory = prepared.config.stages.evaluate, directory or prepared.directory / "evaluate"
 
-    def run(self, student: str) -> None:
-        """Write `evaluate/<model>.json` for every row, and `summary.json`. student: any directory of the student's shape."""
+    def run(self) -> dict[str, Row]:
+        """Measure what is not there yet and write the report; returns the rows of the closing table."""
         self.directory.mkdir(parents=True, exist_ok=True)
         missing = [name for name in self.models if self._found(name) is None]
         if missing:
             self.watcher.total_of("evaluate", 0, 0)
-            self.watcher.doing("evaluate", "starting the rollout, teacher and learner groups")
-            with self.groups.all(student, self.teachers, teacher_in_rollout=TEACHER in missing) as (rollout, teacher, learner):
-                gold = self._score_gold(teacher)
-                for version, name in enumerate(missing, start=1):
-                    self.watcher.doing("evaluate", name)
-                    learner.load_model(self.models[name])
-                    if name != TEACHER:
-                        publish(learner, rollout, version).wait()
-                    judged = self._judge(name, version, gold, rollout, teacher, learner)
-                    row = row_of(judged, [example.prompt.references for example in self.examples])
-                    write_json(self.directory / f"{name}.json", self._identity(name) | {"row": row})
-        write_json(self.prepared.directory / "summary.json", {name: self._found(name) for name in self.models})
+        for names in self._alike(missing):
+            self._measure(names)
+        self._report().save(self.directory)
+        return {name: self._found(name)["row"] for name in self.models}
 
-    def _judge(
-        self, name: str, version: int, gold: list[SupervisedItem], rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup
-    ) -> Judged:
-        texts, rollouts, divergences = [], [], []
+    def _alike(self, missing: list[str]) -> list[list[str]]:
+        """Models that an engine can hold one after another, since they have one shape; the teacher's row comes before all others."""
+        alike: dict[str, list[str]] = {}
+        for name in missing:
+            if name != TEACHER:
+                alike.setdefault(shape_of(self.models[name]), []).append(name)
+        runs = list(alike.values())
+        return runs if TEACHER not in missing else [[TEACHER, *(runs[0] if runs else [])], *runs[1:]]
+
+    def _measure(self, names: list[str]) -> None:
+        self.watcher.doing("evaluate", "starting the rollout, teacher and learner groups")
+        students = [name for name in (*names, *self.models) if name != TEACHER]
+        blocking = self.config.no_repeat_ngram
+        with self.groups.all(
+            self.models[students[0]], self.teachers, teacher_in_rollout=TEACHER in names, no_repeat_ngram=blocking
+        ) as groups:
+            rollout, _, learner = groups
+            measuring = Measuring(self.prepared, groups)
+            for version, name in enumerate(names, start=1):
+                self.watcher.doing("evaluate", name)
+                learner.load_model(self.models[name])
+                if name != TEACHER:
+                    publish(learner, rollout, version).wait()
+                self._measure_one(name, version, measuring)
+
+    def _measure_one(self, name: str, version: int, measuring: Measuring) -> None:
         # The engines hold the teacher too: with a share of 1 they sample from it alone. Its row comes before anything is published.
         share, version = (1.0, 0) if name == TEACHER else (0.0, version)
-        for seed in self.config.seeds:
-            sampled = sample(self.prepared, rollout, self.examples, seed=seed, teacher_share=share, weight_version=version)
-            tokens = [one.summary.tokens for one in sampled]
-            scores = teacher.score([one.rollout for one in sampled], tokens)
-            rollouts.append(rollout.fetch(sampled))
-            items = [SupervisedItem(one.sequence, score) for one, score in zip(rollouts[-1], scores, strict=True)]
-            divergences.append(learner.divergences(items, tokens))
-            texts.append(texts_of(self.prepared, rollouts[-1]))
-        self._write_samples(name, texts[0])
-        return Judged(texts, rollouts, divergences, learner.divergences(gold, [len(item.sequence.tokens) for item in gold]))
+        found = {}
+        for asked in self.prepared.sets:
+            samples = self._teachers_samples(asked) if self.config.exposure_bias and name != TEACHER else None
+            judged = measuring.judge(asked, teacher_share=share, weight_version=version, teachers_samples=samples)
+            scores = rouge_scores(judged, asked.references)
+            found[asked.name] = measures_of(judged, asked.references, scores, top_k=self.config.top_k)
+            self._write_samples(name, asked, judged, scores)
+        row = {"row": row_of(next(iter(found.values()))), "lm_loss_corpus": measuring.corpus_loss(), "sets": found}
+        about = {"directory": self.models[name], "weights_sha256": _hashes(self.models[name])}
+        write_json(self.directory / f"{name}.json", self._identity(name) | about | row)
 
-    def _score_gold(self, teacher: TeacherGroup) -> list[SupervisedItem]:
-        sequences = [example.sequence for example in self.examples if example.sequence.targets]
-        scores = teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
-        return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
+    def _write_samples(self, name: str, asked: EvaluationSet, judged: Judged, scores: np.ndarray) -> None:
+        folder = self.directory / asked.name
+        folder.mkdir(exist_ok=True)
+        np.savez_compressed(folder / f"{name}.npz", **judged.arrays(scores))
+        prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in asked.examples])
+        with (folder / f"{name}.samples.jsonl").open("w") as file:
+            for prompt, text, references in zip(prompts, judged.texts[0], asked.references, strict=True):
+                file.write(json.dumps({"prompt": prompt, "response": text, "references": references}) + "\n")
 
-    def _write_samples(self, name: str, texts: list[str]) -> None:
-        prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in self.examples])
-        with (self.directory / f"{name}.samples.jsonl").open("w") as file:
-            for prompt, text, example in zip(prompts, texts, self.examples, strict=True):
-                file.write(json.dumps({"prompt": prompt, "response": text, "references": example.prompt.references}) + "\n")
+    def _teachers_samples(self, asked: EvaluationSet) -> list[list[Sequence]]:
+        """As the teacher's row left them, so that rows which are made later have the same."""
+        with np.load(self.directory / asked.name / f"{TEACHER}.npz") as arrays:
+            return sequences_of(arrays, [example.prompt for example in asked.examples])
 
-    def _found(self, name: str) -> dict | None:
+    def _found(self, name: str) -> dict[str, Any] | None:
         path = self.directory / f"{name}.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
-        return found["row"] if all(found.get(key) == value for key, value in self._identity(name).items()) else None
+        return found if all(found.get(key) == value for key, value in self._identity(name).items()) else None
 
-    def _identity(self, name: str) -> dict:
-        return {"settings": self.config.model_dump(), "weights": fingerprint(self.models[name])}
+    def _identity(self, name: str) -> dict[str, Any]:
+        """What a row stands for, as it comes back from JSON."""
+        return {
+            "settings": self.config.model_dump(),
+            "decoding": self._decoding(),
+            "data": {asked.name: asked.sha256 for asked in self.prepared.sets},
+            "weights": fingerprint(self.models[name]),
+            "teachers": [fingerprint(path) for path in self.teachers],
+        }
+
+    def _decoding(self) -> dict[str, Any]:
+        data = self.prepared.config.data
+        return {
+            "temperature": 1.0, "top_p": 1.0, "no_repeat_ngram": self.config.no_repeat_ngram, "seeds": self.config.seeds,
+            "template": data.template, "system_prompt": data.system_prompt, "max_prompt_tokens": data.max_prompt_tokens,
+            "max_response_tokens": data.max_response_tokens, "end_tokens": list(self.prepared.end_tokens),
+            "shared_vocabulary": self.prepared.vocabulary, "dtype": self.prepared.config.rollout.dtype,
+        }  # fmt: skip
+
+    def _report(self) -> EvaluationReport:
+        prepared, fields = self.prepared, EvaluatedModel.__dataclass_fields__
+        found = {name: self._found(name) for name in self.models}
+        data = {one.name: {"source": one.source, "prompts": len(one.examples), "sha256": one.sha256} for one in prepared.sets}
+        if prepared.corpus and self.config.corpus_blocks:
+            blocks = min(self.config.corpus_blocks, len(prepared.corpus))
+            tokens = np.ascontiguousarray(prepared.corpus.blocks[:blocks], np.int32)
+            about = {"source": prepared.config.corpus.source, "blocks": blocks, "sha256": hashlib.sha256(tokens).hexdigest()}
+            data["corpus"] = about | {"seen": "the pre-training loss may have learnt from it"}
+        return EvaluationReport(
+            {"run": str(prepared.directory), "teacher": ", ".join(self.teachers)},
+            self._decoding(),
+            data,
+            {name: EvaluatedModel(**{key: one[key] for key in fields}) for name, one in found.items()},
+        )
 
 
-def with_references(examples: list[Example]) -> list[Example]:
-    """Those that Rouge-L can judge."""
-    return [example for example in examples if example.prompt.references]
-
-
-def sample(
-    prepared: Prepared, rollout: RolloutGroup, examples: list[Example], *, seed: int, teacher_share: float, weight_version: int
-) -> list[Sampled]:
-    """One response to each example, at the engine's temperature."""
-    return rollout.sample(
-        sampling_requests([example.prompt for example in examples], 1, seed, 0),
-        teacher_share=teacher_share,
-        max_response_tokens=prepared.config.data.max_response_tokens,
-        weight_version=weight_version,
-    )
-
-
-def texts_of(prepared: Prepared, rollouts: list[Rollout]) -> list[str]:
-    """The responses as a person reads them, end tokens left out."""
-    return prepared.tokenizer.batch_decode([one.response_tokens for one in rollouts], skip_special_tokens=True)
+def _hashes(directory: str) -> dict[str, str]:
+    return {file.name: digest(file) for file in sorted(Path(directory).glob("*.safetensors"))}

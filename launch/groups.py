@@ -11,11 +11,13 @@ from actors.ensemble import EnsembleGroup
 from actors.group import Group
 from actors.placement import CoreShare, at_once
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from launch.measuring import AT_ONCE
 from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared
 from minirl.config import DistillConfig, GkdConfig, LoraConfig, SftConfig, SoftTargetsConfig
 
 MIB = 2**20
+MOST_KEPT = 4096  # responses that an evaluation has room for; Ray keeps more on its disk
 
 
 class Groups:
@@ -54,9 +56,10 @@ class Groups:
         *,
         on_policy: OnPolicyStage | None = None,
         teacher_in_rollout: bool = False,
+        no_repeat_ngram: int = 0,
     ) -> Iterator[tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]]:
         """Rollout, teacher and learner. on_policy None: nothing is learnt, and temperatures are 1. teacher_in_rollout: also where the
-        mixture's share is 0.
+        mixture's share is 0. no_repeat_ngram: as of `RolloutWorker`.
         """
         sampling = self.config.rollout.temperature if on_policy else 1.0
         # Where nothing weighs the student's samples, the temperature that drew them is no part of what is learnt.
@@ -68,13 +71,15 @@ class Groups:
             "teacher_share": on_policy.teacher_share, "lora": self.config.student.lora,
         }  # fmt: skip
         with _running(
-            lambda: self._rollout(student, mixed, sampling, shares.get("rollout")),
+            lambda: self._rollout(student, mixed, sampling, shares.get("rollout"), no_repeat_ngram),
             lambda: self._learner(self._setup(student, teachers, temperature=temperature, **settings), shares.get("learner")),
             *self._teachers(teachers, temperature, shares.get("teacher")),
         ) as (rollout, learner, *scoring):
             yield rollout, _as_one(scoring), learner
 
-    def _rollout(self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None) -> RolloutGroup:
+    def _rollout(
+        self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None, no_repeat_ngram: int = 0
+    ) -> RolloutGroup:
         prepared = self.prepared
         return RolloutGroup(
             self.config.rollout,
@@ -86,6 +91,7 @@ class Groups:
             max_model_len=prepared.max_model_len,
             shared_vocabulary=prepared.vocabulary,
             temperature=temperature,
+            no_repeat_ngram=no_repeat_ngram,
         )
 
     def _teachers(self, models: tuple[str, ...], temperature: float, share: CoreShare | None = None) -> list[Callable[[], TeacherGroup]]:
@@ -176,6 +182,7 @@ def object_store_bytes(prepared: Prepared) -> int:
         tokens.append(responses + given * stage.updates_per_iteration)
         versions = max(versions, 3 + stage.max_staleness)
     if stages.evaluate:
-        tokens.append(2 * stages.evaluate.prompts * longest)
+        responses = sum(len(one.examples) * (1 + stages.evaluate.exposure_bias * len(stages.evaluate.seeds)) for one in prepared.sets)
+        tokens.append((min(responses, MOST_KEPT) + 2 * min(max(len(one.examples) for one in prepared.sets), AT_ONCE)) * longest)
     payload = max(tokens) * (prepared.teacher_width * 4 + 64)
     return int(1.25 * payload + versions * prepared.student_bytes + 256 * MIB)

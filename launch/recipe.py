@@ -9,14 +9,15 @@ from actors.publishing import publish
 from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from actors.rollout import weight_transfer
 from launch.config import STUDENT_STAGES
-from launch.evaluate import Evaluation, sample, texts_of, with_references
+from launch.evaluate import Evaluation
 from launch.generated import TeacherResponses
 from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.measuring import sample, texts_of, with_references
 from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import Prepared
 from launch.stage import Stage
 from launch.watcher import Watcher
-from minirl.checkpoint import digest
+from minirl.checkpoint import digest, write_json
 from minirl.config import LoraConfig, SftConfig, SoftTargetsConfig
 from minirl.evaluation.text import rouge_l
 from minirl.models import fingerprint
@@ -42,7 +43,8 @@ class Recipe:
                 if getattr(stages, name):
                     given.get(name, partial(self.on_policy, name))()
             if stages.evaluate:
-                Evaluation(self.prepared, self.groups, self.watcher, self.teachers, self._models()).run(self.student)
+                rows = Evaluation(self.prepared, self.groups, self.watcher, self.teachers, self._models()).run()
+                write_json(self.prepared.directory / "summary.json", rows)
 
     def sft_teacher(self) -> None:
         self.teachers = (self._supervised("sft_teacher", self.config.stages.sft_teacher, self.teachers[0], self._gold()),)

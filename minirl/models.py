@@ -210,6 +210,13 @@ def fingerprint(path: str) -> str:
     return f"{crc:08x}"
 
 
+def shape_of(path: str) -> str:
+    """The same for two directories whose weights have the same names and shapes: their configs but for what says nothing of that."""
+    told = AutoConfig.from_pretrained(path).to_dict()
+    silent = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+    return json.dumps({key: value for key, value in sorted(told.items()) if key not in silent}, default=str)
+
+
 def copy_companions(source: str, target: str, also: tuple[str, ...] = ()) -> None:
     """Copy what stands beside the weights: the tokenizer and its template, and the files named in `also`."""
     for file in Path(source).iterdir():

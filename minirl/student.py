@@ -12,6 +12,7 @@ from minirl.divergence import TokenStatistics
 from minirl.ensemble import EnsembleStates, TeacherEnsemble
 from minirl.models import OutputHead, student_head
 from minirl.rollout import Sequence
+from minirl.token_diagnostics import TokenDiagnostics, token_diagnostics
 from minirl.workspaces import Workspaces
 
 # Measured on AVX-512, both passes: plain products take a third of the time of SDPA at 100 tokens, as long at about 200, twice at 512.
@@ -41,15 +42,16 @@ class StudentModule(nn.Module):
         temperature: float = 1.0,
         under_teacher: bool = True,
         divergence: DivergenceConfig | None = None,
-    ) -> TokenStatistics:
+        top_k: int | None = None,
+    ) -> TokenStatistics | TokenDiagnostics:
         """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher], or of several teachers. A
-        divergence that is asked for takes the place of all the others.
+        divergence that is asked for takes the place of all the others; top_k asks for diagnostics instead, at temperature 1.
         """
         rows = batch.packed() if self.packed else batch
         if self.attention_by_width:
             self._choose_attention(rows.input_ids.shape[1])
         hidden = hidden_states(self.model, rows)
-        return self.head(hidden, batch.targets, teacher_hidden, temperature, under_teacher, divergence)
+        return self.head(hidden, batch.targets, teacher_hidden, temperature, under_teacher, divergence, top_k)
 
     def _choose_attention(self, width: int) -> None:
         kernel = "eager" if width <= EAGER_WIDTH else "sdpa"
@@ -104,7 +106,19 @@ class StudentHead(nn.Module):
         temperature: float,
         under_teacher: bool,
         divergence: DivergenceConfig | None = None,
-    ) -> TokenStatistics:
+        top_k: int | None = None,
+    ) -> TokenStatistics | TokenDiagnostics:
+        if top_k is not None:
+            return token_diagnostics(
+                hidden,
+                targets,
+                self.student,
+                teacher=self.teacher_head,
+                teacher_hidden=teacher_hidden,
+                top_k=top_k,
+                chunk_tokens=self.chunk_tokens,
+                workspaces=self.workspaces,
+            )
         return head_statistics(
             hidden,
             targets,

@@ -20,6 +20,7 @@ from minirl.losses import importance_ratios, pretrain_loss, soft_target_loss
 from minirl.mixture import mixture_logprobs
 from minirl.objective import advantages_of, kept_mask, on_policy_losses
 from minirl.rollout import EnsembleScores, Rollout, Sequence, TeacherScores, tensor_of
+from minirl.token_diagnostics import Diagnostics, TokenDiagnostics
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class UpdateStep:
     check_behavior: bool = False
 
 
-# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher, divergence).
-Student = Callable[..., TokenStatistics]
+# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher, divergence, top_k).
+Student = Callable[..., TokenStatistics | TokenDiagnostics]
 Sums = dict[str, Tensor]
 
 
@@ -80,13 +81,27 @@ def forward(
     under_teacher: bool = True,
     divergence: DivergenceConfig | None = None,
 ) -> tuple[MicroBatch, TokenStatistics]:
-    batch = make_microbatch([item.sequence for item in items]).to(device)
+    batch, hidden = _inputs(items, device)
+    return batch, student(batch, hidden, temperature, under_teacher, divergence)
+
+
+def diagnose(student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, top_k: int) -> tuple[list[Diagnostics], Sums]:
+    """What an evaluation asks of each sequence's targets, and the teacher's checksum; every item has scores. No gradient."""
+    batch, hidden = _inputs(items, device)
+    if not items:
+        student(batch)
+        return [], {}
+    tokens = student(batch, hidden, top_k=top_k)
+    return tokens.split(batch.counts.tolist()), teacher_gap(tokens, [item.scores for item in items], device)
+
+
+def _inputs(items: Items[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
     hidden = None
     if items and isinstance(items[0].scores, EnsembleScores):
         hidden = EnsembleStates.of([item.scores for item in items], device)
     elif items and items[0].scores is not None:
         hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
-    return batch, student(batch, hidden, temperature, under_teacher, divergence)
+    return make_microbatch([item.sequence for item in items]).to(device), hidden
 
 
 def on_policy_loss(
@@ -195,7 +210,7 @@ def frozen_advantages(
     return advantages, teacher_gap(tokens, [i.scores for i in items], device)
 
 
-def teacher_gap(tokens: TokenStatistics, scores: Items[TeacherScores | EnsembleScores], device: str) -> Sums:
+def teacher_gap(tokens: TokenStatistics | TokenDiagnostics, scores: Items[TeacherScores | EnsembleScores], device: str) -> Sums:
     """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size;
     of several teachers the largest of each one's own.
     """

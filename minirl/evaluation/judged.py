@@ -1,13 +1,13 @@
 """What one model said to one set of prompts and what was measured of it: kept as it is, so that other figures can be made of it later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from minirl.evaluation.positions import TokenGrid, token_grid
-from minirl.rollout import Rollout
+from minirl.rollout import Prompt, Rollout, Sequence
 from minirl.token_diagnostics import Diagnostics
 
 PerSample = list[list[Diagnostics]]  # [seeds][prompts]
@@ -44,6 +44,18 @@ class Judged:
             if rows is not None:
                 found |= {f"{name}/{key}": value for key, value in _joined(rows)}
         return found
+
+
+def sequences_of(arrays: Mapping[str, np.ndarray], prompts: Items[Prompt]) -> list[list[Sequence]]:
+    """[seeds][prompts], from the `arrays` of a model that answered these prompts; the targets are the responses."""
+    ends = arrays["lengths"].cumsum()[:-1]
+    responses = iter(np.split(arrays["tokens"].astype(np.int64), ends))
+    return [[_sequence(prompt, next(responses)) for prompt in prompts] for _ in arrays["lengths"]]
+
+
+def _sequence(prompt: Prompt, response: np.ndarray) -> Sequence:
+    tokens = np.concatenate([prompt.tokens, response])
+    return Sequence(tokens, np.arange(len(tokens)) >= len(prompt.tokens), prompt.teacher)
 
 
 def sums(rows: PerSample, field: str) -> np.ndarray:

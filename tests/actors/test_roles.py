@@ -151,27 +151,33 @@ def test_publish_to_plain_engines_from_sharded_weights_with_an_untied_head(ray_c
         assert_published(rollout, learner, student, teacher, (0.0,), tmp_path)
 
 
-def test_divergences_come_in_the_order_of_the_questions(learner, pair):
+def test_diagnostics_come_in_the_order_of_the_questions(learner, pair):
     learner.load_model(pair[0])
-    assert_divergences(learner, pair)
+    assert_diagnostics(learner, pair)
 
 
-def test_divergences_from_sharded_weights_that_are_only_evaluated(ray_cluster, pair):
+def test_diagnostics_from_sharded_weights_that_are_only_evaluated(ray_cluster, pair):
     with learner_group(pair[1], pair[1], workers=2, zero_stage=3, vocabulary=VOCABULARY, training=None) as group:
         group.load_model(pair[0])
-        assert_divergences(group, pair)
+        assert_diagnostics(group, pair)
 
 
-def assert_divergences(learner, pair) -> None:
-    """Exact divergences of five responses over two ranks, against whole rows by Hugging Face."""
+def assert_diagnostics(learner, pair) -> None:
+    """All of every token of five responses over two ranks, against whole rows by Hugging Face."""
     sequences = [rollout.sequence for rollout in rollouts_of(5, VOCABULARY)]
     items = [SupervisedItem(s, score) for s, score in zip(sequences, scored(pair[1], sequences, VOCABULARY), strict=True)]
     student, teacher = map(hugging_face, pair)
-    for (reverse, forward, count), sequence in zip(learner.divergences(items, lengths_of(items)), sequences, strict=True):
+    for found, sequence in zip(learner.diagnostics(items, lengths_of(items), top_k=4), sequences, strict=True):
         q, p = (next_logprobs(network, sequence) for network in (student, teacher))
-        assert reverse == pytest.approx((q.exp() * (q - p)).sum().item(), rel=1e-4)
-        assert forward == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-4)
-        assert count == sequence.targets
+        targets = torch.from_numpy(sequence.tokens[sequence.is_target])
+        best = [rows.topk(4).indices.tolist() for rows in (q, p)]
+        expected = {
+            "student_logprobs": q.gather(1, targets[:, None])[:, 0], "reverse_kl": (q.exp() * (q - p)).sum(1),
+            "forward_kl": (p.exp() * (p - q)).sum(1), "confidence": q.exp().amax(1), "correct": q.argmax(1) == targets,
+            "overlap": torch.tensor([len(set(a) & set(b)) / 4 for a, b in zip(*best, strict=True)]),
+        }  # fmt: skip
+        for name, values in expected.items():
+            np.testing.assert_allclose(getattr(found, name), values.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @torch.no_grad()
