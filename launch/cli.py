@@ -53,7 +53,32 @@ def run(
             console.print(f"{name}: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()), highlight=False)
         Recipe(prepared, panel).run()
     if settings.stages.evaluate:
-        console.print(summary_table(json.loads((directory / "summary.json").read_text()), settings.directory))
+        console.print(summary_table(json.loads((directory / "summary.json").read_text()), f"{settings.directory}/summary.json"))
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model directory or hub name, or NAME=DIR; once for each model to be judged.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go; by default `evaluate` in the config's directory.")] = None,
+) -> None:
+    """Judge models, and the teacher, with a config's data, sets and decoding; nothing is trained. Goes on where it stopped."""
+    settings = read_config(RunConfig, config, overrides or []).with_evaluation()
+    if not model:
+        raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
+    os.environ |= QUIET
+    from launch.evaluate import evaluate_models
+    from launch.prepare import claimed, prepare
+    from launch.progress import ProgressPanel, summary_table
+
+    console = Console()
+    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+        out = (out or directory / "evaluate").resolve()
+        rows = evaluate_models(prepare(settings), model, out, panel)
+    console.print(summary_table(rows, f"{out}/evaluation.md"))
 
 
 @app.command()

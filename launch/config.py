@@ -62,6 +62,8 @@ class RunConfig(StrictModel):
             raise ValueError("stages.sft_teacher trains one teacher, and there is an ensemble; fine-tune each in a run of its own")
         if self.stages.distill and self.rollout.teacher_share > 0:
             raise ValueError("rollout.teacher_share mixes one teacher into the sampling, and there is an ensemble; set it to 0.0")
+        if self.stages.evaluate and self.stages.evaluate.exposure_bias:
+            raise ValueError("stages.evaluate.exposure_bias samples from one teacher, and there is an ensemble; set it to false")
         if self.student.layers is not None:
             raise ValueError("student.layers cuts the student out of one teacher, and there is an ensemble; name a student.model")
         return self
@@ -78,3 +80,8 @@ class RunConfig(StrictModel):
         if self.stages.distill and self.objective.pretrain_coefficient > 0 and self.corpus is None:
             raise ValueError("the pre-training loss needs a corpus: give corpus.source, or set objective.pretrain_coefficient: 0.0")
         return self
+
+    def with_evaluation(self) -> Self:
+        """The same with a stage `evaluate`, as it is by default where there was none."""
+        stages = self.stages if self.stages.evaluate else self.stages.model_copy(update={"evaluate": EvaluateConfig()})
+        return self.model_copy(update={"stages": stages})

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.placement import cluster, device_of
 from actors.publishing import publish
-from launch.groups import Groups
+from actors.rollout import weight_transfer
+from launch.candidates import candidates, teachers_of
+from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.measuring import Measuring
 from launch.prepare import Prepared
 from launch.watcher import Watcher
@@ -148,6 +151,17 @@ class Evaluation:
             data,
             {name: EvaluatedModel(**{key: one[key] for key in fields}) for name, one in found.items()},
         )
+
+
+def evaluate_models(prepared: Prepared, given: list[str], directory: Path, watcher: Watcher) -> dict[str, Row]:
+    """The command: the teacher and the given models (`launch.candidates`), in `directory`."""
+    teachers, models = teachers_of(prepared), candidates(given, prepared)
+    if len(teachers) == 1:  # an average is sampled by no engine
+        models = {TEACHER: teachers[0]} | models
+    with cluster(logical_cpus(prepared), object_store_bytes(prepared)):
+        device = device_of(prepared.config.cluster)
+        weight_transfer(prepared.config.rollout, device)
+        return Evaluation(prepared, Groups(prepared, device), watcher, teachers, models, directory).run()
 
 
 def _hashes(directory: str) -> dict[str, str]:

@@ -69,12 +69,12 @@ def prepare(config: RunConfig) -> Prepared:
     named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
     student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
     for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
-        _check_positions(config, key, network)
+        check_positions(config, key, network)
     if config.student.lora is not None:
         lora.check(named_student or teacher, config.student.lora)
-    tokenizers = [_tokenizer(path, key) for key, path in teachers.items()]
+    tokenizers = [read_tokenizer(path, key) for key, path in teachers.items()]
     tokenizer = tokenizers[0]
-    student_tokenizer = tokenizer if named_student is None else _tokenizer(named_student, "student.model")
+    student_tokenizer = tokenizer if named_student is None else read_tokenizer(named_student, "student.model")
     vocabulary = min(
         shared_vocabulary(student_tokenizer, own, student_config.vocab_size, network.vocab_size)
         for own, network in zip(tokenizers, teacher_configs, strict=True)
@@ -114,7 +114,7 @@ def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
     return prune_layers(teacher, config.student.layers, str(target.resolve()))
 
 
-def _check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> None:
+def check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> None:
     lengths = {"data.max_prompt_tokens + data.max_response_tokens": config.data.max_prompt_tokens + config.data.max_response_tokens}
     if config.corpus:
         lengths["corpus.block_tokens"] = config.corpus.block_tokens
@@ -145,7 +145,7 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
                 )
 
 
-def _tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError) as error:

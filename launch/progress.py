@@ -88,9 +88,9 @@ class ProgressPanel:
         return Group(head, now, table, times)
 
 
-def summary_table(rows: dict[str, dict], directory: str) -> Table:
-    """The closing table; fits 80 columns."""
-    table = Table(title=f"Held-out prompts; {directory}/summary.json", padding=(0, 0), caption="KL in nats per token")
+def summary_table(rows: dict[str, dict], more: str) -> Table:
+    """The closing table; fits 80 columns. more: where the rest stands."""
+    table = Table(title=f"Held-out prompts; {more}", padding=(0, 0), caption="KL in nats per token")
     columns = {
         "Rouge-L": "rouge_l", "s.e.": "rouge_l_standard_error", "rev. KL": "reverse_kl", "per resp.": "reverse_kl_per_response",
         "fwd. KL": "forward_kl_gold", "tokens": "mean_response_tokens", "cut": "truncated", "dist-4": "distinct_4",

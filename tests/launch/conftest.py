@@ -76,14 +76,14 @@ def experiment(tmp_path_factory) -> Experiment:
 
 
 class Command:
-    """`minirl run` in a session of its own, so that a signal to its process group is what a terminal sends."""
+    """`minirl run`, or another verb, in a session of its own, so that a signal to its process group is what a terminal sends."""
 
-    def __init__(self, config: Path, *overrides: str):
+    def __init__(self, config: Path, *arguments: str, verb: str = "run"):
         self.mark = f"{time.monotonic_ns()}"
         self.output = config.with_name(f"{self.mark}.log")
         with self.output.open("w") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, str(config), *overrides],
+                [COMMAND[0], verb, str(config), *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, MARK: self.mark, "RAY_ADDRESS": ""},
@@ -128,8 +128,8 @@ def start():
     """Start the real command; whatever a failed test leaves is killed."""
     started: list[Command] = []
 
-    def start(config: Path, *overrides: str) -> Command:
-        started.append(Command(config, *overrides))
+    def start(config: Path, *arguments: str, verb: str = "run") -> Command:
+        started.append(Command(config, *arguments, verb=verb))
         return started[-1]
 
     yield start

@@ -121,7 +121,7 @@ def test_forward_kl_is_what_transformers_makes_of_the_saved_models(whole, experi
 
 def test_samples_stand_beside_the_summary(whole):
     for name in ROWS:
-        samples = [json.loads(line) for line in (whole / "evaluate" / f"{name}.samples.jsonl").read_text().splitlines()]
+        samples = [json.loads(line) for line in (whole / "evaluate" / "test" / f"{name}.samples.jsonl").read_text().splitlines()]
         assert len(samples) == 8 and all(sample["prompt"] and sample["references"] for sample in samples)
         assert any(sample["response"] for sample in samples)
 
