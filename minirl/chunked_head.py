@@ -105,7 +105,7 @@ class _HeadStatistics(torch.autograd.Function):
         hidden, weight, bias = ctx.saved_tensors
         student = replace(ctx.student, weight=weight, bias=bias)
         logits, ctx.logits = ctx.logits or _Logits(ctx.call, student.vocabulary, hidden), None
-        total = _Gradients(hidden, student)
+        total = _Gradients(hidden, student, trained=ctx.needs_input_grad[1])
         for chunk in reversed(ctx.call.chunks()):
             if logits.chunk != chunk:
                 with widened(student, hidden, ctx.call.workspaces) as head:
@@ -158,27 +158,32 @@ class _Logits:
 
 
 class _Gradients:
-    """The sums over chunks of d loss / d (hidden, weight, bias); products in the parameters' dtype, sums of several in float32."""
+    """The sums over chunks of d loss / d (hidden, weight, bias); products in the parameters' dtype, sums of several in float32.
 
-    def __init__(self, hidden: Tensor, student: OutputHead):
-        self._rows, self._student = hidden, student
+    trained: else the head is frozen, as under adapters, and gets none.
+    """
+
+    def __init__(self, hidden: Tensor, student: OutputHead, *, trained: bool):
+        self._rows, self._student, self._trained = hidden, student, trained
         self.hidden = torch.empty_like(hidden)
         self._weight, self._bias = None, None
 
     def add(self, chunk: slice, gradient: Tensor) -> None:
         """gradient: d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows."""
         torch.mm(gradient, self._student.weight[: self._student.vocabulary], out=self.hidden[chunk])
+        if not self._trained:
+            return
         weight = gradient.T @ self._rows[chunk]
         self._weight = weight if self._weight is None else self._weight.to(torch.promote_types(weight.dtype, torch.float32)).add_(weight)
         if self._student.bias is not None:
             bias = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
             self._bias = bias if self._bias is None else self._bias + bias
 
-    def weight(self) -> Tensor:
-        return _as_parameter(self._weight, self._student.weight)
+    def weight(self) -> Tensor | None:
+        return None if self._weight is None else _as_parameter(self._weight, self._student.weight)
 
     def bias(self) -> Tensor | None:
-        return None if self._student.bias is None else _as_parameter(self._bias, self._student.bias)
+        return None if self._bias is None else _as_parameter(self._bias, self._student.bias)
 
 
 def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:

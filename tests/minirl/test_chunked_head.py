@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from minirl import row_blocks
 from minirl.chunked_head import Workspaces, head_statistics
@@ -194,6 +195,21 @@ def test_bfloat16_hidden_states_give_float32_statistics():
     for got, wanted in zip(narrow.gradients(weighted_sum(given)), wide.gradients(weighted_sum(expected)), strict=True):
         assert got.dtype == torch.bfloat16
         assert (got.double() - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_a_frozen_head_costs_no_product_and_changes_no_other_gradient():
+    trained, frozen = Heads(bias=True), Heads(bias=True)
+    for parameter in (frozen.student.weight, frozen.student.bias):
+        parameter.requires_grad_(False)
+    flops = []
+    for heads in (trained, frozen):
+        loss = heads.statistics(chunk_tokens=TOKENS).reverse_kl.sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        flops.append(counter.get_total_flops())
+    assert torch.equal(frozen.hidden.grad, trained.hidden.grad) and trained.student.weight.grad is not None
+    assert frozen.student.weight.grad is None and frozen.student.bias.grad is None
+    assert flops == [2 * 2 * TOKENS * WIDTH * VOCABULARY, 2 * TOKENS * WIDTH * VOCABULARY]
 
 
 def test_teacher_values_carry_no_gradient():
