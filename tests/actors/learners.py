@@ -9,7 +9,7 @@ import torch
 
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup
 from actors.roles import LearnerGroup
-from minirl.config import ObjectiveConfig, SftConfig
+from minirl.config import LoraConfig, ObjectiveConfig, SftConfig
 from minirl.models import read_head
 from minirl.rollout import Rollout, Sequence, TeacherScores, array_of
 from minirl.update import OnPolicyItem, SupervisedItem
@@ -32,13 +32,14 @@ def learner_group(
     vocabulary: int = VOCABULARY,
     deterministic: bool = False,
     training: SftConfig | None = TRAINING,
+    lora: LoraConfig | None = None,
     **learner,
 ) -> Iterator[LearnerGroup]:
     """A started group; `learner` are switches of `LearnerConfig`."""
     setup = LearnerSetup(
         model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
         device="cpu", threads=1, seed=0, training=training,
-        objective=ObjectiveConfig(preset=preset), teacher_share=0.2, dropout=dropout, deterministic=deterministic,
+        objective=ObjectiveConfig(preset=preset), teacher_share=0.2, dropout=dropout, lora=lora, deterministic=deterministic,
     )  # fmt: skip
     group = LearnerGroup(setup, CLUSTER)
     try:
