@@ -81,7 +81,7 @@ class Bench:
         )
         self.driver.watch.listener = lambda verb: self.watcher.doing("distill", verb)
         self.driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
-        self.watcher.total_of("distill", self.stage.iterations, 0)
+        self.watcher.total_of("distill", self.stage.iterations, 0, "iteration")
 
     def _record(self, record: Record) -> None:
         self.records.append(record)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from launch.config import RunConfig
+from launch.experiment_config import ExperimentConfig
 from minirl.config import read_config
 from minirl.errors import InputError, RunError
 from minirl.evaluation.judge import LATEST
@@ -47,7 +48,7 @@ def run(
     from launch.recipe import Recipe
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+    with claimed(settings) as directory, ProgressPanel(console) as panel:
         prepared = prepare(settings)
         for name, counts in prepared.reports().items():
             console.print(f"{name}: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()), highlight=False)
@@ -75,10 +76,33 @@ def evaluate(
     from launch.progress import ProgressPanel, summary_table
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+    with claimed(settings) as directory, ProgressPanel(console) as panel:
         out = (out or directory / "evaluate").resolve()
         rows = evaluate_models(prepare(settings), model, out, panel)
     console.print(summary_table(rows, f"{out}/evaluation.md"))
+
+
+@app.command()
+def experiment(
+    config: Annotated[Path, typer.Argument(help="A YAML file of an experiment, for example configs/experiment.yaml.")],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; once for each. Without it, all.")] = None,
+) -> None:
+    """Compare methods: a run for each row and seed, all students judged together. Goes on where it stopped."""
+    settings = read_config(ExperimentConfig, config, overrides or [])
+    os.environ |= QUIET
+    from launch.bench import shown
+    from launch.experiment import Experiment
+    from launch.progress import ProgressPanel
+
+    console = Console()
+    with ProgressPanel(console) as panel:
+        found = Experiment(settings, panel).run(row or [])
+    for table in found:
+        console.print(shown(table))
+    console.print(
+        f"in {settings.directory}/experiment.md" if found else f"the row {settings.baseline} is missing, so nothing is compared yet"
+    )
 
 
 @app.command()
@@ -101,7 +125,7 @@ def bench(
     from minirl.report import save, tables
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(settings, console) as panel:
+    with claimed(settings) as directory, ProgressPanel(console) as panel:
         measurements, about = Bench(prepare(settings), iterations, panel).run()
         about = {"config": " ".join([str(config), *(overrides or [])])} | about
         files = save(directory / "bench", measurements, about)

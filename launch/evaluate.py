@@ -51,9 +51,9 @@ class Evaluation:
     def run(self) -> dict[str, Row]:
         """Measure what is not there yet and write the report; returns the rows of the closing table."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        missing = [name for name in self.models if self._found(name) is None]
+        missing, self._done = [name for name in self.models if self._found(name) is None], 0
         if missing:
-            self.watcher.total_of("evaluate", 0, 0)
+            self.watcher.total_of("evaluate", len(missing), 0, "model")
         for names in self._alike(missing):
             self._measure(names)
         self._report().save(self.directory)
@@ -83,6 +83,8 @@ class Evaluation:
                 if name != TEACHER:
                     publish(learner, rollout, version).wait()
                 self._measure_one(name, version, measuring)
+                self._done += 1
+                self.watcher.reached(self._done)
 
     def _measure_one(self, name: str, version: int, measuring: Measuring) -> None:
         # The engines hold the teacher too: with a share of 1 they sample from it alone. Its row comes before anything is published.

@@ -6,52 +6,24 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
 
 from launch.config import STUDENT_STAGES, RunConfig
+from launch.experiment_config import ExperimentConfig, RowConfig
 from launch.watcher import Watcher
 from minirl.checkpoint import write_json
-from minirl.config import StrictModel, validate_config
+from minirl.config import validate_config
 from minirl.errors import InputError, RunError
+from minirl.experiment import Method, Scores, picture, tables
 from minirl.models import fingerprint
+from minirl.report import Table
 
 COMMON = "common"
-
-
-class RowConfig(StrictModel):
-    """One method. settings: what it changes of `run`, to any depth; about: what the table calls it."""
-
-    about: str
-    seeds: list[int] = Field(min_length=1)
-    settings: dict[str, Any]
-
-
-class ExperimentConfig(StrictModel):
-    """run: the settings of every run but `directory` and `seed`. common: the stages that are done once, whose teacher and student every
-    row starts from. rows: the methods; `baseline` names the one that the others are compared with, prompt by prompt.
-    """
-
-    directory: str
-    run: dict[str, Any]
-    common: dict[str, Any]
-    common_seed: int = 10
-    baseline: str
-    rows: dict[str, RowConfig]
-
-    @model_validator(mode="after")
-    def _refuse_contradictions(self) -> Self:
-        if self.baseline not in self.rows:
-            raise ValueError(f"baseline: {self.baseline} is none of the rows {', '.join(self.rows)}")
-        for key in ("directory", "seed"):
-            if key in self.run:
-                raise ValueError(f"run.{key} is set by the experiment itself; leave it out")
-        return self
+WORK = ("target_tokens", "sampled_tokens", "training_seconds")
 
 
 @dataclass(frozen=True)
@@ -68,7 +40,12 @@ class Run:
 
 
 class Experiment:
-    """`<directory>/common`, `<directory>/runs/<row>-<seed>`, and `<directory>/rows/<row>-<seed>.json` for each that is finished."""
+    """<directory>/common                   the run of the common stages
+    <directory>/runs/<row>-<seed>        one run each
+    <directory>/rows/<row>-<seed>.json   what it was and took, once it is finished
+    <directory>/evaluate                 all students, judged together (`launch.evaluate`)
+    <directory>/experiment.md, .json, .png
+    """
 
     def __init__(self, config: ExperimentConfig, watcher: Watcher):
         self.config, self.watcher, self.directory = config, watcher, Path(config.directory)
@@ -83,26 +60,60 @@ class Experiment:
         chosen = {name: row for name, row in self.config.rows.items() if not rows or name in rows}
         return [Run(name, seed, self._config_of(name, row, seed)) for name, row in chosen.items() for seed in row.seeds]
 
-    def run(self, rows: list[str]) -> None:
-        """Make what is missing, the first seed of every row before the second ones."""
+    def run(self, rows: list[str]) -> list[Table]:
+        """Make what is missing, the first seed of every row before the second ones; then judge and report all that is there."""
         runs = sorted(self.runs(rows), key=lambda run: self.config.rows[run.row].seeds.index(run.seed))
-        self._start(self.common)
+        self.watcher.total_of("experiment", len(runs), 0, "run")
+        self.watcher.doing("experiment", COMMON)
+        self._command("run", self.common)
         for number, run in enumerate(runs):
-            self.watcher.total_of("experiment", len(runs), number)
+            self.watcher.reached(number)
             if self.finished(run) is None:
                 self.watcher.doing("experiment", run.name)
-                self._start(run.config)
+                self._command("run", run.config)
                 write_json(self._file(run), self._row(run))
+        self.watcher.reached(len(runs))
+        self.watcher.doing("experiment", "evaluate")
+        done = [run for run in self.runs([]) if self.finished(run)]
+        self.evaluate(done)
+        return self.report(done)
+
+    def evaluate(self, runs: list[Run]) -> None:
+        """Every student that is there, beside the one that all started from; those that were judged before are not judged again."""
+        stages = self.common.stages.model_copy(update={"evaluate": self.config.evaluate})
+        models = {"start": self._student()} | {run.name: str(_student_of(run)) for run in runs}
+        given = [argument for name, model in models.items() for argument in ("--model", f"{name}={Path(model).resolve()}")]
+        self._command("evaluate", self.common.model_copy(update={"stages": stages}), *given, "--out", str(self.directory / "evaluate"))
+
+    def report(self, runs: list[Run]) -> list[Table]:
+        """Write the tables and the picture; returns the tables. Empty while the baseline has no run."""
+        methods = self._methods(runs)
+        if self.config.baseline not in [method.name for method in methods]:
+            return []
+        found = tables(methods, self.config.baseline)
+        lines = ["# Experiment", "", *(table.markdown() for table in found), "![differences from the baseline](experiment.png)", ""]
+        (self.directory / "experiment.md").write_text("\n".join(lines))
+        picture(methods, self.config.baseline).savefig(self.directory / "experiment.png", dpi=150)
+        write_json(self.directory / "experiment.json", [asdict(table) for table in found])
+        return found
+
+    def _methods(self, runs: list[Run]) -> list[Method]:
+        methods = []
+        for name, row in self.config.rows.items():
+            own = [run for run in runs if run.row == name]
+            if own:
+                facts = [self.finished(run) for run in own]
+                means = {key: sum(one[key] for one in facts) / len(facts) for key in WORK}
+                folder = self.directory / "evaluate"
+                sets = {asked: [Scores.read(folder / asked / f"{run.name}.npz") for run in own] for asked in self.config.evaluate.sets}
+                methods.append(Method(name, row.about, sets, **means))
+        return methods
 
     def finished(self, run: Run) -> dict[str, Any] | None:
         """The row's JSON, where it stands for these settings and these starting weights."""
         file = self._file(run)
         found = json.loads(file.read_text()) if file.is_file() else {}
         return found if found.get("identity") == self._identity(run) else None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All that are finished, in the order of the config."""
-        return [found for run in self.runs([]) if (found := self.finished(run))]
 
     def _config_of(self, name: str, row: RowConfig, seed: int) -> RunConfig:
         start = {"teacher": {"model": self._teacher()}, "student": {"model": self._student(), "layers": None}}
@@ -120,33 +131,22 @@ class Experiment:
             return self.common.student.model
         return str(self.directory / COMMON / (left[-1] if left else initial))
 
-    def _start(self, config: RunConfig) -> None:
-        """The real command in a process of its own; what it prints goes to its directory's `log.txt`."""
+    def _command(self, verb: str, config: RunConfig, *options: str) -> None:
+        """The real command in a process of its own; what it prints goes to its directory's `<verb>.log`."""
         directory = Path(config.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        file = directory / "run.yaml"
+        file, log = directory / f"{verb}.yaml", directory / f"{verb}.log"
         file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
-        with (directory / "log.txt").open("a") as log:
-            command = [str(Path(sys.executable).with_name("minirl")), "run", str(file)]
-            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+        with log.open("a") as output:
+            command = [str(Path(sys.executable).with_name("minirl")), verb, str(file), *options]
+            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
         if ended.returncode:
-            raise RunError(f"the run in {directory} ended with code {ended.returncode}; see {directory / 'log.txt'}, then start again")
+            raise RunError(f"minirl {verb} in {directory} ended with code {ended.returncode}; see {log}, then start the experiment again")
 
     def _row(self, run: Run) -> dict[str, Any]:
-        directory = Path(run.config.directory)
-        stage = list(run.config.stages.students())[-1]
-        summary = json.loads((directory / "summary.json").read_text())
-        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        return {
-            "identity": self._identity(run),
-            "row": run.row,
-            "about": self.config.rows[run.row].about,
-            "seed": run.seed,
-            **tokens_of([record for record in records if record["stage"] in STUDENT_STAGES]),
-            "student": summary[stage],
-            "student_init": summary["student_init"],
-            "teacher": summary["teacher"],
-        }
+        records = [json.loads(line) for line in (Path(run.config.directory) / "metrics.jsonl").read_text().splitlines()]
+        about = {"row": run.row, "about": self.config.rows[run.row].about, "seed": run.seed, "student": str(_student_of(run))}
+        return {"identity": self._identity(run)} | about | work_of([r for r in records if r["stage"] in STUDENT_STAGES])
 
     def _identity(self, run: Run) -> str:
         settings = json.dumps(run.config.model_dump(exclude={"directory", "cluster"}), sort_keys=True)
@@ -165,12 +165,12 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base | changes | both
 
 
-def tokens_of(records: Iterator[dict] | list[dict]) -> dict[str, float]:
-    """Tokens with gradient (repeats counted), tokens that the student sampled for it, and the seconds of its updates or iterations."""
+def work_of(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Tokens with gradient (repeats counted), tokens that the student sampled for it, and the seconds of updates and iterations."""
     last = {record["stage"]: record["learner/target_tokens"] for record in records if "learner/target_tokens" in record}
     seconds = sum(value for record in records for name, value in record.items() if name.startswith("time/") and name != "time/iteration")
-    return {
-        "target_tokens": sum(last.values()),
-        "sampled_tokens": sum(record.get("rollout/response_tokens", 0) for record in records),
-        "training_seconds": seconds,
-    }
+    return dict(zip(WORK, (sum(last.values()), sum(r.get("rollout/response_tokens", 0) for r in records), seconds), strict=True))
+
+
+def _student_of(run: Run) -> Path:
+    return Path(run.config.directory) / list(run.config.stages.students().values())[-1]

@@ -63,7 +63,7 @@ class TeacherResponses:
         wanted, done = sum(map(len, shares)), _drop_half_line(self.rows)
         if done == wanted:
             return
-        watcher.total_of("seqkd", wanted, done)
+        watcher.total_of("seqkd", wanted, done, "response")
         before = 0  # responses of the teachers that come before
         for teacher, requests in zip(self.teachers, shares, strict=True):
             if missing := requests[max(0, done - before) :]:
@@ -75,6 +75,7 @@ class TeacherResponses:
                             file.write(json.dumps(row) + "\n")
                         file.flush()
                         done += len(batch)
+                        watcher.reached(done)
             before += len(requests)
 
     def _shares(self) -> list[list[SamplingRequest]]:

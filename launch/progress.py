@@ -9,7 +9,6 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from launch.config import RunConfig
 from minirl.metrics import Record
 
 VERBS = ("sample", "score", "credit", "update", "publish")
@@ -27,10 +26,11 @@ SHOWN = {
 class ProgressPanel:
     """Use as a context manager; hand `record` and `doing` to the recipe."""
 
-    def __init__(self, config: RunConfig, console: Console):
-        self.config, self.console = config, console
+    def __init__(self, console: Console):
+        self.console = console
         self.stage, self.doing_now, self.since = "", "preparing", time.monotonic()
         self.latest: dict[str, float] = {}
+        self.unit = ""
         self.number, self.total, self.first, self.began = 0, 0, 0, time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
 
@@ -43,9 +43,13 @@ class ProgressPanel:
         if self._live:
             self._live.__exit__(kind, error, trace)
 
-    def total_of(self, stage: str, total: int, done: int) -> None:
-        """A stage begins or goes on: `done` of its `total` iterations (or updates) are behind it."""
+    def total_of(self, stage: str, total: int, done: int, unit: str) -> None:
+        """A stage begins or goes on: `done` of its `total` units (iterations, updates, ...) are behind it."""
+        self.unit = unit
         self.stage, self.number, self.total, self.first, self.began, self.latest = stage, done, total, done, time.monotonic(), {}
+
+    def reached(self, done: int) -> None:
+        self.number = done
 
     def doing(self, stage: str, what: str) -> None:
         self.stage, self.doing_now, self.since = stage, what, time.monotonic()
@@ -73,9 +77,8 @@ class ProgressPanel:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
     def _render(self) -> Group:
-        unit = "iteration" if self.stage == "distill" else "update"
         head = Text.assemble(
-            (self.stage or "prepare", "bold"), f"  {unit} {self.number}/{self.total}  time left {self._left()}" if self.total else ""
+            (self.stage or "prepare", "bold"), f"  {self.unit} {self.number}/{self.total}  time left {self._left()}" if self.total else ""
         )
         now = Spinner("dots", f"{self.doing_now} ({time.monotonic() - self.since:.0f} s)")
         table = Table.grid(padding=(0, 3))

@@ -17,7 +17,7 @@ class Stage:
 
     def __init__(self, prepared: Prepared, watcher: Watcher, name: str, unit: str, started_from: str):
         self.prepared, self.watcher, self.name, self.started_from = prepared, watcher, name, started_from
-        self.directory = prepared.directory / name
+        self.directory, self.unit = prepared.directory / name, unit
         self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=watcher.record)
         self._checkpoints = self.directory / "checkpoints"
 
@@ -29,7 +29,7 @@ class Stage:
         if driver.finished:
             return False
         self.metrics.resume_at(driver.position)
-        self.watcher.total_of(self.name, driver.total, driver.position)
+        self.watcher.total_of(self.name, driver.total, driver.position, self.unit)
         driver.watch.listener = self.doing
         return True
 

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from launch.experiment import Experiment, ExperimentConfig, merged, tokens_of
+from launch.experiment import Experiment, merged, work_of
+from launch.experiment_config import ExperimentConfig
 from minirl.config import validate_config
 from minirl.errors import InputError, RunError
 from tests.tiny import tiny_model
@@ -25,6 +27,7 @@ class Nobody:
     def total_of(self, *_): ...
     def doing(self, *_): ...
     def record(self, *_): ...
+    def reached(self, *_): ...
 
 
 @pytest.fixture(scope="module")
@@ -50,58 +53,73 @@ def settings(tmp_path, models, **changes) -> dict:
 
 
 def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
-    """The experiment, and the configs that were run; each run leaves models as a real one would."""
+    """The experiment, and (verb, config) of the commands that were run; each leaves models and scores as a real one would."""
     experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models, **changes)), Nobody())
     started = []
 
-    def start(config):
-        started.append(config)
+    def command(verb, config, *options):
+        started.append((verb, config))
         directory = Path(config.directory)
-        if directory.name == "common":
+        if verb == "evaluate":
+            out = Path(options[-1])
+            given = dict(one.split("=", 1) for one in options[1:-2:2])
+            (out / "test").mkdir(parents=True, exist_ok=True)
+            for name, model in given.items():
+                assert Path(model).is_dir()
+                scores = np.full((2, 3), float(len(name)))
+                lengths = np.ones((2, 3), int)
+                np.savez(out / "test" / f"{name}.npz", **{"rouge_l": scores, "lengths": lengths, "own/reverse_kl": np.ones(6)})
+        elif directory.name == "common":
             for stage, name in {"sft_teacher": "teacher", "sft": "student"}.items():
                 target = directory / stage / "best"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not target.exists():
                     target.symlink_to(models[name])
-            return
-        directory.mkdir(parents=True, exist_ok=True)
-        stage = list(config.stages.students())[-1]
-        (directory / "summary.json").write_text(json.dumps({name: {"rouge_l": 1.0} for name in ("teacher", "student_init", stage)}))
-        (directory / "metrics.jsonl").write_text(json.dumps({"stage": stage, "learner/target_tokens": 7, "time/update": 2.0}) + "\n")
+        else:
+            (directory / list(config.stages.students().values())[-1]).mkdir(parents=True)
+            stage = list(config.stages.students())[-1]
+            (directory / "metrics.jsonl").write_text(json.dumps({"stage": stage, "learner/target_tokens": 7, "time/update": 2.0}) + "\n")
 
-    experiment._start = start
+    experiment._command = command
     return experiment, started
+
+
+def names(started) -> list[str]:
+    return [f"{verb} {Path(config.directory).name}" for verb, config in started]
 
 
 def test_every_row_starts_from_what_the_common_stages_left(tmp_path, models):
     experiment, started = make(tmp_path, models)
     experiment.run([])
-    assert [Path(config.directory).name for config in started] == ["common", "sft-1", "paper-1", "sft-2"]
-    for config in started[1:]:
+    assert names(started) == ["run common", "run sft-1", "run paper-1", "run sft-2", "evaluate common"]
+    configs = [config for _, config in started]
+    for config in configs[1:-1]:
         assert config.teacher.model == str(tmp_path / "common" / "sft_teacher" / "best")
         assert config.student.model == str(tmp_path / "common" / "sft" / "best")
         assert config.teacher.dtype == "float32" and config.stages.sft_teacher is None
-    assert [config.seed for config in started] == [10, 1, 1, 2]
-    assert started[2].rollout.teacher_share == 0.2 and started[2].stages.sft is None
+    assert [config.seed for config in configs] == [10, 1, 1, 2, 10]
+    assert configs[2].rollout.teacher_share == 0.2 and configs[2].stages.sft is None
+    assert configs[0].stages.evaluate is None and configs[-1].stages.evaluate is not None
 
 
 def test_finished_rows_are_small_files_and_not_made_again(tmp_path, models):
     experiment, started = make(tmp_path, models)
-    experiment.run(["paper"])
-    assert [Path(config.directory).name for config in started] == ["common", "paper-1"]
+    assert experiment.run(["paper"]) == []  # nothing to compare with yet
+    assert names(started) == ["run common", "run paper-1", "evaluate common"]
     row = json.loads((tmp_path / "rows" / "paper-1.json").read_text())
     assert (row["row"], row["seed"], row["target_tokens"], row["training_seconds"]) == ("paper", 1, 7, 2.0)
     again, started = make(tmp_path, models)
-    again.run([])
-    assert [Path(config.directory).name for config in started] == ["common", "sft-1", "sft-2"]
-    assert [(row["row"], row["seed"]) for row in again.rows()] == [("sft", 1), ("sft", 2), ("paper", 1)]
+    tables = again.run([])
+    assert names(started) == ["run common", "run sft-1", "run sft-2", "evaluate common"]
+    assert [row[:2] for row in tables[0].rows] == [("SFT", "2"), ("MiniLLM", "1")]
+    assert {file.name for file in tmp_path.glob("experiment.*")} == {"experiment.json", "experiment.md", "experiment.png"}
 
 
 def test_a_row_of_other_settings_does_not_count(tmp_path, models):
     make(tmp_path, models)[0].run([])
     rows = ROWS | {"paper": ROWS["paper"] | {"settings": merged(ROWS["paper"]["settings"], {"rollout": {"teacher_share": 0.3}})}}
     changed, started = make(tmp_path, models, rows=rows)
-    assert [row["row"] for row in changed.rows()] == ["sft", "sft"]
+    assert [run.name for run in changed.runs([]) if changed.finished(run)] == ["sft-1", "sft-2"]
 
 
 def test_mistakes_are_told_before_anything_runs(tmp_path, models):
@@ -122,9 +140,9 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, models):
 
 def test_a_run_that_fails_stops_the_experiment_in_a_sentence(tmp_path, models):
     experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models)), Nobody())
-    with pytest.raises(RunError, match="ended with code 2; see .*log.txt"):
-        experiment._start(experiment.common)  # there is no records.jsonl
-    assert "records.jsonl" in (tmp_path / "common" / "log.txt").read_text()
+    with pytest.raises(RunError, match="ended with code 2; see .*run.log"):
+        experiment._command("run", experiment.common)  # there is no records.jsonl
+    assert "records.jsonl" in (tmp_path / "common" / "run.log").read_text()
 
 
 def test_merging_goes_to_any_depth_and_lists_are_replaced():
@@ -140,4 +158,4 @@ def test_tokens_are_those_of_the_last_record_of_each_stage():
         {"stage": "distill", "learner/target_tokens": 4, "rollout/response_tokens": 30, "time/update": 1.0, "time/iteration": 9.0},
         {"stage": "distill", "eval/rouge_l": 1.0},
     ]
-    assert tokens_of(records) == {"target_tokens": 13, "sampled_tokens": 30, "training_seconds": 3.5}
+    assert work_of(records) == {"target_tokens": 13, "sampled_tokens": 30, "training_seconds": 3.5}
