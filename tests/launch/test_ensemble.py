@@ -24,7 +24,8 @@ def second(experiment):
 def run(experiment, start, name, ensemble, stages, **changes):
     teacher = {key: value for key, value in experiment.settings["teacher"].items() if key != "model"} | {"ensemble": ensemble}
     rollout = experiment.settings["rollout"] | {"teacher_share": 0.0, "workers": 1}
-    command = start(experiment.config(name, teacher=teacher, stages=stages, rollout=rollout, **changes))
+    learner = experiment.settings["learner"] | {"workers": 1}
+    command = start(experiment.config(name, teacher=teacher, stages=stages, rollout=rollout, learner=learner, **changes))
     assert command.wait() == 0, command.text
     assert command.left() == []
     lines = (experiment.root / name / "metrics.jsonl").read_text().splitlines()
