@@ -1,0 +1,114 @@
+"""The judge as it is used: the quickstart's teacher behind vLLM's own OpenAI-compatible server, asked by the real command.
+
+So small a model's verdicts mean nothing; what is shown is that requests arrive, replies are counted and kept, and both orders are asked.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from minirl.embedded import materialise_teacher
+from minirl.evaluation.judge import LATEST
+from tests.launch.test_judge import write_samples
+
+pytestmark = pytest.mark.slow
+NAME, START_SECONDS, QUESTIONS = "smollm2", 240, ["What is the capital of France?", "Name a color.", "How much is 2 plus 2?"]
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    teacher = materialise_teacher(folder / "teacher")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--model", teacher, "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--max-model-len", "768", "--max-num-seqs", "8", "--enforce-eager"]
+    with (folder / "log.txt").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "KMP_BLOCKTIME": "0"},
+        )  # fmt: skip
+    try:
+        _wait_until_healthy(server, port, folder / "log.txt")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        _end(server)
+
+
+def _wait_until_healthy(server: subprocess.Popen, port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    pytest.fail(f"the server was not up after {START_SECONDS} s: {log.read_text()[-3000:]}")
+
+
+def _end(server: subprocess.Popen) -> None:
+    """The engine is a process of its own, below the server."""
+    processes = [*psutil.Process(server.pid).children(recursive=True), server] if server.poll() is None else []
+    server.terminate()
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait(30)
+    for process in processes[:-1]:
+        if process.is_running():
+            process.kill()
+
+
+def served(endpoint: str) -> int:
+    """Requests that the server has finished, by its own count."""
+    with urllib.request.urlopen(endpoint.replace("/v1", "/metrics"), timeout=30) as answer:
+        counted = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.]+)", answer.read().decode(), re.MULTILINE)
+    return int(sum(map(float, counted)))
+
+
+def judge(run: Path, endpoint: str, *options: str) -> tuple[dict, str]:
+    command = [str(Path(sys.executable).with_name("minirl")), "judge", str(run), "--endpoint", endpoint, "--model", NAME]
+    done = subprocess.run(
+        [*command, "--b", "sft", "--max-tokens", "12", *options], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((run / "judge" / NAME / "test-distill-sft.json").read_text()), done.stdout
+
+
+def test_a_real_server_is_asked_in_both_orders_once(endpoint, tmp_path):
+    write_samples(tmp_path, "distill", ["Paris.", "Blue.", "4"], QUESTIONS)
+    write_samples(tmp_path, "sft", ["I do not know.", "A color.", "The answer is 22."], QUESTIONS)
+    found, printed = judge(tmp_path, endpoint)
+    about, summary = found["about"], found["summary"]
+    assert about["model"] == NAME and about["prompt_version"] == LATEST and about["requests"] == about["replies"] == 6
+    assert served(endpoint) == 6
+    kept = [json.loads(line)["reply"] for line in (tmp_path / "judge" / "replies.jsonl").read_text().splitlines() if line]
+    assert len(kept) == 6 and all(kept)
+    unread = sum(one is None for verdict in found["verdicts"] for one in verdict.values())
+    assert summary["unreadable_replies"] == unread and summary["pairs"] == 3
+    assert summary["complete_pairs"] == sum(None not in verdict.values() for verdict in found["verdicts"])
+    assert "distill against sft on test" in printed
+
+    again, _ = judge(tmp_path, endpoint)
+    assert again["about"]["requests"] == 0 and served(endpoint) == 6
+    assert again["verdicts"] == found["verdicts"] and again["summary"] == summary
+
+
+def test_a_model_that_is_not_served_is_one_sentence(endpoint, tmp_path):
+    write_samples(tmp_path, "distill", ["Paris."], QUESTIONS[:1])
+    command = [str(Path(sys.executable).with_name("minirl")), "judge", str(tmp_path), "--endpoint", endpoint, "--model", "another"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "refuses a request with 404" in done.stderr and "check --model" in done.stderr
