@@ -22,6 +22,7 @@ from minirl.evaluation.judge import LATEST
 from tests.launch.test_judge import write_samples
 
 pytestmark = pytest.mark.slow
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "KMP_BLOCKTIME": "0"}
 NAME, START_SECONDS, QUESTIONS = "smollm2", 240, ["What is the capital of France?", "Name a color.", "How much is 2 plus 2?"]
 
 
@@ -37,7 +38,7 @@ def endpoint(tmp_path_factory):
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-            stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "KMP_BLOCKTIME": "0"},
+            stdout=log, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT,
         )  # fmt: skip
     try:
         _wait_until_healthy(server, port, folder / "log.txt")
