@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 import launch.recipe
 from launch.cli import main
@@ -17,6 +18,7 @@ from launch.prepare import claimed
 from minirl.config import read_config
 from minirl.errors import RunError
 from tests.launch.conftest import COMMAND, VOCABULARY
+from tests.minirl.reference_files import write_indexed, write_split
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -135,6 +137,22 @@ def test_bad_data_is_named_with_file_and_line(minirl, config, started, tmp_path,
 
 def test_overlong_prompts_can_be_dropped(minirl, config, started):
     assert minirl(config, "data.max_prompt_tokens=9", "data.overlong_prompts=drop")[0] == 0 and started
+
+
+def test_what_the_reference_tokenised_is_data_and_corpus(minirl, config, started, tmp_path, experiment):
+    tokenizer = AutoTokenizer.from_pretrained(experiment.settings["teacher"]["model"])
+    rows = [{"instruction": f"t{n} t7", "input": "", "output": f"t8 t{n}"} for n in range(6, 12)]
+    for split in ("train", "valid"):
+        write_split(tmp_path / "full", split, rows, tokenizer)
+    write_indexed(tmp_path / "plain" / "train_0.bin", [list(range(6, 70))] * 8)
+    sources = [f"data.train={tmp_path / 'full'}", f"data.validation={tmp_path / 'full'}", f"data.test={tmp_path / 'full' / 'valid_0.bin'}"]
+    sources += ["data.max_prompt_tokens=64", f"corpus.source={tmp_path / 'plain'}"]
+    assert minirl(config, *sources) == (0, "") and len(started) == 1
+    report = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert report["data"]["records"] == 18 and report["corpus"] == {"documents": 8, "blocks": 21, "tokens_dropped": 8}
+    write_indexed(tmp_path / "full" / "train_0.bin", [[6, 65535, 900, 1]] * 6)
+    code, error = minirl(config, *sources, f"directory={tmp_path / 'other'}")
+    assert code == 2 and "has the token id 900, and the tokenizer has ids below 192" in error
 
 
 def test_data_without_responses_serves_where_nothing_needs_them(minirl, config, started, tmp_path):
