@@ -17,7 +17,7 @@ from launch.prepare import Prepared
 from minirl.config import DistillConfig, GkdConfig, LoraConfig, SftConfig, SoftTargetsConfig
 
 MIB = 2**20
-MOST_KEPT = 4096  # responses that an evaluation has room for; Ray keeps more on its disk
+MOST_KEPT = 2048  # responses that an evaluation has room for; Ray keeps more on its disk
 
 
 class Groups:

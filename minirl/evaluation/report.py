@@ -16,6 +16,7 @@ CAPTIONS = {
     "kl_by_position.png": "KL by position",
     "exposure_bias.png": "ExAccErr by length",
 }
+ROUNDING = 1e-6  # a KL of float32 that is nothing comes out as a few 1e-8, of either sign
 Columns = dict[str, Callable[[Measures], str]]
 
 
@@ -145,4 +146,4 @@ def _table(title: str, on_set: dict[str, Measures], columns: Columns) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else "0" if abs(value) < ROUNDING else f"{value:.3g}"

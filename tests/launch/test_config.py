@@ -26,7 +26,8 @@ def changed(**changes) -> dict:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_shipped_config_is_valid(file):
     config = read_config(RunConfig, file, [])
-    assert config.stages.distill and config.stages.evaluate and len(config.stages.evaluate.seeds) >= 3
+    assert config.stages.distill or file.name == "paper_evaluation.yaml"
+    assert len(config.stages.evaluate.seeds) >= 3
 
 
 def test_there_are_configs():
