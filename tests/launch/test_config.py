@@ -4,10 +4,14 @@ import pytest
 import yaml
 
 from launch.config import RunConfig
+from launch.experiment import Experiment
+from launch.experiment_config import ExperimentConfig
 from minirl.config import YamlLoader, read_config, validate_config
 from minirl.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+EXPERIMENTS = [file for file in CONFIGS if file.name.startswith("experiment")]
+RUNS = [file for file in CONFIGS if file not in EXPERIMENTS]
 ENSEMBLE = ["teacher.model=null", "teacher.ensemble=[{model: a}, {model: b}]"]
 STAGE = {"iterations": 1, "learning_rate": 1e-3}
 SMALLEST = {
@@ -23,15 +27,25 @@ def changed(**changes) -> dict:
     return SMALLEST | changes
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
 def test_every_shipped_config_is_valid(file):
     config = read_config(RunConfig, file, [])
     assert config.stages.distill or file.name == "paper_evaluation.yaml"
     assert len(config.stages.evaluate.seeds) >= 3
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
+def test_every_run_of_an_experiment_is_valid_and_as_long_as_the_others(file):
+    """Equal work is what makes the rows comparable."""
+    experiment = Experiment(read_config(ExperimentConfig, file, []), None)
+    runs = experiment.runs([])
+    budgets = {getattr(run.config.stages, stage).max_target_tokens for run in runs for stage in run.config.stages.students()}
+    assert len(budgets) == 1 and None not in budgets
+    assert {run.config.teacher.model for run in runs} == {f"{experiment.directory}/common/sft_teacher/best"}
+
+
 def test_there_are_configs():
-    assert "quickstart.yaml" in [file.name for file in CONFIGS]
+    assert {"quickstart.yaml", "experiment.yaml"} <= {file.name for file in CONFIGS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
