@@ -54,7 +54,7 @@ def test_configs_say_nothing_twice(file):
 
     class Once(YamlLoader):
         def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep) for key, _ in node.value]
+            keys = [self.construct_object(key, deep) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             assert len(set(keys)) == len(keys), keys
             return super().construct_mapping(node, deep)
 
