@@ -78,6 +78,9 @@ def test_two_updates_are_those_of_plain_autograd_and_what_is_published_is_saved(
             assert (moved(start, weights(group)) - change).norm() <= 1e-4 * change.norm()
             assert sums["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert_published_is_exported(group, models[0], tmp_path / "best")
+        if stage == 0:
+            bare, heads = group.bare_seconds(on_policy, lengths_of(on_policy))[0], group.head_seconds(30)
+            assert min(bare, *heads.values()) > 0, "what benchmarks measure runs with a frozen head too"
 
 
 def assert_published_is_exported(group, base: str, directory: Path, dtype: str = "float32"):

@@ -111,6 +111,17 @@ def test_only_adapters_get_a_gradient(directory):
     assert all(model.get_parameter(name).grad.abs().max() > 0 for name in with_gradient)
 
 
+def test_recomputed_activations_give_the_same_gradient(directory):
+    gradients = []
+    for recompute in (False, True):
+        model = adapted(directory, LoraConfig(rank=2)).train()
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+        gradients.append([parameter.grad for parameter in trainable(model)])
+    assert len(gradients[0]) > 4 and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_the_gradient_is_the_chain_rule_through_the_merged_weight(directory):
     """d L / d B = scale (d L / d W) A.T and d L / d A = scale B.T (d L / d W), from the merged model's own gradient."""
     model = adapted(directory, LoraConfig(rank=4, alpha=12.0))
