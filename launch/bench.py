@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
 
 from actors.placement import cluster, device_of
 from actors.publishing import publish
@@ -30,7 +28,6 @@ from minirl.driver import sampling_requests
 from minirl.efficiency import Limit, Measurements, Work, padding_share, sharing
 from minirl.metrics import MetricsLog, Record
 from minirl.protocols import Sampled
-from minirl.report import Table
 from minirl.rollout import SamplingRequest
 from minirl.seeds import derive_seed
 from minirl.update import OnPolicyItem, UpdateScale, UpdateStep
@@ -200,17 +197,6 @@ def copy_seconds(size: int) -> float:
             np.copyto(target[:count], source[:count])
 
     return median(timed(copy)[1] for _ in range(REPEATS))
-
-
-def shown(table: Table) -> RichTable:
-    """For the terminal; fits 80 columns."""
-    text, *numbers = table.columns
-    rich = RichTable(text, title=table.title, title_justify="left", box=SIMPLE_HEAD, min_width=len(table.title))
-    for name in numbers:
-        rich.add_column(name, justify="right")
-    for row in table.rows:
-        rich.add_row(*row)
-    return rich
 
 
 def _trained(stages: list[Path], initial: str) -> str:

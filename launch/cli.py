@@ -91,9 +91,8 @@ def experiment(
     """Compare methods: a run for each row and seed, all students judged together. Goes on where it stopped."""
     settings = read_config(ExperimentConfig, config, overrides or [])
     os.environ |= QUIET
-    from launch.bench import shown
     from launch.experiment import Experiment
-    from launch.progress import ProgressPanel
+    from launch.progress import ProgressPanel, shown
 
     console = Console()
     with ProgressPanel(console) as panel:
@@ -118,9 +117,9 @@ def bench(
     if settings.teacher.ensemble is not None:
         raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
     os.environ |= QUIET
-    from launch.bench import Bench, shown
+    from launch.bench import Bench
     from launch.prepare import claimed, prepare
-    from launch.progress import ProgressPanel
+    from launch.progress import ProgressPanel, shown
     from minirl.efficiency import advice
     from minirl.report import save, tables
 
@@ -152,8 +151,8 @@ def judge(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 8,
 ) -> None:
     """Let a model compare a run's responses with another's or the references; the key of its server is in MINIRL_JUDGE_API_KEY."""
-    from launch.bench import shown
     from launch.judge import Judge, judge_run
+    from launch.progress import shown
 
     console = Console()
     asks = Judge(endpoint, model, version, temperature, max_tokens, deadline, retries, concurrency)

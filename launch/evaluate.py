@@ -106,8 +106,9 @@ class Evaluation:
         np.savez_compressed(folder / f"{name}.npz", **judged.arrays(scores))
         prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in asked.examples])
         with (folder / f"{name}.samples.jsonl").open("w") as file:
-            for prompt, text, references in zip(prompts, judged.texts[0], asked.references, strict=True):
-                file.write(json.dumps({"prompt": prompt, "response": text, "references": references}) + "\n")
+            for prompt, text, example in zip(prompts, judged.texts[0], asked.examples, strict=True):
+                said = {"question": example.prompt.text, "prompt": prompt, "response": text, "references": example.prompt.references}
+                file.write(json.dumps(said) + "\n")
 
     def _teachers_samples(self, asked: EvaluationSet) -> list[list[Sequence]]:
         """As the teacher's row left them, so that rows which are made later have the same."""

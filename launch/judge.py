@@ -176,11 +176,11 @@ def pairs_of(run: Path, a: str, b: str, on_set: str) -> list[Pair]:
         raise InputError(f"{a} against itself says nothing; give another --b, or leave it out to judge against the references")
     judged = _samples(run, a, on_set)
     if b == REFERENCE:
-        return [Pair(row["prompt"], row["response"], row["references"][0]) for row in judged]
+        return [Pair(row["question"], row["response"], row["references"][0]) for row in judged]
     other = _samples(run, b, on_set)
     if [row["prompt"] for row in judged] != [row["prompt"] for row in other]:
         raise InputError(f"{a} and {b} were sampled for different prompts of the set {on_set}; run the stage evaluate again for both")
-    return [Pair(row["prompt"], row["response"], against["response"]) for row, against in zip(judged, other, strict=True)]
+    return [Pair(row["question"], row["response"], against["response"]) for row, against in zip(judged, other, strict=True)]
 
 
 def _samples(run: Path, name: str, on_set: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import time
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.spinner import Spinner
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minirl.metrics import Record
+from minirl.report import Table as Measured
 
 VERBS = ("sample", "score", "credit", "update", "publish")
 SHOWN = {
@@ -104,3 +106,14 @@ def summary_table(rows: dict[str, dict], more: str) -> Table:
     for model, row in rows.items():
         table.add_row(model, *["" if row[key] is None else f"{row[key]:.3g}" for key in columns.values()])
     return table
+
+
+def shown(table: Measured) -> Table:
+    """For the terminal; fits 80 columns."""
+    text, *numbers = table.columns
+    rich = Table(text, title=table.title, title_justify="left", box=SIMPLE_HEAD, min_width=len(table.title))
+    for name in numbers:
+        rich.add_column(name, justify="right")
+    for row in table.rows:
+        rich.add_row(*row)
+    return rich

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -56,7 +56,7 @@ def load_data(
     """
     encode = _Encoder(config, tokenizer, end_tokens, teachers)
     splits = _read_splits(config, encode)
-    examples = {split: encode.all(conversations) for split, conversations in splits.items()}
+    examples = {split: list(encode.all(conversations)) for split, conversations in splits.items()}
     for split, kept in examples.items():
         if not kept:
             raise InputError(_why_empty(split, config, had_records=bool(splits[split])))
@@ -68,8 +68,11 @@ def load_data(
 
 def load_examples(
     source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...] = ()
-) -> list[Example]:
-    """Held-out records of one source, in their order, with the template and limits of `config`. Raises InputError as `load_data`."""
+) -> Iterator[Example]:
+    """Held-out records of one source, in their order, with the template and limits of `config`. Raises InputError as `load_data`.
+
+    Made as they are asked for: a few may be wanted of many.
+    """
     encode = _Encoder(config, tokenizer, end_tokens, teachers)
     return encode.all(enumerate(encode.read(source, "test")))
 
@@ -149,9 +152,9 @@ class _Encoder:
             raise InputError(f"the prompts of {source} are tokenised already and take no system prompt; leave data.system_prompt out")
         return tokenised_conversations(source, split, self.tokenizer, self.end_tokens, limit)
 
-    def all(self, conversations: Iterable[tuple[int, Conversation]]) -> list[Example]:
+    def all(self, conversations: Iterable[tuple[int, Conversation]]) -> Iterator[Example]:
         examples = (self.example(index, conversation) for index, conversation in conversations)
-        return [example for example in examples if example is not None]
+        return (example for example in examples if example is not None)
 
     def example(self, index: int, conversation: Conversation) -> Example | None:
         """None where the prompt is too long and such prompts are dropped."""
@@ -166,7 +169,8 @@ class _Encoder:
         gold = self._gold(segments[-1].tokens[: segments[-1].targets]) if conversation.has_response else []
         self.counts["without_response"] += not conversation.has_response
         teacher = self._teacher(conversation)
-        prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher)
+        text = conversation.prompt_text
+        prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher, text)
         targets = np.array(is_target + [True] * len(gold))
         return Example(prompt, Sequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
 

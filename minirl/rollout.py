@@ -24,7 +24,8 @@ class Prompt:
 
     tokens: int64 [P]. index: the record's place in its data set, part of every sampling seed. references: gold responses as
     text, empty where there is none. gold: int64 [G], the gold response in tokens with its end token, empty where there is none.
-    teacher: the id of the one of several teachers that speaks for it, None where that is not the records' matter.
+    teacher: the id of the one of several teachers that speaks for it, None where that is not the records' matter. text: what was asked,
+    without the template's markup, for people and judges.
     """
 
     tokens: np.ndarray
@@ -32,6 +33,7 @@ class Prompt:
     references: tuple[str, ...] = ()
     gold: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     teacher: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -43,9 +45,10 @@ def load_sets(
     return sets
 
 
-def evaluation_set(name: str, asked: EvaluationSetConfig, examples: list[Example], prompts: int) -> EvaluationSet:
+def evaluation_set(name: str, asked: EvaluationSetConfig, examples: Iterable[Example], prompts: int) -> EvaluationSet:
     """The first so many of those that Rouge-L can judge."""
-    kept = [e for e in examples if e.prompt.references and gold_words(e.prompt.references) >= asked.min_gold_words][:prompts]
+    fit = (e for e in examples if e.prompt.references and gold_words(e.prompt.references) >= asked.min_gold_words)
+    kept = list(islice(fit, prompts))
     if not kept:
         long = f" of {asked.min_gold_words} words or more" if asked.min_gold_words else ""
         raise InputError(

@@ -19,7 +19,7 @@ from rich.console import Console
 from actors.config import ClusterConfig
 from actors.placement import cluster
 from actors.publishing import publish
-from launch.bench import shown
+from launch.progress import shown
 from minirl.config import DistillConfig, ObjectiveConfig
 from minirl.driver import Driver
 from minirl.metrics import MetricsLog

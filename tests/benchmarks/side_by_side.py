@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.bench import processor, shown
+from launch.bench import processor
+from launch.progress import shown
 from minirl.report import Table
 from tests.benchmarks import comparison
 from tests.benchmarks.comparison import Figures, Point

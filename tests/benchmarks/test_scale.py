@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from launch.bench import shown
+from launch.progress import shown
 from minirl.rollout import SamplingRequest
 from tests.benchmarks.scale import Simulation
 from tests.benchmarks.scale_found import Found, Scale, covered, growth, real_bytes, save, tables

@@ -138,7 +138,7 @@ def test_tables_pictures_and_samples_stand_beside(judged):
         "exposure_bias.png", "kl_by_position.png", "rouge_l.png", "rouge_l_by_length.png",
     ]  # fmt: skip
     samples = [json.loads(line) for line in (judged / "unseen" / "deeper.samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 8 and set(samples[0]) == {"prompt", "response", "references"}
+    assert len(samples) == 8 and set(samples[0]) == {"question", "prompt", "response", "references"}
 
 
 def test_a_row_that_is_missing_is_made_again_beside_the_others(judged, report, config, given, start):

@@ -83,7 +83,7 @@ def write_samples(run, name, responses, prompts=None, on_set="test"):
     folder = run / "evaluate" / on_set
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"prompt": prompt, "response": response, "references": [f"bad reference {number}", "another"]}
+        {"question": prompt, "prompt": f"<user>{prompt}</user>", "response": response, "references": [f"bad reference {number}", "another"]}
         for number, (prompt, response) in enumerate(zip(prompts or [f"Q{i}?" for i in range(len(responses))], responses, strict=True))
     ]
     (folder / f"{name}.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -34,7 +34,7 @@ def load(source):
     def load(**sets):
         config = EvaluateConfig(prompts=2, sets={name: EvaluationSetConfig(**values) for name, values in sets.items()})
         data = DataConfig(train=source)
-        test = load_examples(source, data, TOKENIZER, ENDS)[:1]
+        test = [next(load_examples(source, data, TOKENIZER, ENDS))]
         return load_sets(config, data, test, TOKENIZER, ENDS)
 
     return load
