@@ -18,7 +18,7 @@ from launch.watcher import Watcher
 from minirl.checkpoint import write_json
 from minirl.config import validate_config
 from minirl.errors import InputError, RunError
-from minirl.experiment import Method, Scores, picture, tables
+from minirl.experiment import Method, Scores, brief, picture, tables
 from minirl.models import fingerprint
 from minirl.report import Table
 
@@ -86,7 +86,7 @@ class Experiment:
         self._command("evaluate", self.common.model_copy(update={"stages": stages}), *given, "--out", str(self.directory / "evaluate"))
 
     def report(self, runs: list[Run]) -> list[Table]:
-        """Write the tables and the picture; returns the tables. Empty while the baseline has no run."""
+        """Write the tables and the picture; returns the tables in brief. Empty while the baseline has no run."""
         methods = self._methods(runs)
         if self.config.baseline not in [method.name for method in methods]:
             return []
@@ -95,7 +95,7 @@ class Experiment:
         (self.directory / "experiment.md").write_text("\n".join(lines))
         picture(methods, self.config.baseline).savefig(self.directory / "experiment.png", dpi=150)
         write_json(self.directory / "experiment.json", [asdict(table) for table in found])
-        return found
+        return brief(methods, self.config.baseline)
 
     def _methods(self, runs: list[Run]) -> list[Method]:
         methods = []

@@ -102,6 +102,27 @@ def tables(methods: list[Method], baseline: str) -> list[Table]:
     return [*found, Table("Work of a run", ("method", "tokens with gradient", "sampled", "training"), work)]
 
 
+def brief(methods: list[Method], baseline: str) -> list[Table]:
+    """For a terminal of 80 columns: means, and differences from the baseline, starred where their interval leaves 0."""
+    base, found = next(method for method in methods if method.name == baseline), []
+    for name in base.sets:
+        compared = {method: compare(method, base, name) for method in methods}
+        rows = [
+            (
+                m.about, f"{c.rouge_l.mean:.2f}", _star(c.rouge_l_gain, 2, m is base),
+                f"{c.reverse_kl.mean:.3f}", _star(c.reverse_kl_gain, 3, m is base),
+            )
+            for m, c in compared.items()
+        ]  # fmt: skip
+        found.append(Table(f"Set {name}, differences from {base.about}", ("method", "Rouge-L", "diff.", "rev. KL", "diff."), rows))
+    return found
+
+
+def _star(gain: tuple[float, Interval], digits: int, is_baseline: bool) -> str:
+    mean, (low, high) = gain
+    return "" if is_baseline else f"{mean:+.{digits}f}" + (" " if low <= 0 <= high else "*")
+
+
 def _of_set(methods: list[Method], base: Method, name: str) -> Table:
     rows = []
     for method in methods:

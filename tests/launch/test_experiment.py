@@ -111,7 +111,9 @@ def test_finished_rows_are_small_files_and_not_made_again(tmp_path, models):
     again, started = make(tmp_path, models)
     tables = again.run([])
     assert names(started) == ["run common", "run sft-1", "run sft-2", "evaluate common"]
-    assert [row[:2] for row in tables[0].rows] == [("SFT", "2"), ("MiniLLM", "1")]
+    assert [row[0] for row in tables[0].rows] == ["SFT", "MiniLLM"]
+    full = json.loads((tmp_path / "experiment.json").read_text())
+    assert [row[:2] for row in full[0]["rows"]] == [["SFT", "2"], ["MiniLLM", "1"]]
     assert {file.name for file in tmp_path.glob("experiment.*")} == {"experiment.json", "experiment.md", "experiment.png"}
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minirl.experiment import Method, Scores, compare, picture, tables
+from minirl.experiment import Method, Scores, brief, compare, picture, tables
 
 
 def scores(draw, prompts=40, seeds=2, shift=0.0, hard=None) -> Scores:
@@ -60,6 +60,12 @@ def test_a_difference_whose_interval_leaves_zero_is_starred_and_the_baseline_has
     assert [row[0] for row in of_set.rows] == ["SFT", "MiniLLM"]
     assert of_set.rows[0][4] == "" and of_set.rows[1][4].endswith("*")
     assert work.rows[1] == ("MiniLLM", "100", "90", "12 s")
+
+
+def test_in_brief_it_fits_a_terminal(methods):
+    (table,) = brief(methods, "sft")
+    assert table.rows[0][2] == "" and table.rows[1][2].endswith("*")
+    assert max(len(" ".join(row)) for row in table.rows) < 60
 
 
 def test_the_picture_has_two_panels_a_set(methods):
