@@ -106,13 +106,13 @@ def brief(methods: list[Method], baseline: str) -> list[Table]:
     """For a terminal of 80 columns: means, and differences from the baseline, starred where their interval leaves 0."""
     base, found = next(method for method in methods if method.name == baseline), []
     for name in base.sets:
-        compared = {method: compare(method, base, name) for method in methods}
+        compared = [(method, compare(method, base, name)) for method in methods]
         rows = [
             (
                 m.about, f"{c.rouge_l.mean:.2f}", _star(c.rouge_l_gain, 2, m is base),
                 f"{c.reverse_kl.mean:.3f}", _star(c.reverse_kl_gain, 3, m is base),
             )
-            for m, c in compared.items()
+            for m, c in compared
         ]  # fmt: skip
         found.append(Table(f"Set {name}, differences from {base.about}", ("method", "Rouge-L", "diff.", "rev. KL", "diff."), rows))
     return found
