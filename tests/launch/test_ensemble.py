@@ -34,15 +34,13 @@ def run(experiment, start, name, ensemble, stages, **changes):
 
 def test_an_average_teaches_writes_and_judges(experiment, second, start):
     ensemble = [{"model": experiment.settings["teacher"]["model"], "weight": 3.0}, {"model": second}]
-    stages = {"seqkd": {**GIVEN, "soft": {}}, "distill": ON_POLICY, "evaluate": {"seeds": [1], "prompts": 4}}
+    stages = {"seqkd": {**GIVEN, "soft": {}}, "evaluate": {"seeds": [1], "prompts": 4}}
     directory, records = run(experiment, start, "average", ensemble, stages)
     about = json.loads((directory / "seqkd" / "responses.json").read_text())
     assert about["teacher_weights"] == [fingerprint(member["model"]) for member in ensemble]
     assert next(r for r in records if r["stage"] == "seqkd")["loss/divergence"] > 0
-    distilled = next(r for r in records if "rollout/reverse_kl" in r)
-    assert distilled["rollout/reverse_kl"] > 0 and 0 <= distilled["learner/teacher_gap"] < 1e-4
     summary = json.loads((directory / "summary.json").read_text())
-    assert list(summary) == ["student_init", "seqkd", "distill"]
+    assert list(summary) == ["student_init", "seqkd"]
     assert all(math.isfinite(row["reverse_kl"]) for row in summary.values())
 
 
@@ -51,8 +49,7 @@ def test_each_record_has_its_teacher(experiment, second, start):
     named = experiment.root / "named.jsonl"
     named.write_text("".join(json.dumps(r | {"teacher_id": "ab"[n % 2]}) + "\n" for n, r in enumerate(lines)))
     ensemble = [{"model": experiment.settings["teacher"]["model"], "id": "a"}, {"model": second, "id": "b"}]
-    stages = {"kd": GIVEN, "distill": ON_POLICY | {"samples_per_prompt": 2}}
+    stages = {"distill": ON_POLICY | {"samples_per_prompt": 2}}
     _, records = run(experiment, start, "by_record", ensemble, stages, data=experiment.settings["data"] | {"train": str(named)})
-    assert next(r for r in records if r["stage"] == "kd")["loss/divergence"] > 0
     distilled = next(r for r in records if "rollout/reverse_kl" in r)
     assert distilled["rollout/reverse_kl"] > 0 and 0 <= distilled["learner/teacher_gap"] < 1e-4

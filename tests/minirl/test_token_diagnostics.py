@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from minirl.models import OutputHead
+from minirl.rollout import TeacherScores, array_of
+from minirl.student import StudentModule
 from minirl.token_diagnostics import token_diagnostics
+from minirl.update import SupervisedItem, diagnose, forward
+from tests.minirl.test_student import VOCABULARY as STUDENT_VOCABULARY
+from tests.minirl.test_student import model_of, sequences
 
 ROWS, VOCABULARY, PADDED = 13, 40, 44
 
@@ -63,3 +68,25 @@ def test_no_targets_at_all():
     student, teacher, hidden, teacher_hidden, targets = heads()
     found = token_diagnostics(hidden[:0], targets[:0], student, teacher=teacher, teacher_hidden=teacher_hidden[:0], top_k=3, chunk_tokens=8)
     assert all(len(field) == 0 for field in found if field is not None)
+
+
+def test_the_student_module_gives_each_sequence_what_its_own_statistics_say():
+    """And a worker that has nothing left runs an empty micro-batch beside the others."""
+    draw, model, width = np.random.default_rng(0), model_of("llama"), 7
+    head = OutputHead(torch.randn(STUDENT_VOCABULARY, width), None, 1.0, None, STUDENT_VOCABULARY)
+    module, items = StudentModule(model, vocabulary=STUDENT_VOCABULARY, chunk_tokens=5, teacher_head=head).eval(), []
+    for sequence in sequences((9, 4, 20)):
+        hidden = torch.from_numpy(draw.normal(size=(sequence.targets, width)).astype(np.float32))
+        logits, targets = head.logits(hidden), torch.from_numpy(sequence.tokens[sequence.is_target])[:, None]
+        normalizers = logits.logsumexp(-1)
+        logprobs = logits.gather(1, targets)[:, 0] - normalizers
+        items.append(SupervisedItem(sequence, TeacherScores(*map(array_of, (logprobs, normalizers, hidden)))))
+    with torch.no_grad():
+        batch, tokens = forward(module, items, "cpu", 1.0)
+        found, gap = diagnose(module, items, "cpu", 3)
+        assert diagnose(module, [], "cpu", 3) == ([], {})
+    assert float(gap["teacher_gap_max"]) < 1e-5
+    for name in ("student_logprobs", "reverse_kl", "forward_kl"):
+        rows = getattr(tokens, name).split(batch.counts.tolist())
+        for one, row in zip(found, rows, strict=True):
+            np.testing.assert_allclose(getattr(one, name), row.numpy(), rtol=1e-5, atol=1e-6)
