@@ -19,6 +19,7 @@ INK = "#333333"
 FEWEST_ALIVE = 0.05  # of the responses: what comes after is the chatter of a few
 SMOOTHED = 5  # places that a curve of KL averages
 MOST_BANDS = 4  # more would cover one another
+FINISHED = {"zero": "finished responses count 0", "drop": "finished responses left out"}
 
 BARS = {"elinewidth": 1, "capsize": 2, "ecolor": INK}
 Models = dict[str, dict[str, Measures]]  # by model, then by set
@@ -101,31 +102,38 @@ def kl_by_position(models: Models) -> Figure | None:
 
 
 def exposure_bias(models: Models) -> Figure | None:
-    """ExAccErr, form `zero`, with 95 % of a bootstrap over prompts: a band, or where bands would be too many a bar at the end."""
+    """ExAccErr in its two forms, since responses of another length than the teacher's move the first."""
     students = {model: sets for model, sets in models.items() if all(one["exposure_bias"] for one in sets.values())}
     if not students:
         return None
     sets = _sets(students)
-    figure, panels = _panels(len(sets), width=7.5)
-    for axes, name in zip(panels, sets, strict=True):
-        ends = []
-        for model, color, style in _styled(students, models):
-            curve = {key: np.array(values, np.float64) for key, values in students[model][name]["exposure_bias"]["zero"].items()}
-            lengths = np.arange(1, len(curve["percent"]) + 1)
-            axes.plot(lengths, curve["percent"], color=color, linestyle=style, label=model)
-            if len(students) <= MOST_BANDS:
-                axes.fill_between(lengths, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
-            else:
-                ends.append((lengths[-1], color, curve["low"][-1], curve["high"][-1]))
-        for number, (length, color, low, high) in enumerate(ends):
-            axes.vlines(length * (1.015 + 0.01 * number), low, high, color=color, linewidth=1.5)
-        axes.axhline(0, color=GRAY, linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(_of("ExAccErr (%)", name, sets))
-        _tidy(axes)
-    panels[-1].set_xlabel("length of the response")
-    _legend(figure, panels[0])
+    figure = Figure(figsize=(10, 3.2 * len(sets) + 0.8), layout="constrained")
+    rows = figure.subplots(len(sets), 2, squeeze=False, sharex="row", sharey="row")
+    for panels, name in zip(rows, sets, strict=True):
+        for axes, (form, title) in zip(panels, FINISHED.items(), strict=True):
+            curves = {model: sets[name]["exposure_bias"][form] for model, sets in students.items()}
+            _curves(axes, [(curves[model], model, *look) for model, *look in _styled(students, models)])
+            axes.set_title(title, fontsize=10)
+        panels[0].set_ylabel(_of("ExAccErr (%)", name, sets))
+    for axes in rows[-1]:
+        axes.set_xlabel("length of the response")
+    _legend(figure, rows[0][0])
     return figure
+
+
+def _curves(axes: Axes, looks: list[tuple[Measures, str, str, str]]) -> None:
+    """(curve, model, color, style), with 95 % of a bootstrap: a band, or where bands would be too many a bar at the end."""
+    for number, (curve, model, color, style) in enumerate(looks):
+        percent, low, high = (np.array(curve[key], np.float64) for key in ("percent", "low", "high"))
+        lengths = np.arange(1, len(percent) + 1)
+        axes.plot(lengths, percent, color=color, linestyle=style, label=model)
+        if len(looks) <= MOST_BANDS:
+            axes.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
+        else:
+            axes.vlines(lengths[-1] * (1.015 + 0.01 * number), low[-1], high[-1], color=color, linewidth=1.5)
+    axes.axhline(0, color=GRAY, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _tidy(axes)
 
 
 def _bars(axes: Axes, models: Models, labels: list[str], estimates: Callable[[dict[str, Measures]], list[Measures | None]]) -> None:

@@ -123,19 +123,20 @@ def _by_gold_words(first: Measures) -> Columns:
 
 
 def _exposure(on_set: dict[str, Measures]) -> Columns:
-    """ExAccErr at a half and at the whole of the length to which all models have a curve."""
+    """ExAccErr in both forms at the length to which all models have a curve."""
     curves = [m["exposure_bias"]["zero"]["percent"] for m in on_set.values() if m["exposure_bias"]]
     if not curves:
         return {}
-    longest = min(map(len, curves))
-    return {f"ExAccErr({at}), %": lambda m, at=at: _error_at(m, at) for at in dict.fromkeys((max(longest // 2, 1), longest))}
+    length = min(map(len, curves))
+    names = {"zero": f"ExAccErr({length}), %", "drop": "finished left out"}
+    return {name: lambda m, form=form: _error_at(m, form, length) for form, name in names.items()}
 
 
-def _error_at(measures: Measures, length: int) -> str:
+def _error_at(measures: Measures, form: str, length: int) -> str:
     if not measures["exposure_bias"]:
         return ""
-    zero = measures["exposure_bias"]["zero"]
-    percent, low, high = (_number(zero[name][length - 1]) for name in ("percent", "low", "high"))
+    curve = measures["exposure_bias"][form]
+    percent, low, high = (_number(curve[name][length - 1]) for name in ("percent", "low", "high"))
     return percent and f"{percent} [{low}, {high}]"
 
 
