@@ -136,7 +136,7 @@ class Experiment:
         directory = Path(config.directory)
         directory.mkdir(parents=True, exist_ok=True)
         file, log = directory / f"{verb}.yaml", directory / f"{verb}.log"
-        file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
+        file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False))
         with log.open("a") as output:
             command = [str(Path(sys.executable).with_name("minirl")), verb, str(file), *options]
             ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
