@@ -154,7 +154,7 @@ def picture(methods: list[Method], baseline: str) -> Figure:
     base = next(method for method in methods if method.name == baseline)
     others, sets = [m for m in methods if m is not base], list(base.sets)
     figure = Figure(figsize=(11, 1.2 + 0.34 * len(others) * len(sets)), layout="constrained")
-    panels = figure.subplots(len(sets), 2, squeeze=False, sharey=True)
+    panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
     for (left, right), name in zip(panels, sets, strict=True):
         found = [compare(method, base, name) for method in others]
         _gains(left, [one.rouge_l_gain for one in found], f"Rouge-L on {name}, against {base.about} (right is better)", better=1)

@@ -1,5 +1,7 @@
 """The figures of an experiment against plain loops, and what an interval means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -68,5 +70,8 @@ def test_in_brief_it_fits_a_terminal(methods):
     assert max(len(" ".join(row)) for row in table.rows) < 60
 
 
-def test_the_picture_has_two_panels_a_set(methods):
-    assert len(picture(methods, "sft").axes) == 2
+@pytest.mark.parametrize("sets", [("test",), ("test", "other")])
+def test_the_picture_has_two_panels_a_set_with_the_first_row_on_top(methods, sets):
+    methods = [replace(method, sets={name: method.sets["test"] for name in sets}) for method in methods]
+    axes = picture(methods, "sft").axes
+    assert len(axes) == 2 * len(sets) and all(one.yaxis_inverted() for one in axes)
