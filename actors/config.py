@@ -47,6 +47,7 @@ class TeacherConfig(EngineConfig):
     model: str | None = None  # a directory, a hub name, or "embedded:smollm2-135m-instruct"
     ensemble: list[TeacherMember] | None = None
     micro_batch_tokens: PositiveInt = 4096  # a scoring pass of the engine
+    check_every: PositiveInt = 8  # of a sequence's tokens one has its log-prob told by the teacher itself, as the learner's checksum
     score_as_finished: bool = True  # each rollout when it is there, not when the batch is; `deterministic: true` waits for the batch
 
     @property

@@ -2,10 +2,11 @@
 
 The row of position i holds, in float32: the hidden state after the final norm (d), the log-normaliser of the distribution that
 predicts token i + 1, and that token's log-prob. The last two come from the wrapped model's own `compute_logits` (its norm, bias,
-scale and soft-cap), so that a learner which rebuilds them from `hidden @ head.T` has an independent check.
+scale and soft-cap), so that a learner which rebuilds them from `hidden @ head.T` has an independent check. They are there in the first of
+every `check_every` rows, else not a number: a wrong head shows in any row, and the learner multiplies by it again anyway.
 
-Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary. A request names the first row that
-it wants (`PoolingParams.extra_kwargs["first_row"]`); the last row, which predicts nothing known, is left out.
+Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary, check_every. A request names the first
+row that it wants (`PoolingParams.extra_kwargs["first_row"]`); the last row, which predicts nothing known, is left out.
 """
 
 import copy
@@ -36,6 +37,7 @@ class ScoringForCausalLM(nn.Module):
             architectures=[config.scoring["architecture"]],
         )
         self.temperature, self.shared_vocabulary = config.scoring["temperature"], config.scoring["shared_vocabulary"]
+        self.check_every = config.scoring["check_every"]
         self.pooler = ScoringPooler(AllPool(), self.score)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -57,9 +59,11 @@ class ScoringForCausalLM(nn.Module):
             return rows
         states = torch.cat([rows[i] for i in finished])
         tokens = torch.cat([next_tokens[i] for i in finished]).to(states.device, torch.int64)
+        checked = torch.cat([torch.arange(0, len(rows[i]), device=states.device) % self.check_every == 0 for i in finished])
+        scored = torch.cat([states.float(), states.new_full((len(states), 2), torch.nan, dtype=torch.float32)], dim=-1)
         size = HEAD_CHUNK_ROWS[states.device.type]
-        chunks = zip(states.split(size), tokens.split(size), strict=True)
-        scored = torch.cat([torch.cat([part.float(), self._head_columns(part, following)], dim=-1) for part, following in chunks])
+        chunks = zip(states[checked].split(size), tokens[checked].split(size), strict=True)
+        scored[checked, -2:] = torch.cat([self._head_columns(part, following) for part, following in chunks])
         for i, part in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
             rows[i] = part
         return rows

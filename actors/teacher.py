@@ -28,7 +28,10 @@ class TeacherWorker:
         temperature: float,
     ):
         network = read_model_config(model, max_model_len)
-        settings = {"architecture": architecture_of(network, model), "temperature": temperature, "shared_vocabulary": shared_vocabulary}
+        settings = {
+            "architecture": architecture_of(network, model), "temperature": temperature, "shared_vocabulary": shared_vocabulary,
+            "check_every": config.check_every,
+        }  # fmt: skip
         self._width, self._shared_vocabulary, self._max_model_len = network.hidden_size, shared_vocabulary, max_model_len
         self._dtype = getattr(torch, config.dtype)
         self._engine = start_engine(

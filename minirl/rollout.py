@@ -94,7 +94,8 @@ class Rollout:
 class TeacherScores:
     """What the teacher says of the N targets of one sequence, at the run's temperature, over the shared vocabulary.
 
-    logprobs, log_normalizers: float32 [N], nats. hidden: [N, d], after the final norm, at no temperature, float32 or bfloat16 bits.
+    logprobs, log_normalizers: float32 [N], nats, of some of the targets, the others not a number: they are there to check what is made of
+    the states. hidden: [N, d], after the final norm, at no temperature, float32 or bfloat16 bits.
     """
 
     logprobs: np.ndarray

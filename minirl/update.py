@@ -228,9 +228,9 @@ def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Items[TeacherScores]
     """The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too."""
     shipped = _joined([s.log_normalizers for s in scores], device)
     size = shipped.abs().clamp(min=1.0)
-    normalizer = ((log_normalizers - shipped).abs() / size).max()
-    logprob = ((logprobs - _joined([s.logprobs for s in scores], device)).abs() / size).max()
-    return torch.maximum(normalizer, logprob)
+    normalizer = (log_normalizers - shipped).abs() / size
+    logprob = (logprobs - _joined([s.logprobs for s in scores], device)).abs() / size
+    return torch.maximum(normalizer, logprob).masked_fill(shipped.isnan(), 0.0).max()
 
 
 def add_sums(total: Sums, sums: Sums) -> None:

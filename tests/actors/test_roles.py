@@ -47,7 +47,7 @@ def rollout_group(student: str, teacher: str | None, workers: int) -> RolloutGro
 
 
 def teacher_group(teacher: str, workers: int) -> TeacherGroup:
-    config = TeacherConfig(model=teacher, workers=workers, dtype="float32", kv_cache_gib=0.0625)
+    config = TeacherConfig(model=teacher, workers=workers, dtype="float32", kv_cache_gib=0.0625, check_every=1)
     return TeacherGroup(config, CLUSTER, "cpu", model=teacher, **ENGINE)
 
 

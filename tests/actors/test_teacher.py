@@ -19,8 +19,10 @@ CASES = {
 }
 
 
-def teacher_worker(path: str, shared: int = 512, temperature: float = 1.0, dtype: str = "float32", batch: int = 256) -> TeacherWorker:
-    config = TeacherConfig(model=path, dtype=dtype, kv_cache_gib=0.125, micro_batch_tokens=batch)
+def teacher_worker(
+    path: str, shared: int = 512, temperature: float = 1.0, dtype: str = "float32", batch: int = 256, check_every: int = 1
+) -> TeacherWorker:
+    config = TeacherConfig(model=path, dtype=dtype, kv_cache_gib=0.125, micro_batch_tokens=batch, check_every=check_every)
     return TeacherWorker(path, config, device="cpu", threads=1, max_model_len=MAX_LENGTH, shared_vocabulary=shared, temperature=temperature)
 
 
@@ -59,6 +61,25 @@ def test_scores_equal_hugging_face(case, model_directory):
         torch.testing.assert_close(tensor_of(scores.log_normalizers).double(), normalizers, atol=1e-5, rtol=0)
         torch.testing.assert_close(tensor_of(scores.logprobs).double(), logprobs, atol=1e-5, rtol=0)
         torch.testing.assert_close((tensor_of(scores.hidden) @ head.T).double(), logits, atol=3e-5, rtol=0)
+
+
+def test_told_of_some_tokens_it_says_the_same_of_them_and_nothing_of_the_others(model_directory):
+    path = model_directory("llama", tied=False, seed=7)
+    found = {}
+    for check_every in (1, 3):
+        worker = teacher_worker(path, check_every=check_every)
+        try:
+            found[check_every] = worker.score(sequences())
+        finally:
+            worker.close()
+    for sequence, every, some in zip(sequences(), found[1], found[3], strict=True):
+        rows = np.flatnonzero(sequence.is_target)
+        told = (rows - rows[:1]) % 3 == 0  # counted from the first target
+        for name in ("logprobs", "log_normalizers"):
+            one, other = getattr(every, name), getattr(some, name)
+            assert np.isfinite(one).all() and (np.isfinite(other) == told).all()
+            np.testing.assert_allclose(other[told], one[told], atol=1e-5)
+        np.testing.assert_allclose(some.hidden, every.hidden, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
