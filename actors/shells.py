@@ -71,6 +71,9 @@ class RolloutShell(Shell, RolloutWorker):
 class TeacherShell(Shell, TeacherWorker):
     """place: of this teacher among several, None for the only one. speaks_for: its id, and it passes on what another one speaks for."""
 
+    place: int | None = None
+    speaks_for: str | None = None
+
     def __init__(self, *, place: int | None = None, speaks_for: str | None = None, cores: tuple[int, ...] | None = None, **settings: Any):
         super().__init__(cores=cores, **settings)
         self.place, self.speaks_for = place, speaks_for

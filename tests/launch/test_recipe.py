@@ -225,7 +225,7 @@ def test_distillation_does_not_go_on_from_a_student_that_has_changed_since(whole
         file.write(b"\x01\x02\x03\x04")
     command = start(whole.with_suffix(".yaml"), f"directory={copy}", "stages.distill.iterations=5")
     assert command.wait() == 2, command.text
-    assert "goes on from other weights than the stage before it left" in command.text
+    assert "goes on from other weights or data than the stage before it left" in command.text
     assert command.left() == []
 
 
