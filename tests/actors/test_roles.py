@@ -271,7 +271,7 @@ def test_iterations_sampled_ahead_are_stale_and_the_importance_ratio_knows(as_fi
 def half_soft_loss(pair: tuple[str, str], driver: Driver) -> float:
     """0.5 hard + 0.5 soft cross-entropy of the first update's blocks, mean over their targets."""
     again = driver_of("lmops", driver.metrics.path.parent)
-    sequences = [again.corpus.block(i) for i in again.corpus_cursor.next(3)]
+    sequences = [again.given.block(i) for i in again.given_cursor.next(3)]
     q, p = (torch.cat([next_logprobs(hugging_face(path), s) for s in sequences]) for path in pair)
     targets = torch.from_numpy(np.concatenate([s.tokens[s.is_target] for s in sequences]))
     hard = -q[torch.arange(len(targets)), targets].mean()
