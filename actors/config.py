@@ -5,7 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from minirl.config import LoraConfig, ObjectiveConfig, OptimizerStageConfig, SoftTargetsConfig, StrictModel
+from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
+from minirl.config.stages import OptimizerStageConfig
+from minirl.config.strict import StrictModel
+from minirl.config.student import LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -3,7 +3,7 @@
 from transformers.utils import is_flash_attn_2_available
 
 from actors.config import LearnerConfig
-from minirl.config import OptimizerStageConfig
+from minirl.config.stages import OptimizerStageConfig
 from minirl.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minirl.config import LoraConfig
+from minirl.config.student import LoraConfig
 from minirl.lora import adapter_tensors, save_adapter, student_weights
 from minirl.models import save_weights
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from launch.config import RunConfig
 from launch.experiment_config import ExperimentConfig
-from minirl.config import read_config
+from minirl.config.reader import read_config
 from minirl.errors import InputError, RunError
 from minirl.evaluation.judge import LATEST
 

@@ -5,19 +5,12 @@ from typing import Self
 from pydantic import NonNegativeInt, model_validator
 
 from actors.config import ClusterConfig, LearnerConfig, RolloutConfig, TeacherConfig
-from minirl.config import (
-    CorpusConfig,
-    DataConfig,
-    DistillConfig,
-    EvaluateConfig,
-    GkdConfig,
-    KdConfig,
-    ObjectiveConfig,
-    SeqkdConfig,
-    SftConfig,
-    StrictModel,
-    StudentConfig,
-)
+from minirl.config.data import CorpusConfig, DataConfig
+from minirl.config.evaluation import EvaluateConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import DistillConfig, GkdConfig, KdConfig, SeqkdConfig, SftConfig
+from minirl.config.strict import StrictModel
+from minirl.config.student import StudentConfig
 
 STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill")
 

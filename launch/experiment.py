@@ -16,7 +16,7 @@ from launch.config import STUDENT_STAGES, RunConfig
 from launch.experiment_config import ExperimentConfig, RowConfig
 from launch.watcher import Watcher
 from minirl.checkpoint import write_json
-from minirl.config import validate_config
+from minirl.config.reader import validate_config
 from minirl.errors import InputError, RunError
 from minirl.experiment import Method, Scores, brief, picture, tables
 from minirl.models import fingerprint

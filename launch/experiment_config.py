@@ -4,7 +4,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from minirl.config import EvaluateConfig, StrictModel
+from minirl.config.evaluation import EvaluateConfig
+from minirl.config.strict import StrictModel
 
 
 class RowConfig(StrictModel):

@@ -13,7 +13,7 @@ from launch.groups import Groups
 from launch.prepare import Prepared
 from launch.watcher import Watcher
 from minirl.checkpoint import write_json
-from minirl.config import SeqkdConfig
+from minirl.config.stages import SeqkdConfig
 from minirl.driver import sampling_requests
 from minirl.models import fingerprint
 from minirl.prompts import Example

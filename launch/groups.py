@@ -14,7 +14,9 @@ from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from launch.measuring import AT_ONCE
 from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared
-from minirl.config import DistillConfig, GkdConfig, LoraConfig, SftConfig, SoftTargetsConfig
+from minirl.config.objective import SoftTargetsConfig
+from minirl.config.stages import DistillConfig, GkdConfig, SftConfig
+from minirl.config.student import LoraConfig
 
 MIB = 2**20
 MOST_KEPT = 2048  # responses that an evaluation has room for; Ray keeps more on its disk

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from launch.config import RunConfig
 from launch.prepare import Prepared
-from minirl.config import DistillConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
+from minirl.config.stages import DistillConfig
 from minirl.driver import Driver
 from minirl.metrics import MetricsLog
 from minirl.rollout import Sequence

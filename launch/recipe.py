@@ -18,7 +18,9 @@ from launch.prepare import Prepared
 from launch.stage import Stage
 from launch.watcher import Watcher
 from minirl.checkpoint import digest, write_json
-from minirl.config import LoraConfig, SftConfig, SoftTargetsConfig
+from minirl.config.objective import SoftTargetsConfig
+from minirl.config.stages import SftConfig
+from minirl.config.student import LoraConfig
 from minirl.evaluation.text import rouge_l
 from minirl.models import fingerprint
 from minirl.rollout import Sequence

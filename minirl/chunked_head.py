@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from minirl.config import DivergenceConfig
+from minirl.config.objective import DivergenceConfig
 from minirl.divergence import TokenStatistics, divergence_of
 from minirl.ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, joined, teacher_logits_into
 from minirl.models import OutputHead

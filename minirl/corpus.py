@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from minirl.config import CorpusConfig
+from minirl.config.data import CorpusConfig
 from minirl.errors import InputError
 from minirl.indexed import check_ids, is_indexed, open_all
 from minirl.records import read_rows

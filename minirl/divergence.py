@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minirl.config import DivergenceConfig
+from minirl.config.objective import DivergenceConfig
 from minirl.mixture import mixture_logprobs
 
 

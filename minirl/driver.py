@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from minirl.config import DistillConfig, GkdConfig, ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import DistillConfig, GkdConfig
 from minirl.credit import whitening_statistics
 from minirl.cursor import Cursor
 from minirl.iteration_record import iteration_record

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from minirl.config import LoraConfig
+from minirl.config.student import LoraConfig
 from minirl.errors import InputError
 
 ADAPTER = "default"  # peft's name for the one adapter that there is

@@ -1,13 +1,14 @@
 """The on-policy objective of one micro-batch: credit and losses put together as the config's switches say.
 
-The presets are points of this space; their definitions stand in `minirl.config.PRESETS` and, term by term, in `credit` and `losses`.
+The presets are points of this space; their definitions stand in `minirl.config.objective.PRESETS` and, term by term, in `credit` and
+`losses`.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from minirl.config import ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
 from minirl.credit import exact_returns, returns, rewards, weights_before
 from minirl.losses import importance_ratios, policy_gradient_loss, single_step_loss
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from minirl.config import DataConfig
+from minirl.config.data import DataConfig
 from minirl.errors import InputError
 from minirl.indexed import is_indexed
 from minirl.records import Conversation, read_conversations

@@ -2,7 +2,7 @@
 
 import math
 
-from minirl.config import OptimizerStageConfig
+from minirl.config.stages import OptimizerStageConfig
 
 
 def learning_rate(config: OptimizerStageConfig, update: int, total_updates: int) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from minirl.config import SourceConfig
+from minirl.config.data import SourceConfig
 from minirl.records import Conversation
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from minirl.batch import MicroBatch, make_microbatch
 from minirl.chunked_head import head_statistics
-from minirl.config import DivergenceConfig
+from minirl.config.objective import DivergenceConfig
 from minirl.divergence import TokenStatistics
 from minirl.ensemble import EnsembleStates, TeacherEnsemble
 from minirl.models import OutputHead, student_head

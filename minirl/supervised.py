@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from minirl.config import SftConfig
+from minirl.config.stages import SftConfig
 from minirl.cursor import Cursor
 from minirl.metrics import MetricsLog, Stopwatch
 from minirl.protocols import Teachers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minirl.batch import MicroBatch, make_microbatch
-from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.credit import whiten
 from minirl.divergence import TokenStatistics
 from minirl.ensemble import EnsembleStates, spoken_for

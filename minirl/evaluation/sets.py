@@ -8,7 +8,8 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from minirl.config import DataConfig, EvaluateConfig, EvaluationSetConfig
+from minirl.config.data import DataConfig
+from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
 from minirl.errors import InputError
 from minirl.prompts import Example, load_examples
 

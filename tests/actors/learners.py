@@ -9,7 +9,9 @@ import torch
 
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup
 from actors.roles import LearnerGroup
-from minirl.config import LoraConfig, ObjectiveConfig, SftConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import SftConfig
+from minirl.config.student import LoraConfig
 from minirl.models import read_head
 from minirl.rollout import Rollout, Sequence, TeacherScores, array_of
 from minirl.update import OnPolicyItem, SupervisedItem

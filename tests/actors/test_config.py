@@ -3,7 +3,7 @@
 import pytest
 
 from actors.config import TeacherConfig
-from minirl.config import validate_config
+from minirl.config.reader import validate_config
 from minirl.errors import InputError
 
 

@@ -11,7 +11,7 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from minirl.config import ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
 from minirl.credit import whitening_statistics
 from minirl.errors import RunError
 from minirl.models import load_causal_lm, read_head

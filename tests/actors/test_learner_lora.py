@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from minirl.config import LoraConfig, ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.student import LoraConfig
 from minirl.lora import attach, student_weights
 from minirl.models import load_causal_lm, read_head
 from minirl.student import StudentModule

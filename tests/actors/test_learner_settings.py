@@ -3,7 +3,7 @@ import pytest
 from actors import learner_settings
 from actors.config import LearnerConfig
 from actors.learner_settings import attention_kernel, deepspeed_config
-from minirl.config import SftConfig
+from minirl.config.stages import SftConfig
 from minirl.errors import InputError
 
 

@@ -6,7 +6,7 @@ import torch
 
 from actors.config import LearnerConfig, LearnerSetup
 from actors.roles import LearnerGroup
-from minirl.config import DivergenceConfig, SoftTargetsConfig
+from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.models import load_causal_lm, read_head
 from minirl.rollout import EnsembleScores, Sequence, tensor_of
 from minirl.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep

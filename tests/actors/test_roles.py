@@ -14,7 +14,8 @@ from actors.config import RolloutConfig, TeacherConfig
 from actors.parcel import fetch, places
 from actors.publishing import publish
 from actors.roles import RolloutGroup, TeacherGroup
-from minirl.config import DistillConfig, ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import DistillConfig
 from minirl.corpus import Corpus
 from minirl.driver import Driver
 from minirl.errors import RunError

@@ -10,7 +10,7 @@ from launch.config import RunConfig
 from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import prepare
-from minirl.config import read_config
+from minirl.config.reader import read_config
 from minirl.metrics import MetricsLog, Record
 from tests.benchmarks.turns import Job, Turns, Worked
 

@@ -10,7 +10,7 @@ import yaml
 
 from launch.config import RunConfig
 from launch.prepare import EMBEDDED_TEACHER, Prepared, prepare
-from minirl.config import read_config
+from minirl.config.reader import read_config
 from minirl.cursor import Cursor
 from minirl.seeds import derive_seed
 from tests.benchmarks.turns import Job

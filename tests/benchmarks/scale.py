@@ -20,7 +20,8 @@ from actors.config import ClusterConfig
 from actors.placement import cluster
 from actors.publishing import publish
 from launch.progress import shown
-from minirl.config import DistillConfig, ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import DistillConfig
 from minirl.driver import Driver
 from minirl.metrics import MetricsLog
 from minirl.rollout import Prompt

@@ -5,7 +5,7 @@ import pytest
 from launch.candidates import candidates, teachers_of
 from launch.config import RunConfig
 from launch.prepare import Prepared, prepare
-from minirl.config import read_config
+from minirl.config.reader import read_config
 from minirl.errors import InputError
 from tests.launch.conftest import VOCABULARY
 from tests.tiny import tiny_model

@@ -15,7 +15,7 @@ import launch.recipe
 from launch.cli import main
 from launch.config import RunConfig
 from launch.prepare import claimed
-from minirl.config import read_config
+from minirl.config.reader import read_config
 from minirl.errors import RunError
 from tests.launch.conftest import COMMAND, VOCABULARY
 from tests.minirl.reference_files import write_indexed, write_split

@@ -6,7 +6,7 @@ import yaml
 from launch.config import RunConfig
 from launch.experiment import Experiment
 from launch.experiment_config import ExperimentConfig
-from minirl.config import YamlLoader, read_config, validate_config
+from minirl.config.reader import YamlLoader, read_config, validate_config
 from minirl.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

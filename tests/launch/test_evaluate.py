@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minirl.config import DataConfig
+from minirl.config.data import DataConfig
 from minirl.prompts import load_data
 from tests.launch.conftest import VOCABULARY
 from tests.tiny import END_TOKEN, tiny_model

@@ -8,7 +8,7 @@ import pytest
 
 from launch.experiment import Experiment, merged, work_of
 from launch.experiment_config import ExperimentConfig
-from minirl.config import validate_config
+from minirl.config.reader import validate_config
 from minirl.errors import InputError, RunError
 from tests.tiny import tiny_model
 

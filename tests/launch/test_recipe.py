@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minirl import checkpoint
-from minirl.config import DataConfig
+from minirl.config.data import DataConfig
 from minirl.prompts import load_data
 from tests.launch.conftest import VOCABULARY
 from tests.tiny import END_TOKEN

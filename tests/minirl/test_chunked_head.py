@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minirl import row_blocks
 from minirl.chunked_head import Workspaces, head_statistics
-from minirl.config import DivergenceConfig
+from minirl.config.objective import DivergenceConfig
 from minirl.divergence import KINDS, TokenStatistics, token_statistics
 from minirl.models import OutputHead
 from tests import oracles

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirl.config import CorpusConfig
+from minirl.config.data import CorpusConfig
 from minirl.corpus import load_corpus, read_documents
 from minirl.errors import InputError
 from tests.minirl.chatml import chatml_tokenizer

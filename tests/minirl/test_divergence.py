@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minirl.config import DivergenceConfig, SoftTargetsConfig, validate_config
+from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
+from minirl.config.reader import validate_config
 from minirl.divergence import KINDS, TokenStatistics, divergence_of, token_statistics
 from minirl.errors import InputError
 from tests import oracles

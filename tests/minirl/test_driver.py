@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minirl.config import DistillConfig, GkdConfig, ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
+from minirl.config.stages import DistillConfig, GkdConfig
 from minirl.corpus import Corpus
 from minirl.driver import Driver, sampling_requests
 from minirl.metrics import MetricsLog

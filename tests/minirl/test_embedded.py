@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from minirl import embedded
-from minirl.config import DataConfig
+from minirl.config.data import DataConfig
 from minirl.embedded import (
     REASONING_EACH,
     REASONING_KINDS,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minirl.chunked_head import head_statistics
-from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.divergence import TokenStatistics, token_statistics
 from minirl.ensemble import EnsembleStates, TeacherEnsemble
 from minirl.models import OutputHead

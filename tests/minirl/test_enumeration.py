@@ -33,7 +33,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minirl.config import ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig
 from minirl.losses import policy_gradient_loss
 from minirl.mixture import mixture_logprobs
 from minirl.objective import on_policy_losses

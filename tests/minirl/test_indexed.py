@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirl.config import CorpusConfig, DataConfig
+from minirl.config.data import CorpusConfig, DataConfig
 from minirl.corpus import load_corpus
 from minirl.errors import InputError
 from minirl.indexed import open_all, open_indexed, records_of

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minirl.config import LoraConfig
+from minirl.config.student import LoraConfig
 from minirl.errors import InputError
 from minirl.lora import adapter_tensors, attach, check, save_adapter, student_weights, trainable
 from minirl.models import load_causal_lm, save_weights

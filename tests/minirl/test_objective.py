@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minirl.batch import MicroBatch
-from minirl.config import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.credit import whitening_statistics
 from minirl.divergence import KINDS, TokenStatistics, token_statistics
 from minirl.mixture import mixture_logprobs

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from minirl.config import DataConfig
+from minirl.config.data import DataConfig
 from minirl.errors import InputError
 from minirl.prompts import load_data, side_of
 from minirl.records import Conversation

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirl.config import OptimizerStageConfig
+from minirl.config.stages import OptimizerStageConfig
 from minirl.schedule import learning_rate
 
 

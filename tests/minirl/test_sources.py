@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from minirl.config import DataConfig, validate_config
+from minirl.config.data import DataConfig
+from minirl.config.reader import validate_config
 from minirl.errors import InputError
 from minirl.prompts import load_data
 from minirl.records import Conversation

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minirl.config import SftConfig
+from minirl.config.stages import SftConfig
 from minirl.metrics import MetricsLog
 from minirl.rollout import Sequence
 from minirl.supervised import SupervisedDriver

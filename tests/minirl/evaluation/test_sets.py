@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from minirl.config import DataConfig, EvaluateConfig, EvaluationSetConfig
+from minirl.config.data import DataConfig
+from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
 from minirl.errors import InputError
 from minirl.evaluation.sets import load_sets
 from minirl.prompts import load_examples
