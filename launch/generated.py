@@ -12,6 +12,7 @@ from actors.roles import RolloutGroup
 from launch.groups import Groups
 from launch.prepare import Prepared
 from launch.watcher import Watcher
+from minirl import json_lines
 from minirl.checkpoint import write_json
 from minirl.config.stages import SeqkdConfig
 from minirl.driver import sampling_requests
@@ -36,7 +37,7 @@ class TeacherResponses:
 
     def sequences(self) -> list[Sequence]:
         """What the stage learns from: gold sequences of the one part of the prompts, the teacher's of the other."""
-        return [example.sequence for example in self._gold] + [_sequence(row) for row in _read(self.rows)]
+        return [example.sequence for example in self._gold] + [_sequence(row) for row in json_lines.read(self.rows)]
 
     def provenance(self) -> dict[str, Any]:
         settings = self.prepared.config
@@ -60,7 +61,7 @@ class TeacherResponses:
             self.rows.unlink(missing_ok=True)
             write_json(self.about, provenance)
         shares = self._shares()
-        wanted, done = sum(map(len, shares)), _drop_half_line(self.rows)
+        wanted, done = sum(map(len, shares)), json_lines.drop_half_line(self.rows)
         if done == wanted:
             return
         watcher.total_of("seqkd", wanted, done, "response")
@@ -104,30 +105,12 @@ class TeacherResponses:
 
 
 def _divide(examples: list[Example], gold_share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(gold, asked): those with a gold response may keep it, as many as the share of all says."""
+    """(gold, asked): those with a gold response may keep it, as many as the share of all says (`prepare` has refused too few)."""
     answered = [i for i, example in enumerate(examples) if example.sequence.targets]
-    wanted = min(round(gold_share * len(examples)), len(answered))
-    kept = set(np.random.default_rng(seed).permutation(answered)[:wanted].tolist())
+    kept = set(np.random.default_rng(seed).permutation(answered)[: round(gold_share * len(examples))].tolist())
     return [e for i, e in enumerate(examples) if i in kept], [e for i, e in enumerate(examples) if i not in kept]
 
 
 def _sequence(row: dict[str, Any]) -> Sequence:
     tokens = np.array(row["prompt_tokens"] + row["response_tokens"], np.int64)
     return Sequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]), row["teacher"])
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
-        yield from map(json.loads, file)
-
-
-def _drop_half_line(path: Path) -> int:
-    """Cut what a kill left half written; returns the number of whole lines."""
-    if not path.is_file():
-        return 0
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.count(b"\n")

@@ -30,19 +30,14 @@ class Groups:
         self._where = {"cluster": self.config.cluster, "device": device}
 
     @contextmanager
-    def learner(self, model: str, training: SftConfig, *, lora: LoraConfig | None = None) -> Iterator[LearnerGroup]:
-        """The learner alone, for supervised fine-tuning, with the model's own dropout."""
-        with _running(lambda: self._learner(self._setup(model, None, training=training, dropout=True, lora=lora))) as (learner,):
-            yield learner
-
-    @contextmanager
-    def teacher_and_learner(
-        self, model: str, teachers: tuple[str, ...], *, training: SftConfig, soft: SoftTargetsConfig
-    ) -> Iterator[tuple[TeacherGroup | EnsembleGroup, LearnerGroup]]:
-        """For learning from the teacher's distribution on given responses, with the model's own dropout."""
-        setup = self._setup(model, teachers, training=training, soft=soft, dropout=True, lora=self.config.student.lora)
-        with _running(*self._teachers(teachers, 1.0), lambda: self._learner(setup)) as (*scoring, learner):
-            yield _as_one(scoring), learner
+    def learner(
+        self, model: str, teachers: tuple[str, ...] | None, *, training: SftConfig, soft: SoftTargetsConfig | None, lora: LoraConfig | None
+    ) -> Iterator[tuple[LearnerGroup, TeacherGroup | EnsembleGroup | None]]:
+        """For learning from given responses, with the model's own dropout. teachers: whose distribution is learnt too, with `soft`."""
+        setup = self._setup(model, teachers, training=training, soft=soft, dropout=True, lora=lora)
+        scorers = self._teachers(teachers, 1.0) if teachers else []
+        with _running(lambda: self._learner(setup), *scorers) as (learner, *scoring):
+            yield learner, _as_one(scoring) if scoring else None
 
     @contextmanager
     def rollout(self, model: str) -> Iterator[RolloutGroup]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import openai
 
+from minirl import json_lines
 from minirl.checkpoint import write_json
 from minirl.errors import InputError, RunError
 from minirl.evaluation.judge import LATEST, PROMPT_VERSIONS, Pair, judge_all, summarise
@@ -100,8 +101,7 @@ class Replies:
                 for done, future in enumerate(as_completed(running), start=1):
                     key, reply = running[future], future.result()
                     self._kept[key] = reply
-                    # Each begins with its line's end, so that a line that a kill cut off spoils no other.
-                    file.write("\n" + json.dumps({"key": key, "reply": reply}))
+                    file.write(json.dumps({"key": key, "reply": reply}) + "\n")
                     file.flush()
                     asked(done, len(missing))
         finally:
@@ -137,14 +137,7 @@ class Replies:
 
 
 def _read_kept(file: Path) -> dict[str, str]:
-    kept = {}
-    for line in file.read_text().split("\n") if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill, or empty
-            continue
-        kept[row["key"]] = row["reply"]
-    return kept
+    return {row["key"]: row["reply"] for row in json_lines.read(file)} if json_lines.drop_half_line(file) else {}
 
 
 def judge_run(

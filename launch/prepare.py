@@ -126,23 +126,24 @@ def check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> N
 
 def _check_responses(config: RunConfig, data: InstructionData) -> None:
     """Gold responses are what fine-tuning learns, and what Rouge-L and forward KL compare with."""
-    stages = config.stages
-    gold = ("train", "validation")
-    needs = {"sft_teacher": gold, "sft": gold, "kd": gold, "seqkd": ("validation",)}
-    references = {"gkd": ("validation",), "opd": ("validation",), "distill": ("validation",)}
+    stages, learn, compare = config.stages, (lambda e: e.sequence.targets), (lambda e: e.prompt.references)
+    needs = [(stage, split, learn) for stage in ("sft_teacher", "sft", "kd") for split in ("train", "validation")]
+    needs += [("seqkd", "validation", learn), *((stage, "validation", compare) for stage in ("gkd", "opd", "distill"))]
     if stages.gkd and stages.gkd.student_share < 1:
-        needs["gkd"] = ("train",)
-    for stage, split, wants_reference in [
-        *((stage, split, False) for stage, splits in needs.items() for split in splits),
-        *((stage, split, True) for stage, splits in references.items() for split in splits),
-    ]:
-        if getattr(stages, stage):
-            examples = getattr(data, split)
-            if not any(e.prompt.references if wants_reference else e.sequence.targets for e in examples):
-                raise InputError(
-                    f"no record of the {split} data has a response, and stages.{stage} needs some; give data with responses, "
-                    f"or set stages.{stage}: null"
-                )
+        needs.append(("gkd", "train", learn))
+    for stage, split, has_response in needs:
+        if getattr(stages, stage) and not any(map(has_response, getattr(data, split))):
+            raise InputError(
+                f"no record of the {split} data has a response, and stages.{stage} needs some; give data with responses, "
+                f"or set stages.{stage}: null"
+            )
+    if stages.seqkd:
+        prompts, answered = len(data.train), sum(map(bool, map(learn, data.train)))
+        if (wanted := round(stages.seqkd.gold_share * prompts)) > answered:
+            raise InputError(
+                f"stages.seqkd.gold_share = {stages.seqkd.gold_share:g} wants {wanted} gold responses, and {answered} of {prompts} records "
+                f"of the train data have one; lower it to {100 * answered // prompts / 100:g}, or give more records with responses"
+            )
 
 
 def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:

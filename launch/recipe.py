@@ -1,12 +1,10 @@
 """The stages of a run, one after the other, each going on where it stopped."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.roles import RolloutGroup
 from actors.rollout import weight_transfer
 from launch.config import STUDENT_STAGES
 from launch.evaluate import Evaluation
@@ -20,7 +18,6 @@ from launch.watcher import Watcher
 from minirl.checkpoint import digest, write_json
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import SftConfig
-from minirl.config.student import LoraConfig
 from minirl.evaluation.text import rouge_l
 from minirl.models import fingerprint
 from minirl.rollout import Sequence
@@ -80,7 +77,8 @@ class Recipe:
             return best
         stage.doing("starting the " + ("teacher and learner groups" if soft else "learner group"))
         lora = self.config.student.lora if name in STUDENT_STAGES else None
-        with self._scoring_learner(model, config, soft, lora) as (teacher, learner):
+        teachers = self.teachers if soft else None
+        with self.groups.learner(model, teachers, training=config, soft=soft, lora=lora) as (learner, teacher):
             stage.start(learner)
             driver.connect(learner, teacher)
             for progress in driver.run():
@@ -88,17 +86,6 @@ class Recipe:
                     learner.export(model, best)
                 stage.checkpoint()
         return best
-
-    @contextmanager
-    def _scoring_learner(
-        self, model: str, config: SftConfig, soft: SoftTargetsConfig | None, lora: LoraConfig | None
-    ) -> Iterator[tuple[TeacherGroup | None, LearnerGroup]]:
-        if soft is None:
-            with self.groups.learner(model, config, lora=lora) as learner:
-                yield None, learner
-        else:
-            with self.groups.teacher_and_learner(model, self.teachers, training=config, soft=soft) as groups:
-                yield groups
 
     def on_policy(self, name: str) -> None:
         """`best` is the student with the highest validation Rouge-L, `last` the final one."""

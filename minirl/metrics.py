@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minirl import json_lines
+
 Record = dict[str, float | int | str]
 Listener = Callable[[Record], None]
 
@@ -21,9 +23,8 @@ class MetricsLog:
         """Forget records of this stage that the resumed run will write again: those numbered `number` or higher."""
         if not self.path.is_file():
             return
-        whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]  # a kill may have cut the last
-        records = [json.loads(line) for line in whole]
-        kept = [r for r in records if r["stage"] != self.stage or r[self.counter] < number]
+        json_lines.drop_half_line(self.path)
+        kept = [r for r in json_lines.read(self.path) if r["stage"] != self.stage or r[self.counter] < number]
         staging = self.path.with_name(self.path.name + ".partial")
         staging.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(staging, self.path)

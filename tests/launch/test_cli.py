@@ -1,6 +1,7 @@
 """Bad input through the real command: one sentence, exit code 2, before a process starts."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,15 @@ def test_data_without_responses_serves_where_nothing_needs_them(minirl, config, 
     assert (code, error) == (0, "")
     elsewhere = f"directory={tmp_path / 'elsewhere'}"
     assert "stages.distill needs some" in minirl(config, f"data.train={bare}", "stages.sft=null", elsewhere)[1]
+
+
+def test_a_gold_share_that_the_data_does_not_have(minirl, config, started, tmp_path):
+    half = lines(tmp_path / "half.jsonl", *({key: row[key] for key in list(row)[: 1 + n % 2]} for n, row in enumerate(GOOD)))
+    given = [f"data.train={half}", f"data.validation={lines(tmp_path / 'held.jsonl', *GOOD[:5])}"]
+    code, error = minirl(config, *given, "stages.seqkd={learning_rate: 1e-3, gold_share: 0.9}")
+    lower = re.search(r"stages.seqkd.gold_share = 0.9 wants \d+ gold responses, .* lower it to (0\.\d+), or give more records", error)
+    assert code == 2 and lower and not started
+    assert minirl(config, *given, f"stages.seqkd={{learning_rate: 1e-3, gold_share: {lower[1]}}}")[0] == 0
 
 
 # --- what the models say ---
