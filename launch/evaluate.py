@@ -143,11 +143,9 @@ class Evaluation:
         prepared, fields = self.prepared, EvaluatedModel.__dataclass_fields__
         found = {name: self._found(name) for name in self.models}
         data = {one.name: {"source": one.source, "prompts": len(one.examples), "sha256": one.sha256} for one in prepared.sets}
-        if prepared.corpus and self.config.corpus_blocks:
-            blocks = min(self.config.corpus_blocks, len(prepared.corpus))
-            tokens = np.ascontiguousarray(prepared.corpus.blocks[:blocks], np.int32)
-            about = {"source": prepared.config.corpus.source, "blocks": blocks, "sha256": hashlib.sha256(tokens).hexdigest()}
-            data["corpus"] = about | {"seen": "the pre-training loss may have learnt from it"}
+        if prepared.corpus and len(blocks := prepared.corpus.test_blocks):
+            hashed = hashlib.sha256(np.ascontiguousarray(blocks, np.int32)).hexdigest()
+            data["corpus"] = {"source": prepared.config.corpus.source, "blocks": len(blocks), "sha256": hashed}
         return EvaluationReport(
             {"run": str(prepared.directory), "teacher": ", ".join(self.teachers)},
             self._decoding(),

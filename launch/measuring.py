@@ -47,11 +47,11 @@ class Measuring:
         )
 
     def corpus_loss(self) -> float | None:
-        """Mean nats per token of the first blocks of plain text."""
-        corpus, blocks = self.prepared.corpus, self.config.corpus_blocks
-        if corpus is None or not blocks:
+        """Mean nats per token of the plain text that is held out; None where there is none."""
+        held_out = self.prepared.corpus.held_out() if self.prepared.corpus else []
+        if not held_out:
             return None
-        sums = self.learner.supervised_sums([SupervisedItem(corpus.block(i)) for i in range(min(blocks, len(corpus)))])
+        sums = self.learner.supervised_sums([SupervisedItem(block) for block in held_out])
         return sums["supervised"] / sums["supervised_tokens"]
 
     def _samples(

@@ -20,12 +20,14 @@ _DOCUMENTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Corpus:
-    """blocks: int32 or uint16 [n, block_tokens]. report: `documents` read, `blocks` kept, `tokens_dropped` (the last, incomplete block).
+    """blocks: int32 or uint16 [n, block_tokens], the ones to learn from; test_blocks: those held out, from the end of the text.
+    report: `documents` read, `blocks`, `test_blocks`, `tokens_dropped` (the last, incomplete block).
 
     documents: of a tokenised source its records, which are pieces of documents.
     """
 
     blocks: np.ndarray
+    test_blocks: np.ndarray
     report: dict[str, int]
 
     def __len__(self) -> int:
@@ -33,12 +35,15 @@ class Corpus:
 
     def block(self, index: int) -> Sequence:
         """Block `index` with every token but the first, which nothing predicts, as a target."""
-        tokens = self.blocks[index].astype(np.int64)
-        return Sequence(tokens, np.arange(len(tokens)) > 0)
+        return _sequence(self.blocks[index])
+
+    def held_out(self) -> list[Sequence]:
+        """The test blocks, like `block`."""
+        return [_sequence(block) for block in self.test_blocks]
 
 
 def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where not one block is full."""
+    """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where no block is left to learn from."""
     if is_indexed(config.source):
         return _already_tokenised(config, tokenizer)
     if tokenizer.eos_token_id is None:
@@ -52,8 +57,7 @@ def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Cor
             break
     count = _block_count(config, total)
     kept = np.concatenate(pieces)[: count * config.block_tokens]
-    report = {"documents": documents, "blocks": count, "tokens_dropped": total - len(kept)}
-    return Corpus(kept.reshape(count, config.block_tokens), report)
+    return _divided(config, kept, documents, total)
 
 
 def _already_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
@@ -67,8 +71,14 @@ def _already_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase)
         check_ids(file, highest_id(tokenizer) + 1, separators=False, among=kept)
         pieces.append(file.tokens[:kept])
     stream = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    report = {"documents": sum(len(file) for file in files), "blocks": count, "tokens_dropped": total - wanted}
-    return Corpus(stream.reshape(count, config.block_tokens), report)
+    return _divided(config, stream, sum(len(file) for file in files), total)
+
+
+def _divided(config: CorpusConfig, kept: np.ndarray, documents: int, total: int) -> Corpus:
+    blocks = kept.reshape(-1, config.block_tokens)
+    learnt = len(blocks) - config.test_blocks
+    report = {"documents": documents, "blocks": learnt, "test_blocks": config.test_blocks, "tokens_dropped": total - len(kept)}
+    return Corpus(blocks[:learnt], blocks[learnt:], report)
 
 
 def _block_count(config: CorpusConfig, tokens: int) -> int:
@@ -78,7 +88,17 @@ def _block_count(config: CorpusConfig, tokens: int) -> int:
             f"the corpus {config.source} has {tokens} tokens, fewer than one block; give more text, or a corpus.block_tokens "
             f"below {config.block_tokens}"
         )
+    if count <= config.test_blocks:
+        raise InputError(
+            f"the corpus {config.source} has {count} blocks, and corpus.test_blocks = {config.test_blocks} leaves none of them to learn "
+            "from; lower it, or give more text"
+        )
     return count
+
+
+def _sequence(block: np.ndarray) -> Sequence:
+    tokens = block.astype(np.int64)
+    return Sequence(tokens, np.arange(len(tokens)) > 0)
 
 
 def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from minirl.config.strict import StrictModel
 
@@ -58,3 +58,4 @@ class CorpusConfig(StrictModel):
     block_tokens: int = Field(512, ge=2)
     blocks_per_update: PositiveInt = 8
     max_blocks: PositiveInt | None = None  # read no further than this; null: all of it
+    test_blocks: NonNegativeInt = 16  # the last of them, never learnt: the evaluation's language-model loss is that of these

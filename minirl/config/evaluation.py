@@ -25,7 +25,6 @@ class EvaluateConfig(StrictModel):
     no_repeat_ngram: NonNegativeInt = 0  # no n-gram twice in prompt and response, 6 in the reference; KL is not measured then
     exposure_bias: bool = False  # ExAccErr too: one more pass over the teacher's samples for each model
     top_k: PositiveInt = 10  # the likeliest tokens whose overlap with the teacher's is measured
-    corpus_blocks: NonNegativeInt = 16  # of the plain corpus, for the language-model loss on it
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:

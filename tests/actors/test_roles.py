@@ -197,7 +197,7 @@ def driver_of(preset: str, directory) -> Driver:
         config,
         ObjectiveConfig(preset=preset),
         prompts=[Prompt(draw.integers(3, VOCABULARY, 5 + 3 * i), i) for i in range(7)],
-        given=Corpus(draw.integers(3, VOCABULARY, (5, 24)).astype(np.int32), {}),
+        given=Corpus(draw.integers(3, VOCABULARY, (5, 24)).astype(np.int32), np.empty((0, 24), np.int32), {}),
         given_per_update=3,
         max_response_tokens=20,
         teacher_share=SHARE,

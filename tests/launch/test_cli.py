@@ -150,7 +150,7 @@ def test_what_the_reference_tokenised_is_data_and_corpus(minirl, config, started
     sources += ["data.max_prompt_tokens=64", f"corpus.source={tmp_path / 'plain'}"]
     assert minirl(config, *sources) == (0, "") and len(started) == 1
     report = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert report["data"]["records"] == 18 and report["corpus"] == {"documents": 8, "blocks": 21, "tokens_dropped": 8}
+    assert report["data"]["records"] == 18 and report["corpus"] == {"documents": 8, "blocks": 5, "test_blocks": 16, "tokens_dropped": 8}
     write_indexed(tmp_path / "full" / "train_0.bin", [[6, 65535, 900, 1]] * 6)
     code, error = minirl(config, *sources, f"directory={tmp_path / 'other'}")
     assert code == 2 and "has the token id 900, and the tokenizer has ids below 192" in error

@@ -37,7 +37,7 @@ def unseen(experiment):
 @pytest.fixture(scope="module")
 def config(experiment, unseen):
     sets = {"test": {"prompts": PROMPTS}, "unseen": {"source": str(unseen), "min_gold_words": 3}}
-    evaluate = {"seeds": SEEDS, "sets": sets, "exposure_bias": True, "top_k": 5, "corpus_blocks": 4}
+    evaluate = {"seeds": SEEDS, "sets": sets, "exposure_bias": True, "top_k": 5}
     alone = {role: experiment.settings[role] | {"workers": 1} for role in ("rollout", "learner")}
     return experiment.config("judged", stages={"evaluate": evaluate}, deterministic=False, **alone)
 

@@ -27,18 +27,29 @@ def test_blocks_hold_every_document_and_its_end_token_in_order(tmp_path_factory,
     stream = [token for text in documents for token in [*TOKENIZER.encode(text, add_special_tokens=False), END]]
     if len(stream) < block_tokens:
         return
-    corpus = load_corpus(CorpusConfig(source=source, block_tokens=block_tokens), TOKENIZER)
+    corpus = load_corpus(CorpusConfig(source=source, block_tokens=block_tokens, test_blocks=0), TOKENIZER)
     kept = len(stream) // block_tokens * block_tokens
     assert corpus.blocks.shape == (kept // block_tokens, block_tokens)
     assert corpus.blocks.ravel().tolist() == stream[:kept]
-    assert corpus.report == {"documents": len(documents), "blocks": len(corpus), "tokens_dropped": len(stream) - kept}
+    assert corpus.report == {"documents": len(documents), "blocks": len(corpus), "test_blocks": 0, "tokens_dropped": len(stream) - kept}
 
 
 def test_every_token_of_a_block_but_the_first_is_a_target(tmp_path):
-    corpus = load_corpus(CorpusConfig(source=write(tmp_path / "corpus.jsonl", ["abcdefgh"] * 3), block_tokens=5), TOKENIZER)
+    corpus = load_corpus(CorpusConfig(source=write(tmp_path / "corpus.jsonl", ["abcdefgh"] * 3), block_tokens=5, test_blocks=0), TOKENIZER)
     sequence = corpus.block(1)
     assert sequence.tokens.dtype == np.int64 and sequence.tokens.tolist() == corpus.blocks[1].tolist()
     assert sequence.is_target.tolist() == [False, True, True, True, True]
+
+
+def test_the_last_blocks_are_held_out(tmp_path):
+    source = write(tmp_path / "corpus.jsonl", ["abcdefgh" * 8] * 4)
+    whole = load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=0), TOKENIZER).blocks
+    corpus = load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=2), TOKENIZER)
+    assert corpus.blocks.tolist() == whole[:-2].tolist() and corpus.test_blocks.tolist() == whole[-2:].tolist()
+    assert (len(corpus), corpus.report["blocks"], corpus.report["test_blocks"]) == (len(whole) - 2, len(whole) - 2, 2)
+    assert [block.tokens.tolist() for block in corpus.held_out()] == whole[-2:].tolist()
+    with pytest.raises(InputError, match=rf"has {len(whole)} blocks, and corpus.test_blocks = {len(whole)} leaves none"):
+        load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=len(whole)), TOKENIZER)
 
 
 def test_reading_stops_once_enough_blocks_are_full(tmp_path):
@@ -46,7 +57,7 @@ def test_reading_stops_once_enough_blocks_are_full(tmp_path):
     write(path, ["abcdefgh"] * 600)
     with path.open("a") as file:
         file.write("this line is never reached\n")
-    corpus = load_corpus(CorpusConfig(source=str(path), block_tokens=4, max_blocks=3), TOKENIZER)
+    corpus = load_corpus(CorpusConfig(source=str(path), block_tokens=4, max_blocks=3, test_blocks=0), TOKENIZER)
     assert len(corpus) == 3 and corpus.report["documents"] < 5
     with pytest.raises(InputError, match="line 601 is not valid JSON"):
         load_corpus(CorpusConfig(source=str(path), block_tokens=4), TOKENIZER)

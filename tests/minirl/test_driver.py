@@ -17,7 +17,7 @@ from minirl.protocols import Sampled
 from minirl.rollout import Prompt, RolloutSummary
 
 PROMPTS = [Prompt(np.arange(3, 6 + number % 4), 100 + number) for number in range(14)]
-CORPUS = Corpus(np.arange(7 * 5, dtype=np.int32).reshape(7, 5), {})
+CORPUS = Corpus(np.arange(7 * 5, dtype=np.int32).reshape(7, 5), np.empty((0, 5), np.int32), {})
 LIMIT = 9
 
 

@@ -141,9 +141,9 @@ def test_blocks_are_the_stream_cut_anew(tmp_path, kind):
     stream = [3 + i % 50 for i in range(64)]
     write_indexed(tmp_path / "train_0.bin", [stream[i : i + 8] for i in range(0, 40, 8)], kind)
     write_indexed(tmp_path / "train_1.bin", [stream[40:48], stream[48:64]], kind)
-    corpus = load_corpus(CorpusConfig(source=str(tmp_path), block_tokens=10), TOKENIZER)
+    corpus = load_corpus(CorpusConfig(source=str(tmp_path), block_tokens=10, test_blocks=0), TOKENIZER)
     assert corpus.blocks.tolist() == [stream[i : i + 10] for i in range(0, 60, 10)]
-    assert corpus.report == {"documents": 7, "blocks": 6, "tokens_dropped": 4}
+    assert corpus.report == {"documents": 7, "blocks": 6, "test_blocks": 0, "tokens_dropped": 4}
     block = corpus.block(2)
     assert block.tokens.dtype == np.int64 and block.tokens.tolist() == stream[20:30] and block.targets == 9
 
@@ -151,16 +151,16 @@ def test_blocks_are_the_stream_cut_anew(tmp_path, kind):
 def test_no_more_is_read_than_is_wanted_and_one_file_stays_on_the_disk(tmp_path):
     stream = [3 + i % 50 for i in range(40)]
     source = str(write_indexed(tmp_path / "train_0.bin", [stream, [60000]]))
-    corpus = load_corpus(CorpusConfig(source=source, block_tokens=10, max_blocks=4), TOKENIZER)
+    corpus = load_corpus(CorpusConfig(source=source, block_tokens=10, max_blocks=4, test_blocks=0), TOKENIZER)
     assert corpus.blocks.ravel().tolist() == stream and isinstance(corpus.blocks, np.memmap)
     with pytest.raises(InputError, match=r"record 1 has the token id 60000, and the tokenizer has ids below"):
-        load_corpus(CorpusConfig(source=source, block_tokens=41), TOKENIZER)
+        load_corpus(CorpusConfig(source=source, block_tokens=41, test_blocks=0), TOKENIZER)
 
 
 def test_a_corpus_of_prompts_with_responses_or_of_too_little_is_refused(tmp_path):
     source = str(write_indexed(tmp_path / "train_0.bin", [[5, 6, 65535, 7, END]] * 4))
     with pytest.raises(InputError, match="record 0 holds a prompt and a response, and plain text is wanted; give the file as data.train"):
-        load_corpus(CorpusConfig(source=source, block_tokens=4), TOKENIZER)
+        load_corpus(CorpusConfig(source=source, block_tokens=4, test_blocks=0), TOKENIZER)
     with pytest.raises(InputError, match="has 20 tokens, fewer than one block"):
         load_corpus(CorpusConfig(source=source, block_tokens=24), TOKENIZER)
 
