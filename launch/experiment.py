@@ -106,7 +106,7 @@ class Experiment:
                 means = {key: sum(one[key] for one in facts) / len(facts) for key in WORK}
                 folder = self.directory / "evaluate"
                 sets = {asked: [Scores.read(folder / asked / f"{run.name}.npz") for run in own] for asked in self.config.evaluate.sets}
-                methods.append(Method(name, row.about, sets, **means))
+                methods.append(Method(name, row.about, [run.seed for run in own], sets, row.changes, **means))
         return methods
 
     def finished(self, run: Run) -> dict[str, Any] | None:

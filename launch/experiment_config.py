@@ -9,10 +9,13 @@ from minirl.config.strict import StrictModel
 
 
 class RowConfig(StrictModel):
-    """One method. settings: what it changes of `run`, to any depth; about: what the table calls it."""
+    """One method. settings: what it changes of `run`, to any depth; about: what the table calls it; changes: the row that this one is
+    a change of, at the same seeds, and is compared with too.
+    """
 
     about: str
     seeds: list[int] = Field(min_length=1)
+    changes: str | None = None
     settings: dict[str, Any]
 
 
@@ -34,6 +37,9 @@ class ExperimentConfig(StrictModel):
     def _refuse_contradictions(self) -> Self:
         if self.baseline not in self.rows:
             raise ValueError(f"baseline: {self.baseline} is none of the rows {', '.join(self.rows)}")
+        for name, row in self.rows.items():
+            if row.changes is not None and not set(row.seeds) <= set(self.rows[row.changes].seeds if row.changes in self.rows else ()):
+                raise ValueError(f"rows.{name}.changes: {row.changes} is no row with the seeds {row.seeds}; name one that has them")
         for key in ("directory", "seed", "stages"):
             if key in self.run:
                 raise ValueError(f"run.{key} is set by the experiment itself; leave it out")

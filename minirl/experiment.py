@@ -6,7 +6,7 @@ runs of a row.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +39,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: its runs, in the order of their seeds. sets: [set][run]; the token counts and seconds are means over the runs."""
+    """One row: its runs, in the order of `seeds`. sets: [set][run]; changes: the row that this one is a change of, if it is one;
+    the token counts and seconds are means over the runs.
+    """
 
     name: str
     about: str
+    seeds: list[int]
     sets: dict[str, list[Scores]]
+    changes: str | None = None
     target_tokens: float = 0.0
     sampled_tokens: float = 0.0
     training_seconds: float = 0.0
@@ -51,6 +55,37 @@ class Method:
     def joined(self, name: str) -> Scores:
         """All runs' samples, one after another: [runs x sampling seeds, prompts]."""
         return Scores(*(np.concatenate([getattr(run, field) for run in self.sets[name]]) for field in Scores.__dataclass_fields__))
+
+    def at(self, seeds: list[int]) -> "Method":
+        """With the runs of these seeds alone."""
+        places = [self.seeds.index(seed) for seed in seeds]
+        return replace(self, seeds=seeds, sets={name: [runs[place] for place in places] for name, runs in self.sets.items()})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Methods that are compared with one of them, the base."""
+
+    base: Method
+    methods: list[Method]
+    note: str = ""
+
+    def title(self, name: str) -> str:
+        """Of what is said of the set `name`."""
+        return f"Set {name}, against {self.base.about}{self.note}"
+
+
+def groups_of(methods: list[Method], baseline: str) -> list[Group]:
+    """All against the baseline; then the changes of each row against that row, at the training seeds that they have."""
+    named = {method.name: method for method in methods}
+    found, changed = [Group(named[baseline], methods)], {}
+    for method in methods:
+        if method.changes in named and set(method.seeds) <= set(named[method.changes].seeds):
+            changed.setdefault((method.changes, *method.seeds), []).append(method)
+    for (name, *seeds), group in changed.items():
+        base = named[name].at(seeds)
+        found.append(Group(base, [base, *group], f" at training seed {', '.join(map(str, seeds))}"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,9 +127,8 @@ def _kl_gain(ours: Scores, theirs: Scores) -> tuple[float, Interval]:
 
 
 def tables(methods: list[Method], baseline: str) -> list[Table]:
-    """One a set, and what each method was given."""
-    base = next(method for method in methods if method.name == baseline)
-    found = [_of_set(methods, base, name) for name in base.sets]
+    """One a group and set, and what each method was given."""
+    found = [_of_set(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
     work = [
         (m.about, f"{m.target_tokens:,.0f}", f"{m.sampled_tokens:,.0f}", f"{m.training_seconds:.0f} s")
         for m in methods
@@ -104,18 +138,16 @@ def tables(methods: list[Method], baseline: str) -> list[Table]:
 
 def brief(methods: list[Method], baseline: str) -> list[Table]:
     """For a terminal of 80 columns: means, and differences from the baseline, starred where their interval leaves 0."""
-    base, found = next(method for method in methods if method.name == baseline), []
-    for name in base.sets:
-        compared = [(method, compare(method, base, name)) for method in methods]
-        rows = [
-            (
-                m.about, f"{c.rouge_l.mean:.2f}", _star(c.rouge_l_gain, 2, m is base),
-                f"{c.reverse_kl.mean:.3f}", _star(c.reverse_kl_gain, 3, m is base),
-            )
-            for m, c in compared
-        ]  # fmt: skip
-        found.append(Table(f"Set {name}, differences from {base.about}", ("method", "Rouge-L", "diff.", "rev. KL", "diff."), rows))
-    return found
+    return [_brief(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
+
+
+def _brief(group: Group, name: str) -> Table:
+    rows, base = [], group.base
+    for method in group.methods:
+        c, same = compare(method, base, name), method is base
+        rouge_l, reverse_kl = _star(c.rouge_l_gain, 2, same), _star(c.reverse_kl_gain, 3, same)
+        rows.append((method.about, f"{c.rouge_l.mean:.2f}", rouge_l, f"{c.reverse_kl.mean:.3f}", reverse_kl))
+    return Table(group.title(name), ("method", "Rouge-L", "diff.", "rev. KL", "diff."), rows)
 
 
 def _star(gain: tuple[float, Interval], digits: int, is_baseline: bool) -> str:
@@ -123,9 +155,9 @@ def _star(gain: tuple[float, Interval], digits: int, is_baseline: bool) -> str:
     return "" if is_baseline else f"{mean:+.{digits}f}" + (" " if low <= 0 <= high else "*")
 
 
-def _of_set(methods: list[Method], base: Method, name: str) -> Table:
-    rows = []
-    for method in methods:
+def _of_set(group: Group, name: str) -> Table:
+    rows, base = [], group.base
+    for method in group.methods:
         c = compare(method, base, name)
         same = method is base
         rows.append((
@@ -139,9 +171,8 @@ def _of_set(methods: list[Method], base: Method, name: str) -> Table:
             "" if same else _gain(c.reverse_kl_gain, 3),
             f"{c.mean_response_tokens:.1f}",
         ))  # fmt: skip
-    against = f"against {base.about}"
-    columns = ("method", "runs", "Rouge-L [95 %]", "s.e. runs", against, "reverse KL [95 %]", "s.e. runs", against, "tokens")
-    return Table(f"Set {name}", columns, rows)
+    columns = ("method", "runs", "Rouge-L [95 %]", "s.e. runs", "difference", "reverse KL [95 %]", "s.e. runs", "difference", "tokens")
+    return Table(group.title(name), columns, rows)
 
 
 def _gain(gain: tuple[float, Interval], digits: int) -> str:
@@ -150,27 +181,30 @@ def _gain(gain: tuple[float, Interval], digits: int) -> str:
 
 
 def picture(methods: list[Method], baseline: str) -> Figure:
-    """Each method's difference from the baseline, Rouge-L and reverse KL side by side, one row of panels a set."""
-    base = next(method for method in methods if method.name == baseline)
-    others, sets = [m for m in methods if m is not base], list(base.sets)
-    figure = Figure(figsize=(11, 1.2 + 0.34 * len(others) * len(sets)), layout="constrained")
-    panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
-    for (left, right), name in zip(panels, sets, strict=True):
+    """Each method's difference from its base, Rouge-L and reverse KL side by side, one row of panels a group and set."""
+    rows = [(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
+    heights = [len(group.methods) - 1 for group, _ in rows]
+    figure = Figure(figsize=(11, sum(0.9 + 0.3 * height for height in heights)), layout="constrained")
+    panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=[2 + height for height in heights])
+    for (left, right), (group, name) in zip(panels, rows, strict=True):
+        base, others = group.base, [method for method in group.methods if method is not group.base]
         found = [compare(method, base, name) for method in others]
-        _gains(left, [one.rouge_l_gain for one in found], f"Rouge-L on {name}, against {base.about} (right is better)", better=1)
-        _gains(right, [one.reverse_kl_gain for one in found], f"reverse KL on {name}, nats a token (left is better)", better=-1)
+        left.set_title(group.title(name), fontsize=10, loc="left")
+        _gains(left, [one.rouge_l_gain for one in found], better=1)
+        _gains(right, [one.reverse_kl_gain for one in found], better=-1)
         left.set_yticks(range(len(others)), [method.about for method in others])
         left.invert_yaxis()
+    left.set_xlabel("Rouge-L (right is better)")
+    right.set_xlabel("reverse KL, nats a token (left is better)")
     return figure
 
 
-def _gains(axes: Axes, gains: Iterable[tuple[float, Interval]], title: str, *, better: int) -> None:
+def _gains(axes: Axes, gains: Iterable[tuple[float, Interval]], *, better: int) -> None:
     axes.axvline(0, color="#999999", linewidth=1)
     for row, (mean, (low, high)) in enumerate(gains):
         decided = 0 if low <= 0 <= high else better * np.sign(mean)
         color = {1: "#009E73", -1: "#D55E00", 0: "#7f7f7f"}[int(decided)]
         axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=3, markersize=5, elinewidth=1.5)
-    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)

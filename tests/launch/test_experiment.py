@@ -127,6 +127,10 @@ def test_a_row_of_other_settings_does_not_count(tmp_path, models):
 def test_mistakes_are_told_before_anything_runs(tmp_path, models):
     for changes, message in [
         ({"baseline": "none"}, "baseline: none is none of the rows sft, paper"),
+        (
+            {"rows": ROWS | {"paper": ROWS["paper"] | {"changes": "sft", "seeds": [1, 3]}}},
+            r"rows.paper.changes: sft is no row with the seeds \[1, 3\]",
+        ),
         ({"run": settings(tmp_path, models)["run"] | {"seed": 3}}, "run.seed is set by the experiment"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -7,6 +7,8 @@ import pytest
 
 from minirl.experiment import Method, Scores, brief, compare, picture, tables
 
+SEEDS = [10, 20, 30]
+
 
 def scores(draw, prompts=40, seeds=2, shift=0.0, hard=None) -> Scores:
     """Prompts of very different difficulty, which two methods share."""
@@ -19,8 +21,8 @@ def scores(draw, prompts=40, seeds=2, shift=0.0, hard=None) -> Scores:
 def methods():
     draw = np.random.default_rng(0)
     hard = draw.uniform(0, 60, 40)
-    sft = Method("sft", "SFT", {"test": [scores(draw, hard=hard) for _ in range(3)]}, 100.0)
-    better = Method("mini", "MiniLLM", {"test": [scores(draw, shift=1.0, hard=hard) for _ in range(3)]}, 100.0, 90.0, 12.0)
+    sft = Method("sft", "SFT", SEEDS, {"test": [scores(draw, hard=hard) for _ in range(3)]}, None, 100.0)
+    better = Method("mini", "MiniLLM", SEEDS, {"test": [scores(draw, shift=1.0, hard=hard) for _ in range(3)]}, None, 100.0, 90.0, 12.0)
     return [sft, better]
 
 
@@ -62,6 +64,20 @@ def test_a_difference_whose_interval_leaves_zero_is_starred_and_the_baseline_has
     assert [row[0] for row in of_set.rows] == ["SFT", "MiniLLM"]
     assert of_set.rows[0][4] == "" and of_set.rows[1][4].endswith("*")
     assert work.rows[1] == ("MiniLLM", "100", "90", "12 s")
+
+
+def test_a_change_is_compared_with_what_it_changes_at_its_own_seeds(methods):
+    draw = np.random.default_rng(1)
+    change = Method("less", "without something", [20], {"test": [scores(draw)]}, "mini")
+    of_all, of_changes, work = tables([*methods, change], "sft")
+    assert [row[0] for row in of_all.rows] == ["SFT", "MiniLLM", "without something"]
+    assert of_changes.title == "Set test, against MiniLLM at training seed 20"
+    assert [row[:2] for row in of_changes.rows] == [("MiniLLM", "1"), ("without something", "1")]
+    assert of_changes.rows[0][4] == "" and len(brief([*methods, change], "sft")) == 2
+    gain = compare(change, methods[1].at([20]), "test").rouge_l_gain[0]
+    assert gain == pytest.approx(change.sets["test"][0].rouge_l.mean() - methods[1].sets["test"][1].rouge_l.mean())
+    assert len(picture([*methods, change], "sft").axes) == 4
+    assert len(tables([methods[0], change], "sft")) == 2, "without the row that it changes, only the baseline is there"
 
 
 def test_in_brief_it_fits_a_terminal(methods):
