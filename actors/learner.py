@@ -100,7 +100,7 @@ class Learner:
         if not self.module.packed:
             self.packing_refused = (
                 f"{type(self.model).__name__} with {kernel} attention does not keep packed sequences apart (states {gap:.2g} off), so "
-                " the learner pads; set learner.packing: off to say so yourself"
+                "the learner pads; set learner.packing: off to say so yourself"
             )
             warnings.warn(self.packing_refused, stacklevel=2)
 
