@@ -18,7 +18,7 @@ from minirl.errors import RunError
 from minirl.protocols import Sampled
 
 if TYPE_CHECKING:
-    from actors.roles import TeacherGroup
+    from actors.engine_groups import TeacherGroup
 
 CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
 

@@ -68,8 +68,7 @@ def start_engine(
             use_tqdm_on_load=False,
             generation_config="vllm",  # no sampling defaults from the model's directory
             seed=0,
-            **_device_arguments(config, device, mixed),
-            **arguments,
+            **_device_arguments(config, device, mixed) | arguments,
         )
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for the whole process, with a function that refuses
@@ -109,8 +108,9 @@ def _head_dtype(device: str) -> str:
 
 def _device_arguments(config: EngineConfig, device: str, mixed: bool) -> dict[str, Any]:
     if device == "cpu":
-        # Compiling costs more than it gives here. A cache of explicit size keeps engines from claiming shares of the whole memory.
-        return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
+        # Compiling costs more than it gives here. A cache of explicit size keeps engines from claiming shares of the whole memory. A seeded
+        # request whose prompt is cut in two passes would have its generator turned back, which torch's CPU generators cannot.
+        return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB), "enable_chunked_prefill": False}
     arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if mixed:
         # A graph of the whole step would freeze the share that held while it was captured; piecewise graphs keep our branch in Python.

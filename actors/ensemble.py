@@ -8,8 +8,8 @@ from collections.abc import Sequence as Items
 import ray
 
 from actors.effort import Effort
+from actors.engine_groups import TeacherGroup, score_dealt
 from actors.parcel import Place
-from actors.roles import TeacherGroup, score_dealt
 from actors.shells import Ref
 from minirl.rollout import Sequence
 

@@ -13,7 +13,8 @@ import torch
 from actors.group import gather
 
 if TYPE_CHECKING:
-    from actors.roles import LearnerGroup, RolloutGroup
+    from actors.engine_groups import RolloutGroup
+    from actors.learner_group import LearnerGroup
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.engine_groups import RolloutGroup, TeacherGroup
+from actors.learner_group import LearnerGroup
 from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from actors.rollout import weight_transfer
 from launch.groups import Groups, logical_cpus, object_store_bytes
 from launch.on_policy import make_driver, on_policy_stage

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from actors.engine_groups import RolloutGroup
 from actors.parcel import split
-from actors.roles import RolloutGroup
 from launch.groups import Groups
 from launch.prepare import Prepared
 from launch.watcher import Watcher

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from actors.config import LearnerSetup
+from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.ensemble import EnsembleGroup
 from actors.group import Group
+from actors.learner_group import LearnerGroup
 from actors.placement import CoreShare, at_once
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
 from launch.measuring import AT_ONCE
 from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from typing import TypeVar
 
+from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.ensemble import EnsembleGroup
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.learner_group import LearnerGroup
 from launch.prepare import Prepared
 from minirl.driver import sampling_requests
 from minirl.evaluation.judged import Judged, PerSample

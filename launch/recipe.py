@@ -2,9 +2,9 @@
 
 from functools import partial
 
+from actors.engine_groups import RolloutGroup
 from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.roles import RolloutGroup
 from actors.rollout import weight_transfer
 from launch.config import STUDENT_STAGES
 from launch.evaluate import Evaluation

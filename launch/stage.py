@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from actors.roles import LearnerGroup
+from actors.learner_group import LearnerGroup
 from launch.prepare import Prepared
 from launch.watcher import Watcher
 from minirl import checkpoint

@@ -6,12 +6,15 @@ Padding goes to the right: under causal attention no real token sees it, so no a
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from heapq import heapreplace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minirl.rollout import Sequence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,9 @@ def plan_microbatches(lengths: Items[int], workers: int, tokens_per_microbatch: 
     plans = [split_by_tokens(share, lengths, tokens_per_microbatch) for share in shares]
     most = max(map(len, plans))
     return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
+
+
+def in_order(order: list[int], values: list[T]) -> list[T]:
+    """values[i] belongs to the item `order[i]`: the values in the order of the items."""
+    placed = dict(zip(order, values, strict=True))
+    return [placed[index] for index in range(len(order))]

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup
-from actors.roles import LearnerGroup
+from actors.learner_group import LearnerGroup
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import SftConfig
 from minirl.config.student import LoraConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors.config import ClusterConfig, RolloutConfig, TeacherConfig
+from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.parcel import fetch
-from actors.roles import RolloutGroup, TeacherGroup
 from actors.shells import RolloutShell, TeacherShell
 from minirl.errors import RunError
 from minirl.rollout import Rollout, SamplingRequest, TeacherScores

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from actors.config import LearnerConfig, LearnerSetup
-from actors.roles import LearnerGroup
+from actors.learner_group import LearnerGroup
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.models import load_causal_lm, read_head
 from minirl.rollout import EnsembleScores, Sequence, tensor_of

@@ -164,6 +164,19 @@ def test_batch_composition_and_order_do_not_change_the_tokens(plain):
     assert together != [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=other)]
 
 
+def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain):
+    """A prompt that only half fits waits: cut in two, its seeded generator would be turned back, which a CPU's cannot."""
+    worker, student = plain
+    at_once = worker._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    prompts = np.random.default_rng(11).integers(3, 512, (at_once // 50, 113))
+    asked = [SamplingRequest(prompt, i, 0, 50 + i) for i, prompt in enumerate(prompts)]
+    rollouts = sample(worker, 0.0, tokens=3, asked=asked)
+    for request, rollout in list(zip(asked, rollouts, strict=True))[:: len(asked) // 5]:
+        (alone,) = sample(worker, 0.0, tokens=3, asked=[request])
+        assert alone.response_tokens.tolist() == rollout.response_tokens.tolist()
+    assert worst_gap(rollouts[::20], student, None, 0.0) < 1e-5
+
+
 def test_identical_calls_are_bit_identical(plain):
     worker, _ = plain
     first, second = (np.concatenate([r.behavior_logprobs for r in sample(worker, 0.0)]) for _ in range(2))

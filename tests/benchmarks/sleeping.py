@@ -17,8 +17,9 @@ import torch
 
 from actors.collection import Collection
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup, RolloutConfig, TeacherConfig
+from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.group import Group
-from actors.roles import LearnerGroup, RolloutGroup, TeacherGroup
+from actors.learner_group import LearnerGroup
 from actors.shells import LearnerShell, RolloutShell, TeacherShell
 from actors.weights import PackedWeights, pack
 from minirl.rollout import Rollout, SamplingRequest, Sequence, TeacherScores

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirl.batch import EMPTY, make_microbatch, plan_microbatches, split_by_tokens
+from minirl.batch import EMPTY, in_order, make_microbatch, plan_microbatches, split_by_tokens
 from minirl.rollout import Sequence
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -78,6 +78,12 @@ def test_every_worker_gets_equally_many_micro_batches_and_every_item_comes_once(
     assert any(share[-1] for share in plan), "a pass that is empty on every worker"
     for microbatch in (m for share in plan for m in share if m):
         assert len(microbatch) == 1 or len(microbatch) * max(lengths[i] for i in microbatch) <= budget
+
+
+@given(lengths, st.integers(1, 5), budgets)
+def test_what_comes_back_share_by_share_is_put_in_the_order_of_the_items(lengths, workers, budget):
+    order = [i for share in plan_microbatches(lengths, workers, budget) for microbatch in share for i in microbatch]
+    assert in_order(order, [lengths[i] for i in order]) == lengths
 
 
 @given(lengths, st.integers(1, 6))

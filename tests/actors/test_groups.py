@@ -11,9 +11,9 @@ import ray
 import torch
 
 from actors.config import RolloutConfig, TeacherConfig
+from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.parcel import fetch, places
 from actors.publishing import publish
-from actors.roles import RolloutGroup, TeacherGroup
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
 from minirl.corpus import Corpus
