@@ -64,7 +64,7 @@ class Simulation:
         for role, group in zip(ROLES, self.groups, strict=True):
             group.stand_for(scale.workers_of(role), scale.sleeps)
         records: list[dict] = []
-        warm_up = 1 + (scale.max_staleness > 0)  # what was sampled ahead while the first was slow must be used up
+        warm_up = 1 + scale.max_staleness  # what was sampled ahead while the first was slow must be used up
         with TemporaryDirectory() as directory:
             metrics = MetricsLog(Path(directory) / "metrics.jsonl", "distill", "iteration", listener=records.append)
             driver = self._driver(scale, warm_up + MEASURED, metrics)
@@ -106,16 +106,16 @@ class Simulation:
         return driver
 
 
-def scales(sizes: list[int], rollouts_per_worker: int, seconds: float) -> Iterator[Scale]:
-    """Overlap at every size; in turn at the smaller ones; at the one in the middle, further ahead and with other roles the slowest."""
+def scales(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: int) -> Iterator[Scale]:
+    """`ahead` iterations ahead at every size; in turn at the smaller; in the middle, the other number ahead and other roles slowest."""
     for size in sizes:
         longer = max(seconds, SECONDS_A_ROLLOUT * size * rollouts_per_worker)
         one = partial(Scale, size, rollouts_per_worker, seconds=longer)
-        yield one("sampling", 1)
+        yield one("sampling", ahead)
         if size <= 64:
             yield one("sampling", 0)
         if size == 64:
-            yield from (one("sampling", 2), one("learning", 1), one("none", 1))
+            yield from (one("sampling", 3 - ahead), one("learning", ahead), one("none", ahead))
 
 
 def run(chosen: list[Scale], console: Console) -> list[Found]:
@@ -132,10 +132,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 64, 256, 1024])
     parser.add_argument("--rollouts-per-worker", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the slowest role, at least")
+    parser.add_argument("--ahead", type=int, choices=(1, 2), default=1, help="iterations that are sampled ahead")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     console = Console(width=80)
-    found = run(list(scales(chosen.workers, chosen.rollouts_per_worker, chosen.seconds)), console)
+    found = run(list(scales(chosen.workers, chosen.rollouts_per_worker, chosen.seconds, chosen.ahead)), console)
     for table in tables(found):
         console.print(shown(table))
     console.print(verdict(found))

@@ -186,17 +186,23 @@ def tables(found: list[Found]) -> list[Table]:
 
 
 def verdict(found: list[Found]) -> str:
-    main = [f for f in found if f.scale.case == "sampling" and f.scale.max_staleness == 1]
+    main = _main(found)
     exponent = growth(main)
     grown = "" if exponent is None else f"driver CPU grows as rollouts^{exponent:.2f}; "
     worst = max(f.per_rollout(f.driver_cpu) for f in main)
     return f"{grown}at most {worst:.2f} ms a rollout; efficiency with overlap at least {min(f.efficiency for f in main):.2f}"
 
 
+def _main(found: list[Found]) -> list[Found]:
+    """One a size: with overlap, sampling the slowest, as far ahead as the first of them."""
+    overlapped = [f for f in found if f.scale.case == "sampling" and f.scale.max_staleness > 0]
+    return [f for f in overlapped if f.scale.max_staleness == overlapped[0].scale.max_staleness]
+
+
 def save(directory: Path, found: list[Found]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     told = [asdict(one) | {"efficiency": one.efficiency, "sleeps": asdict(one.scale.sleeps)} for one in found]
-    main = [f for f in found if f.scale.case == "sampling" and f.scale.max_staleness == 1]
+    main = _main(found)
     write_json(directory / "scale.json", {"verdict": verdict(found), "growth": growth(main), "found": told})
     parts = ["# Scale, by simulation", "", verdict(found), "", *(table.markdown() for table in tables(found))]
     (directory / "scale.md").write_text("\n".join(parts))
