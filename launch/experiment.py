@@ -4,6 +4,7 @@ interrupted experiment goes on with the row that is missing.
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -72,6 +73,8 @@ class Experiment:
                 self.watcher.doing("experiment", run.name)
                 self._command("run", run.config)
                 write_json(self._file(run), self._row(run))
+                for unneeded in Path(run.config.directory).glob("*/checkpoints"):  # a gigabyte and more, of a run that goes on no further
+                    shutil.rmtree(unneeded)
         self.watcher.reached(len(runs))
         self.watcher.doing("experiment", "evaluate")
         done = [run for run in self.runs([]) if self.finished(run)]

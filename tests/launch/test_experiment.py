@@ -78,6 +78,7 @@ def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
         else:
             (directory / list(config.stages.students().values())[-1]).mkdir(parents=True)
             stage = list(config.stages.students())[-1]
+            (directory / stage / "checkpoints" / "7").mkdir(parents=True)
             (directory / "metrics.jsonl").write_text(json.dumps({"stage": stage, "learner/target_tokens": 7, "time/update": 2.0}) + "\n")
 
     experiment._command = command
@@ -106,6 +107,7 @@ def test_finished_rows_are_small_files_and_not_made_again(tmp_path, models):
     experiment, started = make(tmp_path, models)
     assert experiment.run(["paper"]) == []  # nothing to compare with yet
     assert names(started) == ["run common", "run paper-1", "evaluate common"]
+    assert [file.name for file in (tmp_path / "runs" / "paper-1" / "distill").iterdir()] == ["best"], "checkpoints have served"
     row = json.loads((tmp_path / "rows" / "paper-1.json").read_text())
     assert (row["row"], row["seed"], row["target_tokens"], row["training_seconds"]) == ("paper", 1, 7, 2.0)
     again, started = make(tmp_path, models)
