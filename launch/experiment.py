@@ -16,6 +16,7 @@ import yaml
 from launch.config import STUDENT_STAGES, RunConfig
 from launch.experiment_config import ExperimentConfig, RowConfig
 from launch.watcher import Watcher
+from minirl import json_lines
 from minirl.checkpoint import write_json
 from minirl.config.reader import validate_config
 from minirl.errors import InputError, RunError
@@ -147,7 +148,7 @@ class Experiment:
             raise RunError(f"minirl {verb} in {directory} ended with code {ended.returncode}; see {log}, then start the experiment again")
 
     def _row(self, run: Run) -> dict[str, Any]:
-        records = [json.loads(line) for line in (Path(run.config.directory) / "metrics.jsonl").read_text().splitlines()]
+        records = json_lines.read(Path(run.config.directory) / "metrics.jsonl")
         about = {"row": run.row, "about": self.config.rows[run.row].about, "seed": run.seed, "student": str(_student_of(run))}
         return {"identity": self._identity(run)} | about | work_of([r for r in records if r["stage"] in STUDENT_STAGES])
 

@@ -185,7 +185,7 @@ def _samples(run: Path, name: str, on_set: str) -> list[dict[str, Any]]:
             f"{file} is not there; "
             + (f"the set {on_set} has samples of {', '.join(there)}" if there else "run the stage evaluate first, or name another --set")
         )
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return list(json_lines.read(file))
 
 
 def _table(a: str, b: str, on_set: str, summary: dict[str, float | int | None]) -> Table:
