@@ -74,8 +74,8 @@ class Experiment:
                 self.watcher.doing("experiment", run.name)
                 self._command("run", run.config)
                 write_json(self._file(run), self._row(run))
-                for unneeded in Path(run.config.directory).glob("*/checkpoints"):  # a gigabyte and more, of a run that goes on no further
-                    shutil.rmtree(unneeded)
+            for unneeded in Path(run.config.directory).glob("*/checkpoints"):  # a gigabyte and more, of a run that goes on no further
+                shutil.rmtree(unneeded)
         self.watcher.reached(len(runs))
         self.watcher.doing("experiment", "evaluate")
         done = [run for run in self.runs([]) if self.finished(run)]

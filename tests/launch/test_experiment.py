@@ -110,9 +110,12 @@ def test_finished_rows_are_small_files_and_not_made_again(tmp_path, models):
     assert [file.name for file in (tmp_path / "runs" / "paper-1" / "distill").iterdir()] == ["best"], "checkpoints have served"
     row = json.loads((tmp_path / "rows" / "paper-1.json").read_text())
     assert (row["row"], row["seed"], row["target_tokens"], row["training_seconds"]) == ("paper", 1, 7, 2.0)
+    left = tmp_path / "runs" / "paper-1" / "distill" / "checkpoints"
+    left.mkdir()  # as a kill between the row's file and their removal leaves them
     again, started = make(tmp_path, models)
     tables = again.run([])
     assert names(started) == ["run common", "run sft-1", "run sft-2", "evaluate common"]
+    assert not left.exists()
     assert [row[0] for row in tables[0].rows] == ["SFT", "MiniLLM"]
     full = json.loads((tmp_path / "experiment.json").read_text())
     assert [row[:2] for row in full[0]["rows"]] == [["SFT", "2"], ["MiniLLM", "1"]]
