@@ -5,7 +5,6 @@ interrupted experiment goes on with the row that is missing.
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from launch.child_process import run_to_end
 from launch.config import STUDENT_STAGES, RunConfig
 from launch.experiment_config import ExperimentConfig, RowConfig
 from launch.watcher import Watcher
@@ -141,11 +141,9 @@ class Experiment:
         directory.mkdir(parents=True, exist_ok=True)
         file, log = directory / f"{verb}.yaml", directory / f"{verb}.log"
         file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False))
-        with log.open("a") as output:
-            command = [str(Path(sys.executable).with_name("minirl")), verb, str(file), *options]
-            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-        if ended.returncode:
-            raise RunError(f"minirl {verb} in {directory} ended with code {ended.returncode}; see {log}, then start the experiment again")
+        code = run_to_end([str(Path(sys.executable).with_name("minirl")), verb, str(file), *options], log)
+        if code:
+            raise RunError(f"minirl {verb} in {directory} ended with code {code}; see {log}, then start the experiment again")
 
     def _row(self, run: Run) -> dict[str, Any]:
         records = json_lines.read(Path(run.config.directory) / "metrics.jsonl")
