@@ -50,8 +50,10 @@ OBJECT_STORE_BYTES = 8 * 2**30
 class Simulation:
     """Groups that stand for one size after another; they end with the block."""
 
-    def __init__(self, processes: dict[str, int]):
-        self.groups = start_groups(processes, TOKENS_PER_CALL, ClusterConfig(step_timeout_s=300, start_timeout_s=300))
+    def __init__(self, processes: dict[str, int], longest_s: float = SECONDS):
+        """longest_s: of the iterations to come; a call may wait behind those that were sampled ahead."""
+        config = ClusterConfig(step_timeout_s=300 + 3 * longest_s, start_timeout_s=300)
+        self.groups = start_groups(processes, TOKENS_PER_CALL, config)
 
     def __enter__(self) -> "Simulation":
         return self
@@ -120,7 +122,8 @@ def scales(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: in
 
 def run(chosen: list[Scale], console: Console) -> list[Found]:
     found: list[Found] = []
-    with cluster(sum(PROCESSES.values()), OBJECT_STORE_BYTES), Simulation(PROCESSES) as simulation:
+    longest_s = max(scale.seconds for scale in chosen)
+    with cluster(sum(PROCESSES.values()), OBJECT_STORE_BYTES), Simulation(PROCESSES, longest_s) as simulation:
         for scale in chosen:
             found.append(simulation.measure(scale))
             console.print(told(found[-1]))
