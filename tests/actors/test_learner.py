@@ -95,7 +95,7 @@ def reference(ray_cluster, models, items):
 
 @pytest.mark.parametrize(
     ("workers", "stage", "tokens_per_microbatch"),
-    [(2, 0, 4096), (1, 2, 64), (4, 2, 100), (2, 3, 64)],
+    [(2, 0, 4096), (1, 2, 64), (2, 2, 100), (4, 2, 4096), (2, 3, 64)],
 )
 def test_gradient_does_not_depend_on_the_division(reference, models, items, workers, stage, tokens_per_microbatch):
     assert_same_step(step_of(models, items, workers=workers, zero_stage=stage, tokens_per_microbatch=tokens_per_microbatch), reference)

@@ -1,6 +1,6 @@
 """The whole recipe through the real command, with real Ray, vLLM and DeepSpeed: two workers to sample, two to learn, mixing on.
 
-One uninterrupted run is the reference. Another is stopped, interrupted, killed and made to diverge, and must arrive at the same bits.
+One uninterrupted run is the reference. Others are stopped, interrupted, killed and made to diverge, and must arrive at the same bits.
 """
 
 import hashlib
@@ -73,6 +73,13 @@ def whole(experiment, start):
     assert command.wait() == 0, command.text
     assert command.left() == []
     return experiment.root / "whole"
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(experiment, whole):
+    """Changes that make a run of the distillation alone, from the same student."""
+    distill = experiment.settings["stages"]["distill"]
+    return {"student": {"model": str(whole / "sft" / "best")}, "stages": {"distill": distill}}
 
 
 # --- what a run leaves ---
@@ -161,19 +168,30 @@ def test_started_again_a_finished_run_has_nothing_to_do(whole, start):
     assert (whole / "summary.json").read_text() == summary
 
 
-def test_stopped_extended_interrupted_killed_and_diverged_it_still_arrives(whole, experiment, start):
+def test_stopped_and_extended_is_as_never_stopped(whole, experiment, start):
     config, directory = experiment.config("parts"), experiment.root / "parts"
+    for overrides in (
+        ["stages.sft.max_updates=2", "stages.distill=null", "stages.evaluate=null"],
+        ["stages.distill.iterations=2", "stages.evaluate=null"],
+        ["stages.evaluate=null"],
+    ):
+        command = start(config, *overrides)
+        assert command.wait() == 0, command.text
+    assert_same_bits(directory / "sft" / "best", whole / "sft" / "best")
+    assert_same_bits(directory / "distill" / "last", whole / "distill" / "last")
+    assert_same_bits(directory / "distill" / "best", whole / "distill" / "best")
+    assert records(directory) == records(whole)
 
-    stopped = start(config, "stages.sft.max_updates=2", "stages.distill=null", "stages.evaluate=null")
-    assert stopped.wait() == 0, stopped.text
 
-    interrupted = start(config, "stages.distill.iterations=3", "stages.evaluate=null")
+def test_interrupted_killed_and_diverged_it_still_arrives(whole, fine_tuned, experiment, start):
+    config, directory = experiment.config("killed", **fine_tuned), experiment.root / "killed"
+
+    interrupted = start(config)
     interrupted.wait_for(lambda: newest(directory) >= 1)
     interrupted.signal(signal.SIGINT)
     assert interrupted.wait(60) == 130, interrupted.text
     assert interrupted.text.endswith("interrupted; start the same command again to go on\n")
     assert interrupted.left() == []
-    assert_same_bits(directory / "sft" / "best", whole / "sft" / "best")
     reached = newest(directory)
 
     killed = start(config)
@@ -191,11 +209,11 @@ def test_stopped_extended_interrupted_killed_and_diverged_it_still_arrives(whole
     assert "Traceback" not in diverged.text and diverged.left() == []
     assert digest(checkpoint.complete(directory / "distill" / "checkpoints")[-1]) == before
 
-    last = start(config, "stages.evaluate=null")
+    last = start(config)
     assert last.wait() == 0, last.text
     assert_same_bits(directory / "distill" / "last", whole / "distill" / "last")
     assert_same_bits(directory / "distill" / "best", whole / "distill" / "best")
-    assert records(directory) == records(whole)
+    assert records(directory, "distill") == records(whole, "distill")
     assert [file.name for file in (directory / "distill" / "checkpoints").iterdir()] == ["00000004"]
 
 
