@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,15 +10,13 @@ import ray
 
 from actors.effort import Effort
 from actors.group import Group, ready
-from actors.parcel import PARCEL, Place
-from minirl.batch import plan_microbatches
+from actors.parcel import Place
+from actors.unscored import Unscored
 from minirl.errors import RunError
 from minirl.protocols import Sampled
 
 if TYPE_CHECKING:
     from actors.engine_groups import TeacherGroup
-
-CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
 
 
 @dataclass
@@ -56,8 +52,7 @@ class Collection:
         self.rollout, self.teacher, self.count = rollout, teacher, count
         self._streams: dict[Any, SamplingCall] = {call.stream: call for call in calls}
         self._finished: dict[int, Sampled] = {}
-        self._unscored: deque[int] = deque()
-        self._unscored_tokens = 0
+        self._unscored = Unscored(teacher.config.micro_batch_tokens if teacher else 0)
         self._asked: dict[ray.ObjectRef, ScoringCall] = {}
         self._calls = [0] * len(teacher.workers) if teacher else []
         self._scores: dict[int, Place] = {}
@@ -126,8 +121,7 @@ class Collection:
         self._spent["rollout"] += effort
         for index, (position, summary) in enumerate(told):
             self._finished[call.first + position] = Sampled(Place(call.parcel, index), summary)
-            self._unscored.append(call.first + position)
-            self._unscored_tokens += summary.tokens
+            self._unscored.add(call.first + position, summary.tokens)
         call.parcel = None
 
     def _take_scores(self, told: ray.ObjectRef) -> None:
@@ -138,45 +132,11 @@ class Collection:
 
     def _hand_out(self) -> None:
         """Give waiting rollouts to teacher workers that have nothing to do, or soon will."""
-        for worker, positions in self._pieces() if self.teacher.as_finished else self._equal_shares():
+        as_finished, waiting = self.teacher.as_finished, self._unscored
+        for worker, positions in waiting.pieces(self._calls) if as_finished else waiting.equal_shares(len(self._calls)):
             told, scored = self.teacher.begin_score(worker, [self._finished[position].rollout for position in positions])
             self._asked[told] = ScoringCall(worker, positions, scored)
             self._calls[worker] += 1
-
-    def _pieces(self) -> Iterator[tuple[int, list[int]]]:
-        """(worker, rollouts) for idle workers, at most a scoring pass each; for busy ones where a whole pass is waiting too."""
-        limit = self.teacher.config.micro_batch_tokens
-        idle = [worker for worker, calls in enumerate(self._calls) if not calls]
-        share = min(limit, -(-self._unscored_tokens // max(len(idle), 1)))
-        for worker in idle:
-            if not self._unscored:
-                return
-            yield worker, self._take_unscored(share, limit)
-        for worker, calls in enumerate(self._calls):
-            if self._unscored_tokens < limit:
-                return
-            if calls < CALLS_AHEAD:
-                yield worker, self._take_unscored(limit, limit)
-
-    def _take_unscored(self, share: int, limit: int) -> list[int]:
-        """Rollouts of at most `share` tokens; within the limit also more, to fill a parcel with their scores."""
-        taken, tokens = [], 0
-        while self._unscored:
-            tokens += self._tokens(self._unscored[0])
-            if taken and tokens > (limit if len(taken) < PARCEL else share):
-                break
-            taken.append(self._unscored.popleft())
-        self._unscored_tokens -= sum(map(self._tokens, taken))
-        return taken
-
-    def _equal_shares(self) -> list[tuple[int, list[int]]]:
-        """All rollouts at once, dealt by tokens: what a worker gets depends on the rollouts alone and not on when they finished."""
-        positions, self._unscored = sorted(self._unscored), deque()
-        shares = plan_microbatches([self._tokens(position) for position in positions], len(self.teacher.workers), 2**62)
-        return [(worker, [positions[i] for i in share[0]]) for worker, share in enumerate(shares) if share and share[0]]
-
-    def _tokens(self, position: int) -> int:
-        return self._finished[position].summary.tokens
 
 
 def _in_order(values: dict[int, Any], count: int) -> list[Any]:

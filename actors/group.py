@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minirl.errors import InputError, RunError
 
-PAUSE_S = 2e-5  # for each watched reference: looking at it takes a tenth of that
+PAUSE_S = 1e-4  # for each watched reference: looking at it takes a fiftieth of that
 TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
