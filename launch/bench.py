@@ -17,10 +17,8 @@ import ray
 
 from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.learner_group import LearnerGroup
-from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.rollout import weight_transfer
-from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.groups import Groups
 from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import Prepared
 from launch.watcher import Watcher
@@ -56,19 +54,17 @@ class Bench:
 
     def run(self) -> tuple[Measurements, dict[str, str]]:
         """What was measured, and in words what was run and where."""
-        with cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)):
-            device = device_of(self.config.cluster)
-            weight_transfer(self.config.rollout, device)
-            self.watcher.doing("bench", "starting the rollout, teacher and learner groups")
-            groups = Groups(self.prepared, device).all(
-                self.student, (self.teacher_model,), on_policy=on_policy_stage(self.config, "distill"), teacher_in_rollout=True
-            )
-            with groups as (rollout, teacher, learner):
-                self._connect(rollout, teacher, learner)
-                for _ in self.driver.run():
-                    pass
-                works, limits = self._alone()
-                return self._measurements(works, limits), self._about(device)
+        self.watcher.doing("bench", "starting the rollout, teacher and learner groups")
+        stage = on_policy_stage(self.config, "distill")
+        with (
+            Groups(self.prepared) as groups,
+            groups.all(self.student, (self.teacher_model,), on_policy=stage, teacher_in_rollout=True) as (rollout, teacher, learner),
+        ):
+            self._connect(rollout, teacher, learner)
+            for _ in self.driver.run():
+                pass
+            works, limits = self._alone()
+            return self._measurements(works, limits), self._about(groups.device)
 
     def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.rollout import weight_transfer
 from launch.candidates import candidates, teachers_of
-from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.groups import Groups
 from launch.measuring import Measuring
 from launch.prepare import Prepared
 from launch.watcher import Watcher
@@ -159,10 +157,8 @@ def evaluate_models(prepared: Prepared, given: list[str], directory: Path, watch
     teachers, models = teachers_of(prepared), candidates(given, prepared)
     if len(teachers) == 1:  # an average is sampled by no engine
         models = {TEACHER: teachers[0]} | models
-    with cluster(logical_cpus(prepared), object_store_bytes(prepared)):
-        device = device_of(prepared.config.cluster)
-        weight_transfer(prepared.config.rollout, device)
-        return Evaluation(prepared, Groups(prepared, device), watcher, teachers, models, directory).run()
+    with Groups(prepared) as groups:
+        return Evaluation(prepared, groups, watcher, teachers, models, directory).run()
 
 
 def _hashes(directory: str) -> dict[str, str]:

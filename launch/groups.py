@@ -1,9 +1,9 @@
-"""The groups of a run: what each is told, started side by side, gone when their block ends; and the room that they need."""
+"""The groups of a run: what each is told, started side by side, gone when their block ends; and the cluster that has room for them."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from actors.config import LearnerSetup
@@ -11,7 +11,8 @@ from actors.engine_groups import RolloutGroup, TeacherGroup
 from actors.ensemble import EnsembleGroup
 from actors.group import Group
 from actors.learner_group import LearnerGroup
-from actors.placement import CoreShare, at_once
+from actors.placement import CoreShare, at_once, cluster, device_of
+from actors.rollout import weight_transfer
 from launch.measuring import AT_ONCE
 from launch.on_policy import OnPolicyStage
 from launch.prepare import Prepared
@@ -24,11 +25,28 @@ MOST_KEPT = 2048  # responses that an evaluation has room for; Ray keeps more on
 
 
 class Groups:
-    """Starts groups for the stages of one prepared run, on `device`; each method yields groups that run until its block ends."""
+    """Starts groups for the stages of one prepared run; each method yields groups that run until its block ends.
 
-    def __init__(self, prepared: Prepared, device: str):
-        self.prepared, self.config, self.device = prepared, prepared.config, device
-        self._where = {"cluster": self.config.cluster, "device": device}
+    The Ray cluster is there from the first of them to the end of this object's own block: a run with nothing left to do needs none.
+    """
+
+    def __init__(self, prepared: Prepared):
+        self.prepared, self.config = prepared, prepared.config
+        self._cluster = ExitStack()
+
+    def __enter__(self) -> "Groups":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._cluster.__exit__(*error)
+
+    @cached_property
+    def device(self) -> str:
+        """Of the cluster, which is joined or started. Raises InputError where it cannot hold what the config says of it."""
+        self._cluster.enter_context(cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)))
+        device = device_of(self.config.cluster)
+        weight_transfer(self.config.rollout, device)  # refuses at once, and not after the fine-tuning stages
+        return device
 
     @contextmanager
     def learner(
@@ -81,7 +99,8 @@ class Groups:
         prepared = self.prepared
         return RolloutGroup(
             self.config.rollout,
-            **self._where,
+            self.config.cluster,
+            self.device,
             share=share,
             model=student,
             teacher=teacher,
@@ -96,7 +115,8 @@ class Groups:
         """What starts the group of each."""
         config, prepared = self.config, self.prepared
         settings = {
-            **self._where,
+            "cluster": config.cluster,
+            "device": self.device,
             "share": share,
             "as_finished": config.teacher.score_as_finished and not config.deterministic,
             "max_model_len": max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0),

@@ -3,13 +3,11 @@
 from functools import partial
 
 from actors.engine_groups import RolloutGroup
-from actors.placement import cluster, device_of
 from actors.publishing import publish
-from actors.rollout import weight_transfer
 from launch.config import STUDENT_STAGES
 from launch.evaluate import Evaluation
 from launch.generated import TeacherResponses
-from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.groups import Groups
 from launch.measuring import sample, texts_of, with_references
 from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import Prepared
@@ -33,10 +31,7 @@ class Recipe:
 
     def run(self) -> None:
         stages = self.config.stages
-        with cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)):
-            device = device_of(self.config.cluster)
-            weight_transfer(self.config.rollout, device)  # refuses at once, and not after the fine-tuning stages
-            self.groups = Groups(self.prepared, device)
+        with Groups(self.prepared) as self.groups:
             given = {"sft_teacher": self.sft_teacher, "sft": self.sft, "kd": self.kd, "seqkd": self.seqkd}
             for name in ("sft_teacher", *STUDENT_STAGES):
                 if getattr(stages, name):

@@ -4,10 +4,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from actors.placement import cluster, device_of
 from actors.publishing import publish
 from launch.config import RunConfig
-from launch.groups import Groups, logical_cpus, object_store_bytes
+from launch.groups import Groups
 from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import prepare
 from minirl.config.reader import read_config
@@ -30,11 +29,9 @@ def main() -> None:
         tokens, responses = int(records[-1]["rollout/tokens"]), int(records[-1]["rollout/response_tokens"])
         return Worked(kind.config.responses_per_iteration, tokens - responses, responses)
 
-    with cluster(logical_cpus(prepared), object_store_bytes(prepared)):
-        groups = Groups(prepared, device_of(prepared.config.cluster))
-        with groups.all(student, prepared.teachers, on_policy=kind) as (rollout, teacher, learner):
-            driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
-            turns.serve(update, partial(learner.export, student))
+    with Groups(prepared) as groups, groups.all(student, prepared.teachers, on_policy=kind) as (rollout, teacher, learner):
+        driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+        turns.serve(update, partial(learner.export, student))
 
 
 if __name__ == "__main__":

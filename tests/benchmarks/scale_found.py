@@ -15,7 +15,7 @@ WORKERS_BY_ROLE = {"rollout": 1, "teacher": 4, "learner": 4}  # so many rollout 
 PROMPT_TOKENS, RESPONSE_TOKENS = 128, 256  # responses: at most
 MEAN_TOKENS = PROMPT_TOKENS + 0.625 * RESPONSE_TOKENS
 HIDDEN, WEIGHT_BYTES, BUCKETS = 1600, 2 * 124_439_808, 4  # GPT-2 XL teaches GPT-2; right-shaped up to SHAPED workers
-SHAPED, SHRUNK_HIDDEN, SHRUNK_WEIGHTS = 8, 128, 4 * 2**20  # a parcel stays too large to travel within a message
+SHAPED, SHRUNK_HIDDEN, SHRUNK_WEIGHTS = 8, 128, 4 * 2**20
 # Seconds of the slowest role, as shares by role: which one is slowest.
 CASES = {"sampling": (1.0, 0.6, 0.8), "learning": (0.6, 0.6, 1.0), "none": (1.0, 1.0, 1.0)}
 

@@ -22,6 +22,7 @@ VOCABULARY = 192
 COMMAND = [str(Path(sys.executable).with_name("minirl")), "run"]
 MARK = "MINIRL_TEST_RUN"
 SECONDS = 300
+NO_CLUSTER = "127.0.0.1:1"  # where nobody answers: what ends well, or with another error, has not asked for a cluster
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,12 @@ def experiment(tmp_path_factory) -> Experiment:
 
 
 class Command:
-    """`minirl run`, or another verb, in a session of its own, so that a signal to its process group is what a terminal sends."""
+    """`minirl run`, or another verb, in a session of its own, so that a signal to its process group is what a terminal sends.
 
-    def __init__(self, config: Path, *arguments: str, verb: str = "run"):
+    cluster: its RAY_ADDRESS.
+    """
+
+    def __init__(self, config: Path, *arguments: str, verb: str = "run", cluster: str = ""):
         self.mark = f"{time.monotonic_ns()}"
         self.output = config.with_name(f"{self.mark}.log")
         with self.output.open("w") as log:
@@ -86,7 +90,7 @@ class Command:
                 [COMMAND[0], verb, str(config), *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: self.mark, "RAY_ADDRESS": ""},
+                env={**os.environ, MARK: self.mark, "RAY_ADDRESS": cluster},
                 start_new_session=True,
             )
 
@@ -128,8 +132,8 @@ def start():
     """Start the real command; whatever a failed test leaves is killed."""
     started: list[Command] = []
 
-    def start(config: Path, *arguments: str, verb: str = "run") -> Command:
-        started.append(Command(config, *arguments, verb=verb))
+    def start(config: Path, *arguments: str, **how: str) -> Command:
+        started.append(Command(config, *arguments, **how))
         return started[-1]
 
     yield start

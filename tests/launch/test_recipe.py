@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minirl import checkpoint
 from minirl.config.data import DataConfig
 from minirl.prompts import load_data
-from tests.launch.conftest import VOCABULARY
+from tests.launch.conftest import NO_CLUSTER, VOCABULARY
 from tests.tiny import END_TOKEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -161,7 +161,7 @@ def test_the_best_student_is_that_of_the_highest_validation(whole):
 def test_started_again_a_finished_run_has_nothing_to_do(whole, start):
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.name.endswith((".safetensors", ".pt", "metrics.jsonl"))}
     summary = (whole / "summary.json").read_text()
-    command = start(whole.with_suffix(".yaml"))
+    command = start(whole.with_suffix(".yaml"), cluster=NO_CLUSTER)
     assert command.wait() == 0, command.text
     assert "starting" not in command.text
     assert before and all(file.stat().st_mtime_ns == stamp for file, stamp in before.items())
@@ -223,14 +223,14 @@ def test_distillation_does_not_go_on_from_a_student_that_has_changed_since(whole
     with (copy / "sft" / "best" / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\x01\x02\x03\x04")
-    command = start(whole.with_suffix(".yaml"), f"directory={copy}", "stages.distill.iterations=5")
+    command = start(whole.with_suffix(".yaml"), f"directory={copy}", "stages.distill.iterations=5", cluster=NO_CLUSTER)
     assert command.wait() == 2, command.text
     assert "goes on from other weights or data than the stage before it left" in command.text
     assert command.left() == []
 
 
 def test_a_checkpoint_of_another_layout_is_refused(whole, start):
-    command = start(whole.with_suffix(".yaml"), "learner.workers=1", "stages.distill.iterations=5")
+    command = start(whole.with_suffix(".yaml"), "learner.workers=1", "stages.distill.iterations=5", cluster=NO_CLUSTER)
     assert command.wait() == 2
     assert "error: the checkpoint was written with learner.workers = 2; set that to go on" in command.text
     assert command.left() == []
