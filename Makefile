@@ -1,4 +1,4 @@
-# make install | quickstart | test | test-fast | benchmark-trl | benchmark-plain | lint | format | clean.
+# make install | quickstart | test (test-commands and test-others) | test-fast | benchmark-trl | benchmark-plain | lint | format | clean.
 # Every target but clean first makes .venv when it must.
 #
 #   PYTHON  the CPython (3.11 or newer) that .venv is made with
@@ -26,7 +26,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: install quickstart test test-fast benchmark-trl benchmark-plain lint format clean
+.PHONY: install quickstart test test-commands test-others test-fast benchmark-trl benchmark-plain lint format clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -56,10 +56,19 @@ quickstart: install
 	$(BIN)/minirl run configs/quickstart.yaml
 
 # Model hubs are out of reach for the tests wherever they run, so that none comes to lean on one.
-test test-fast: export HF_HUB_OFFLINE ?= 1
+test test-fast test-commands test-others: export HF_HUB_OFFLINE ?= 1
 
+# Side by side: where one waits for processes to start, the other has the cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-commands test-others
+
+# Those that start the real command, and with it a cluster.
+test-commands: install
+	$(BIN)/python -m pytest -m slow tests/launch
+
+test-others: install
+	$(BIN)/python -m pytest --ignore=tests/launch
+	$(BIN)/python -m pytest -m "not slow" tests/launch
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"

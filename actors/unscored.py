@@ -31,14 +31,14 @@ class Unscored:
 
     def pieces(self, calls: Items[int]) -> list[Piece]:
         """For idle workers, at most a pass each; for others where a whole pass waits for every worker. calls: that each worker has."""
-        share, most = min(self.limit, -(-self.tokens // len(calls))), self.limit * len(calls)
+        share, one_for_each = min(self.limit, -(-self.tokens // len(calls))), self.limit * len(calls)
         pieces, calls = [], list(calls)
         for worker, pending in enumerate(calls):
             if pending == 0 and self:
                 pieces.append((worker, self._take(share)))
                 calls[worker] += 1
         for worker, pending in enumerate(calls):
-            if 0 < pending < CALLS_AHEAD and self.tokens >= most:
+            if 0 < pending < CALLS_AHEAD and self.tokens >= one_for_each:
                 pieces.append((worker, self._take(self.limit)))
         return pieces
 

@@ -125,7 +125,7 @@ def scales(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: in
 
 
 def run(chosen: list[Scale], console: Console) -> list[Found]:
-    os.environ["RAY_max_direct_call_object_size"] = str(MESSAGE_BYTES)
+    os.environ["RAY_max_direct_call_object_size"] = str(MESSAGE_BYTES)  # noqa: SIM112, Ray spells it so
     found: list[Found] = []
     longest_s = max(scale.seconds for scale in chosen)
     with cluster(sum(PROCESSES.values()), OBJECT_STORE_BYTES), Simulation(PROCESSES, longest_s) as simulation:

@@ -39,6 +39,14 @@ def interrupt_when_ready(log) -> None:
     threading.Thread(target=wait_and_send, daemon=True).start()
 
 
+@pytest.fixture
+def interruptible():
+    """As the command sees to it: a shell's background job, which the tests may be, ignores SIGINT otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_exit_code_and_output_are_the_childs(tmp_path):
     log = tmp_path / "log"
     for code in (0, 4):
@@ -47,7 +55,7 @@ def test_exit_code_and_output_are_the_childs(tmp_path):
 
 
 @pytest.mark.parametrize(("child", "ending_s", "said"), [(LISTENS, 30, "ready\nended its own\n"), (DEAF, 0.3, "ready\n")])
-def test_an_interrupted_parent_waits_for_what_the_child_ends_but_not_for_ever(tmp_path, child, ending_s, said):
+def test_an_interrupted_parent_waits_for_what_the_child_ends_but_not_for_ever(interruptible, tmp_path, child, ending_s, said):
     log = tmp_path / "log"
     interrupt_when_ready(log)
     began = time.monotonic()
