@@ -60,15 +60,17 @@ test test-fast test-commands test-others: export HF_HUB_OFFLINE ?= 1
 
 # Side by side: where one waits for processes to start, the other has the cores.
 test: lint
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-commands test-others
+	@echo "The tests of the real commands run beside all others; what they print comes when they have ended."
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-commands test-others
 
 # Those that start the real command, and with it a cluster.
 test-commands: install
 	$(BIN)/python -m pytest -m slow tests/launch
 
+# The plus leaves these out of the synchronised output: a person sees them go on.
 test-others: install
-	$(BIN)/python -m pytest --ignore=tests/launch
-	$(BIN)/python -m pytest -m "not slow" tests/launch
+	+$(BIN)/python -m pytest --ignore=tests/launch
+	+$(BIN)/python -m pytest -m "not slow" tests/launch
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"

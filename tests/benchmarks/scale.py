@@ -121,7 +121,7 @@ def scales(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: in
         if size <= 64:
             yield one("sampling", 0)
         if size == 64:
-            yield from (one("sampling", 3 - ahead), one("learning", ahead), one("none", ahead))
+            yield from (one("sampling", 3 - ahead), one("learning", ahead), one("none", ahead), one("none", 3 - ahead))
 
 
 def run(chosen: list[Scale], console: Console) -> list[Found]:
