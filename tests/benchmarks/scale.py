@@ -49,6 +49,7 @@ OBJECT_STORE_BYTES = 8 * 2**30
 # Scores go through the object store, as those of real shapes do, also where they are shrunk: Ray has 16 MiB of what travels within calls
 # under way to one process, which here holds the learners of many.
 MESSAGE_BYTES = 2**14
+WIDTH = 96  # of what is printed
 
 
 class Simulation:
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--ahead", type=int, choices=(1, 2), default=1, help="iterations that are sampled ahead")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    console = Console(width=80)
+    console = Console(width=WIDTH)
     found = run(list(scales(chosen.workers, chosen.rollouts_per_worker, chosen.seconds, chosen.ahead)), console)
     for table in tables(found):
         console.print(shown(table))

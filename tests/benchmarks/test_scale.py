@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launch.progress import shown
 from minirl.rollout import SamplingRequest
-from tests.benchmarks.scale import Simulation
+from tests.benchmarks.scale import WIDTH, Simulation
 from tests.benchmarks.scale_found import Found, Scale, covered, growth, real_bytes, save, tables
 from tests.benchmarks.sleeping import SleepingRollout
 
@@ -46,7 +46,7 @@ def test_payloads_of_real_shape_weigh_what_is_computed(found):
 
 @pytest.mark.slow
 def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
-    console = Console(width=80, record=True)
+    console = Console(width=WIDTH, record=True)
     for table in tables(list(found.values())):
         console.print(shown(table))
     assert "…" not in console.export_text()
