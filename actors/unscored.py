@@ -38,7 +38,9 @@ class Unscored:
                 pieces.append((worker, self._take(share)))
                 calls[worker] += 1
         for worker, pending in enumerate(calls):
-            if 0 < pending < CALLS_AHEAD and self.tokens >= one_for_each:
+            if self.tokens < one_for_each:
+                break
+            if pending < CALLS_AHEAD:
                 pieces.append((worker, self._take(self.limit)))
         return pieces
 

@@ -49,7 +49,6 @@ OBJECT_STORE_BYTES = 8 * 2**30
 # Scores go through the object store, as those of real shapes do, also where they are shrunk: Ray has 16 MiB of what travels within calls
 # under way to one process, which here holds the learners of many.
 MESSAGE_BYTES = 2**14
-WIDTH = 96  # of what is printed
 
 
 class Simulation:
@@ -132,7 +131,7 @@ def run(chosen: list[Scale], console: Console) -> list[Found]:
     with cluster(sum(PROCESSES.values()), OBJECT_STORE_BYTES), Simulation(PROCESSES, longest_s) as simulation:
         for scale in chosen:
             found.append(simulation.measure(scale))
-            console.print(told(found[-1]))
+            console.print(told(found[-1]), soft_wrap=True)
     return found
 
 
@@ -144,7 +143,7 @@ def main() -> None:
     parser.add_argument("--ahead", type=int, choices=(1, 2), default=1, help="iterations that are sampled ahead")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    console = Console(width=WIDTH)
+    console = Console(width=80)
     found = run(list(scales(chosen.workers, chosen.rollouts_per_worker, chosen.seconds, chosen.ahead)), console)
     for table in tables(found):
         console.print(shown(table))

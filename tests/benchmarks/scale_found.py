@@ -155,13 +155,13 @@ def growth(found: list[Found]) -> float | None:
 
 
 def tables(found: list[Found]) -> list[Table]:
-    names = [(f"{f.scale.workers:,} x {f.scale.rollouts_per_worker}", f.scale.case, str(f.scale.max_staleness)) for f in found]
+    names = [(f"{f.scale.workers:,}", f.scale.case, str(f.scale.max_staleness)) for f in found]
     times = [
         (
             *name,
             f"{max(f.alone.values()):.2f}",
             f"{f.iteration:.2f}",
-            f"{f.efficiency:.3f}",
+            f"{f.efficiency:.2f}",
             *(f"{100 * f.idle[role]:.0f} %" for role in ROLES),
         )
         for name, f in zip(names, found, strict=True)
@@ -177,9 +177,13 @@ def tables(found: list[Found]) -> list[Table]:
         for name, f in zip(names, found, strict=True)
     ]
     sizes = {f.scale.workers: (f"{f.scale.workers:,}", f"{f.stored / 2**20:,.0f}", f"{f.real / 2**20:,.0f}") for f in found}
-    first = ("rollouts", "slowest", "k")
+    first, each = ("workers", "slowest", "k"), found[0].scale.rollouts_per_worker
     return [
-        Table("Iterations at max_staleness k, in seconds; idle workers", (*first, "alone", "loop", "eff.", *ROLES), times),
+        Table(
+            f"Iterations at max_staleness k, in seconds; idle workers; {each} rollouts each",
+            (*first, "alone", "loop", "eff.", *ROLES),
+            times,
+        ),
         Table("Driver, in ms a rollout; delay of calls, in ms, median/95 %", (*first, "own", "CPU", "wait", *ROLES), costs),
         Table("Object store, in MiB an iteration", ("workers", "stored here", "with real shapes"), list(sizes.values())),
     ]
