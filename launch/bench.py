@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.engine_groups import RolloutGroup, TeacherGroup
-from actors.learner_group import LearnerGroup
-from actors.publishing import publish
+from actors.groups.learner_group import LearnerGroup
+from actors.groups.publishing import publish
+from actors.groups.rollout_group import RolloutGroup
+from actors.groups.teacher_group import TeacherGroup
+from launch.config import on_policy_stage
 from launch.groups import Groups
-from launch.on_policy import make_driver, on_policy_stage
+from launch.observer import Watcher
 from launch.prepare import Prepared
-from launch.watcher import Watcher
-from minirl.cursor import Cursor
-from minirl.driver import sampling_requests
-from minirl.efficiency import Limit, Measurements, Work, padding_share, sharing
-from minirl.metrics import MetricsLog, Record
-from minirl.protocols import Sampled
-from minirl.rollout import SamplingRequest
+from launch.run.on_policy import make_driver
+from minirl.bench.efficiency import Limit, Measurements, Work, padding_share, sharing
 from minirl.seeds import derive_seed
-from minirl.update import OnPolicyItem, UpdateScale, UpdateStep
+from minirl.training.data_order import Cursor
+from minirl.training.log import MetricsLog, Record
+from minirl.training.on_policy_loop import sampling_requests
+from minirl.training.roles import Sampled
+from minirl.training.update import OnPolicyItem, UpdateScale, UpdateStep
+from minirl.types import SamplingRequest
 
 WARM_UP = 1  # iterations that are not counted
 REPEATS = 3  # of everything that is measured alone

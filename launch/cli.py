@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 
 from launch.config import RunConfig
-from launch.experiment_config import ExperimentConfig
+from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
 from minirl.errors import InputError, RunError
-from minirl.evaluation.judge import LATEST
+from minirl.evaluation.llm_judge import LATEST
 
 INTERRUPTED = 130
 # The panel says what goes on; the libraries' own bars and banners would be drawn over it. The driver itself uses no accelerator.
@@ -45,7 +45,7 @@ def run(
     os.environ |= QUIET
     from launch.prepare import claimed, prepare
     from launch.progress import ProgressPanel, summary_table
-    from launch.recipe import Recipe
+    from launch.run.stages import Recipe
 
     console = Console()
     with claimed(settings) as directory, ProgressPanel(console) as panel:
@@ -71,7 +71,7 @@ def evaluate(
     if not model:
         raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
     os.environ |= QUIET
-    from launch.evaluate import evaluate_models
+    from launch.evaluation.evaluate import evaluate_models
     from launch.prepare import claimed, prepare
     from launch.progress import ProgressPanel, summary_table
 
@@ -91,7 +91,7 @@ def experiment(
     """Compare methods: a run for each row and seed, all students judged together. Goes on where it stopped."""
     settings = read_config(ExperimentConfig, config, overrides or [])
     os.environ |= QUIET
-    from launch.experiment import Experiment
+    from launch.experiment.runner import Experiment
     from launch.progress import ProgressPanel, shown
 
     console = Console()
@@ -120,8 +120,8 @@ def bench(
     from launch.bench import Bench
     from launch.prepare import claimed, prepare
     from launch.progress import ProgressPanel, shown
-    from minirl.efficiency import advice
-    from minirl.report import save, tables
+    from minirl.bench.efficiency import advice
+    from minirl.bench.report import save, tables
 
     console = Console()
     with claimed(settings) as directory, ProgressPanel(console) as panel:

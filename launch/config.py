@@ -1,5 +1,6 @@
 """The one YAML of a run: models, data, groups, stages."""
 
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import NonNegativeInt, model_validator
@@ -7,7 +8,7 @@ from pydantic import NonNegativeInt, model_validator
 from actors.config import ClusterConfig, LearnerConfig, RolloutConfig, TeacherConfig
 from minirl.config.data import CorpusConfig, DataConfig
 from minirl.config.evaluation import EvaluateConfig
-from minirl.config.objective import ObjectiveConfig
+from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
 from minirl.config.stages import DistillConfig, GkdConfig, KdConfig, SeqkdConfig, SftConfig
 from minirl.config.strict import StrictModel
 from minirl.config.student import StudentConfig
@@ -78,3 +79,23 @@ class RunConfig(StrictModel):
         """The same with a stage `evaluate`, as it is by default where there was none."""
         stages = self.stages if self.stages.evaluate else self.stages.model_copy(update={"evaluate": EvaluateConfig()})
         return self.model_copy(update={"stages": stages})
+
+
+@dataclass(frozen=True)
+class OnPolicyStage:
+    """What sets one on-policy stage apart. soft: a divergence in place of the objective; only `distill` mixes the teacher in."""
+
+    name: str
+    config: DistillConfig
+    objective: ObjectiveConfig
+    teacher_share: float = 0.0
+    soft: SoftTargetsConfig | None = None
+
+
+def on_policy_stage(config: RunConfig, name: str) -> OnPolicyStage:
+    stages = config.stages
+    if name == "gkd":
+        return OnPolicyStage(name, stages.gkd, ObjectiveConfig(preset="gkd"), soft=SoftTargetsConfig(divergence=stages.gkd.divergence))
+    if name == "opd":
+        return OnPolicyStage(name, stages.opd, ObjectiveConfig(preset="opd"))
+    return OnPolicyStage(name, stages.distill, config.objective, config.rollout.teacher_share)

@@ -7,20 +7,21 @@ from functools import cached_property, partial
 from typing import Any
 
 from actors.config import LearnerSetup
-from actors.engine_groups import RolloutGroup, TeacherGroup
-from actors.ensemble import EnsembleGroup
-from actors.group import Group
-from actors.learner_group import LearnerGroup
-from actors.placement import CoreShare, at_once, cluster, device_of
-from actors.rollout import weight_transfer
-from launch.measuring import AT_ONCE
-from launch.on_policy import OnPolicyStage
+from actors.groups.base import Group
+from actors.groups.ensemble_group import EnsembleGroup
+from actors.groups.learner_group import LearnerGroup
+from actors.groups.placement import CoreShare, at_once, cluster, device_of
+from actors.groups.rollout_group import RolloutGroup
+from actors.groups.teacher_group import TeacherGroup
+from actors.workers.rollout import weight_transfer
+from launch.config import OnPolicyStage
 from launch.prepare import Prepared
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import DistillConfig, GkdConfig, SftConfig
 from minirl.config.student import LoraConfig
 
 MIB = 2**20
+RESPONSES_IN_FLIGHT = 512  # responses whose teacher states are on their way at once; a set may have many thousands
 MOST_KEPT = 2048  # responses that an evaluation has room for; Ray keeps more on its disk
 
 
@@ -201,6 +202,6 @@ def object_store_bytes(prepared: Prepared) -> int:
         versions = max(versions, 3 + stage.max_staleness)
     if stages.evaluate:
         responses = sum(len(one.examples) * (1 + stages.evaluate.exposure_bias * len(stages.evaluate.seeds)) for one in prepared.sets)
-        tokens.append((min(responses, MOST_KEPT) + 2 * min(max(len(one.examples) for one in prepared.sets), AT_ONCE)) * longest)
+        tokens.append((min(responses, MOST_KEPT) + 2 * min(max(len(one.examples) for one in prepared.sets), RESPONSES_IN_FLIGHT)) * longest)
     payload = max(tokens) * (prepared.teacher_width * 4 + 64)
     return int(1.25 * payload + versions * prepared.student_bytes + 256 * MIB)

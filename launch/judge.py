@@ -15,11 +15,10 @@ from typing import Any
 
 import openai
 
-from minirl import json_lines
-from minirl.checkpoint import write_json
 from minirl.errors import InputError, RunError
-from minirl.evaluation.judge import LATEST, PROMPT_VERSIONS, Pair, judge_all, summarise
-from minirl.report import Table
+from minirl.evaluation.llm_judge import LATEST, PROMPT_VERSIONS, Pair, judge_all, summarise
+from minirl.files import drop_half_line, read_json_lines, write_json
+from minirl.tables import Table
 
 KEY_VARIABLE = "MINIRL_JUDGE_API_KEY"
 REFERENCE = "reference"
@@ -137,7 +136,7 @@ class Replies:
 
 
 def _read_kept(file: Path) -> dict[str, str]:
-    return {row["key"]: row["reply"] for row in json_lines.read(file)} if json_lines.drop_half_line(file) else {}
+    return {row["key"]: row["reply"] for row in read_json_lines(file)} if drop_half_line(file) else {}
 
 
 def judge_run(
@@ -185,7 +184,7 @@ def _samples(run: Path, name: str, on_set: str) -> list[dict[str, Any]]:
             f"{file} is not there; "
             + (f"the set {on_set} has samples of {', '.join(there)}" if there else "run the stage evaluate first, or name another --set")
         )
-    return list(json_lines.read(file))
+    return list(read_json_lines(file))
 
 
 def _table(a: str, b: str, on_set: str, summary: dict[str, float | int | None]) -> Table:

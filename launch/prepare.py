@@ -12,16 +12,16 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.utils.logging import disable_progress_bar
 
 from launch.config import RunConfig
-from minirl import lora
-from minirl.checkpoint import write_json
-from minirl.corpus import Corpus, load_corpus
-from minirl.embedded import materialise_teacher
+from minirl.data.corpus import Corpus, load_corpus
+from minirl.data.embedded.assets import materialise_teacher
+from minirl.data.examples import InstructionData, load_data
+from minirl.data.templates import end_tokens
+from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.sets import EvaluationSet, load_sets
-from minirl.models import check_supported, prune_layers, resolve_model
-from minirl.prompts import InstructionData, load_data
-from minirl.templates import end_tokens
-from minirl.vocab import shared_vocabulary
+from minirl.files import write_json
+from minirl.model import lora
+from minirl.model.loading import check_supported, prune_layers, resolve_model
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
 RECORD = "config.json"

@@ -10,8 +10,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from minirl.metrics import Record
-from minirl.report import Table as Measured
+from minirl.tables import Table as Measured
+from minirl.training.log import Record
 
 VERBS = ("sample", "score", "credit", "update", "publish")
 SHOWN = {

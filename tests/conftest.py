@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A Ray cluster of the tests' own, with more logical CPUs than the machine has cores."""
-    from actors.placement import cluster
+    from actors.groups.placement import cluster
 
     os.environ.pop("RAY_ADDRESS", None)
     with cluster(logical_cpus=16, object_store_bytes=512 * 2**20):

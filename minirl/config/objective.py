@@ -72,7 +72,7 @@ class ObjectiveConfig(StrictModel):
 
 
 class DivergenceConfig(StrictModel):
-    """How far the student's distribution is from the teacher's, at every target (definitions: `minirl.divergence`)."""
+    """How far the student's distribution is from the teacher's, at every target (definitions: `minirl.objective.divergence`)."""
 
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "logit_mse", "total_variation"] = "forward_kl"
     temperature: PositiveFloat = 1.0  # of both networks, here alone; the loss keeps its size

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from minirl.evaluation.estimates import prompt_draws
+from minirl.evaluation.intervals import prompt_draws
 from minirl.evaluation.positions import TokenGrid
 
 Form = Literal["zero", "drop", "reference"]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minirl.evaluation.measures import GOLD_WORDS, Measures
+from minirl.evaluation.figures import GOLD_WORDS, Measures
 
 TEACHER = "teacher"
 GRAY = "#7f7f7f"

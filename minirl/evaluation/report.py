@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirl.checkpoint import write_json
-from minirl.evaluation.measures import Measures
+from minirl.evaluation.figures import Measures
 from minirl.evaluation.plots import draw_all
-from minirl.report import Table
+from minirl.files import write_json
+from minirl.tables import Table
 
 CAPTIONS = {
     "rouge_l.png": "Rouge-L by set",
@@ -148,3 +148,26 @@ def _table(title: str, on_set: dict[str, Measures], columns: Columns) -> Table:
 
 def _number(value: float | None) -> str:
     return "" if value is None else "0" if abs(value) < ROUNDING else f"{value:.3g}"
+
+
+Row = dict[str, float | int | None]
+
+
+def row_of(measures: Measures) -> Row:
+    """A figure that was not measured is None."""
+    rouge, reverse, per_response = (measures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response"))
+    return {
+        "rouge_l": rouge["mean"],
+        "rouge_l_standard_error": rouge["seed_standard_error"],
+        "rouge_l_low": rouge["low"],
+        "rouge_l_high": rouge["high"],
+        "reverse_kl": reverse.get("mean"),
+        "reverse_kl_standard_error": reverse.get("seed_standard_error"),
+        "reverse_kl_per_response": per_response.get("mean"),
+        "forward_kl_gold": measures["forward_kl_gold"],
+        "mean_response_tokens": measures["mean_response_tokens"],
+        "truncated": measures["truncated"],
+        "distinct_4": measures["distinct"]["words"]["4"],
+        "prompts": measures["prompts"],
+        "seeds": measures["seeds"],
+    }

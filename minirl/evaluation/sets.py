@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minirl.config.data import DataConfig
 from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
+from minirl.data.examples import Example, load_examples
 from minirl.errors import InputError
-from minirl.prompts import Example, load_examples
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.config import RolloutConfig
-from actors.rollout import RolloutWorker, SamplingRequest
-from actors.weights import checksum, pack
-from minirl.rollout import Rollout
+from actors.weights.packed import checksum, pack
+from actors.workers.rollout import RolloutWorker, SamplingRequest
+from minirl.types import Rollout
 from tests.tiny import END_TOKEN, tiny_model
 
 MAX_LENGTH = 256

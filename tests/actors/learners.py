@@ -8,13 +8,13 @@ import ray
 import torch
 
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup
-from actors.learner_group import LearnerGroup
+from actors.groups.learner_group import LearnerGroup
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import SftConfig
 from minirl.config.student import LoraConfig
-from minirl.models import read_head
-from minirl.rollout import Rollout, Sequence, TeacherScores, array_of
-from minirl.update import OnPolicyItem, SupervisedItem
+from minirl.model.loading import read_head
+from minirl.training.update import OnPolicyItem, SupervisedItem
+from minirl.types import Rollout, Sequence, TeacherScores, array_of
 from tests.actors.conftest import hugging_face
 
 VOCABULARY = 256

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from minirl.report import Table
+from minirl.tables import Table
 from tests.benchmarks.contestants import Turn
 
 COLORS = {"ours": "#3b75af", "trl": "#e8963a", "plain": "#777777"}

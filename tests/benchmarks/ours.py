@@ -4,13 +4,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from actors.publishing import publish
-from launch.config import RunConfig
+from actors.groups.publishing import publish
+from launch.config import RunConfig, on_policy_stage
 from launch.groups import Groups
-from launch.on_policy import make_driver, on_policy_stage
 from launch.prepare import prepare
+from launch.run.on_policy import make_driver
 from minirl.config.reader import read_config
-from minirl.metrics import MetricsLog, Record
+from minirl.training.log import MetricsLog, Record
 from tests.benchmarks.turns import Job, Turns, Worked
 
 

@@ -11,8 +11,8 @@ import yaml
 from launch.config import RunConfig
 from launch.prepare import EMBEDDED_TEACHER, Prepared, prepare
 from minirl.config.reader import read_config
-from minirl.cursor import Cursor
 from minirl.seeds import derive_seed
+from minirl.training.data_order import Cursor
 from tests.benchmarks.turns import Job
 from tests.tiny import tiny_model
 

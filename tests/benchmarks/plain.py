@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minirl.models import copy_companions
+from minirl.model.loading import copy_companions
 from tests.benchmarks.turns import Job, Turns, Worked
 
 RESPONSES_PER_PASS = 8

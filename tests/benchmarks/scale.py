@@ -18,15 +18,15 @@ import numpy as np
 from rich.console import Console
 
 from actors.config import ClusterConfig
-from actors.placement import cluster
-from actors.publishing import publish
+from actors.groups.placement import cluster
+from actors.groups.publishing import publish
 from launch.progress import shown
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
-from minirl.driver import Driver
-from minirl.metrics import MetricsLog
-from minirl.rollout import Prompt
-from tests.benchmarks.scale_found import (
+from minirl.training.log import MetricsLog
+from minirl.training.on_policy_loop import Driver
+from minirl.types import Prompt
+from tests.benchmarks.scale_results import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
     ROLES,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from launch.bench import processor
 from launch.progress import shown
-from minirl.report import Table
+from minirl.tables import Table
 from tests.benchmarks import comparison
 from tests.benchmarks.comparison import Figures, Point
 from tests.benchmarks.contestants import MODULES, ROOT, Contestant, python_of

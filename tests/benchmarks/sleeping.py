@@ -15,15 +15,16 @@ import numpy as np
 import ray
 import torch
 
-from actors.collection import Collection
 from actors.config import ClusterConfig, LearnerConfig, LearnerSetup, RolloutConfig, TeacherConfig
-from actors.engine_groups import RolloutGroup, TeacherGroup
-from actors.group import Group
-from actors.learner_group import LearnerGroup
-from actors.shells import LearnerShell, RolloutShell, TeacherShell
-from actors.weights import PackedWeights, pack
-from minirl.rollout import Rollout, SamplingRequest, Sequence, TeacherScores
-from minirl.update import OnPolicyItem, UpdateStep
+from actors.groups.base import Group
+from actors.groups.collection import Collection
+from actors.groups.learner_group import LearnerGroup
+from actors.groups.rollout_group import RolloutGroup
+from actors.groups.teacher_group import TeacherGroup
+from actors.weights.packed import PackedWeights, pack
+from actors.workers.ray_workers import LearnerShell, RolloutShell, TeacherShell
+from minirl.training.update import OnPolicyItem, UpdateStep
+from minirl.types import Rollout, SamplingRequest, Sequence, TeacherScores
 
 THREADS = 256  # workers that a process can hold
 
@@ -142,7 +143,7 @@ class SleepingLearner(Sleeper, LearnerShell):
 
 @dataclass(frozen=True)
 class Learner:
-    """In the place of `actors.learner.Learner`. here: whose call this is."""
+    """In the place of `actors.workers.learner.Learner`. here: whose call this is."""
 
     sleeps: Sleeps
     here: threading.local

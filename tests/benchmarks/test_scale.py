@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from launch.progress import shown
-from minirl.rollout import SamplingRequest
+from minirl.types import SamplingRequest
 from tests.benchmarks.scale import Simulation
-from tests.benchmarks.scale_found import Found, Scale, covered, growth, real_bytes, save, tables
+from tests.benchmarks.scale_results import Found, Scale, covered, growth, real_bytes, save, tables
 from tests.benchmarks.sleeping import SleepingRollout
 
 SECONDS = 1.0

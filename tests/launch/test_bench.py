@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from matplotlib.image import imread
 
-from minirl.efficiency import ROLES, VERBS
+from minirl.bench.efficiency import ROLES, VERBS
 from tests.launch.conftest import COMMAND, SECONDS
 
 pytestmark = pytest.mark.slow

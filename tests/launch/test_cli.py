@@ -12,14 +12,14 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-import launch.recipe
+import launch.run.stages
 from launch.cli import main
 from launch.config import RunConfig
 from launch.prepare import claimed
 from minirl.config.reader import read_config
 from minirl.errors import RunError
 from tests.launch.conftest import COMMAND, VOCABULARY
-from tests.minirl.reference_files import write_indexed, write_split
+from tests.minirl.data.reference_writer import write_indexed, write_split
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -27,7 +27,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 def started(monkeypatch) -> list[str]:
     """What the command would have run; the stages themselves are not this file's business."""
     runs: list[str] = []
-    monkeypatch.setattr(launch.recipe.Recipe, "run", lambda recipe: runs.append(recipe.student))
+    monkeypatch.setattr(launch.run.stages.Recipe, "run", lambda recipe: runs.append(recipe.student))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield runs
     for number, handler in before.items():
@@ -250,13 +250,13 @@ def test_a_run_that_stops_itself_is_one_sentence_and_exit_code_one(minirl, confi
     def broken(recipe):
         raise RunError("the loss of iteration 3 is not finite")
 
-    monkeypatch.setattr(launch.recipe.Recipe, "run", broken)
+    monkeypatch.setattr(launch.run.stages.Recipe, "run", broken)
     assert minirl(config) == (1, "stopped: the loss of iteration 3 is not finite\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monkeypatch, number):
-    monkeypatch.setattr(launch.recipe.Recipe, "run", lambda recipe: signal.raise_signal(number))
+    monkeypatch.setattr(launch.run.stages.Recipe, "run", lambda recipe: signal.raise_signal(number))
     code, error = minirl(config)
     assert code == 130 and error == "interrupted; start the same command again to go on\n"
 

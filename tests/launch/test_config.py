@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from launch.config import RunConfig
-from launch.experiment import Experiment
-from launch.experiment_config import ExperimentConfig
+from launch.experiment.runner import Experiment
+from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import YamlLoader, read_config, validate_config
 from minirl.errors import InputError
 

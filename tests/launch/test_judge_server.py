@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from minirl.embedded import materialise_teacher
-from minirl.evaluation.judge import LATEST
+from minirl.data.embedded.assets import materialise_teacher
+from minirl.evaluation.llm_judge import LATEST
 from tests.launch.test_judge import write_samples
 
 pytestmark = pytest.mark.slow

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from minirl.evaluation.judged import Judged
-from minirl.evaluation.measures import measures_of, rouge_scores
+from minirl.evaluation.figures import measures_of, rouge_scores
 from minirl.evaluation.plots import draw_all
 from minirl.evaluation.report import EvaluatedModel, EvaluationReport
-from tests.minirl.evaluation.judgements import judged, models, references
+from minirl.evaluation.samples import Judged
+from tests.minirl.evaluation.evaluated_samples import judged, models, references
 
 PICTURES = ["rouge_l.png", "rouge_l_by_length.png", "kl_by_position.png", "exposure_bias.png"]
 

@@ -7,11 +7,11 @@ import pytest
 
 from minirl.config.data import DataConfig
 from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
+from minirl.data.examples import load_examples
+from minirl.data.templates import end_tokens
 from minirl.errors import InputError
 from minirl.evaluation.sets import load_sets
-from minirl.prompts import load_examples
-from minirl.templates import end_tokens
-from tests.minirl.chatml import chatml_tokenizer
+from tests.minirl.data.chatml import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
 ENDS = end_tokens(TOKENIZER)

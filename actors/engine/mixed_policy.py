@@ -1,0 +1,92 @@
+"""A vLLM model whose next-token distribution is (1 - a) student + a teacher, over the vocabulary that the two share.
+
+Configured through vLLM's `hf_overrides`, key `mixed_policy`: teacher (a directory, or None), student_architecture, temperature,
+shared_vocabulary. The share a may change between calls (`teacher_share`); at a = 0 the teacher's forward pass is skipped, at
+a = 1 the student's. A skipped network leaves its part of the KV cache unwritten, so whoever changes a resets the prefix cache.
+"""
+
+import copy
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+
+from minirl.objective.mixture import mixture_logprobs
+
+
+class MixedPolicyForCausalLM(nn.Module):
+    """Student and teacher in one engine; they share its KV-cache manager and see the same tokens."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        settings = config.mixed_policy
+        self.vllm_config = vllm_config
+        self.temperature, self.shared_vocabulary = settings["temperature"], settings["shared_vocabulary"]
+        self.vocabulary = config.vocab_size
+        self.student = _network(vllm_config, maybe_prefix(prefix, "student"), copy.deepcopy(config), [settings["student_architecture"]])
+        self.teacher, self.teacher_path = None, settings["teacher"]
+        if self.teacher_path is not None:
+            teacher_config = AutoConfig.from_pretrained(self.teacher_path)
+            teacher_config.head_dtype = getattr(config, "head_dtype", None)
+            self.teacher = _network(vllm_config, maybe_prefix(prefix, "teacher"), teacher_config, teacher_config.architectures)
+            self.teacher_width = teacher_config.hidden_size
+        self.student_width = config.hidden_size
+        self.teacher_loaded = False
+        # While the engine warms up, both networks must run, so that memory is measured and graphs are captured for both.
+        self.teacher_share = 0.0 if self.teacher is None else 0.5
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.student.embed_input_ids(input_ids)
+
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **_) -> torch.Tensor:
+        """Final hidden states [tokens, student width + teacher width]; zeros stand for a network that was skipped."""
+        if self.teacher is None:
+            return self.student(input_ids, positions, intermediate_tensors, None)
+        hidden = [
+            network(input_ids, positions, intermediate_tensors, None) if share > 0 else None
+            for network, share in ((self.student, 1 - self.teacher_share), (self.teacher, self.teacher_share))
+        ]
+        present = next(states for states in hidden if states is not None)
+        widths = (self.student_width, self.teacher_width)
+        return torch.cat([present.new_zeros(len(present), w) if h is None else h for h, w in zip(hidden, widths, strict=True)], dim=-1)
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Log-probs of the mixture, float32 [tokens, student vocabulary], -inf above the shared one; None on a rank that has none."""
+        student = teacher = None
+        if self.teacher_share < 1:
+            student = self._logprobs(self.student, hidden[..., : self.student_width])
+        if self.teacher_share > 0:
+            teacher = self._logprobs(self.teacher, hidden[..., self.student_width :])
+        if student is None and teacher is None:
+            return None
+        mixed = mixture_logprobs(student, teacher, self.teacher_share)
+        return nn.functional.pad(mixed, (0, self.vocabulary - self.shared_vocabulary), value=float("-inf"))
+
+    def _logprobs(self, network: nn.Module, hidden: torch.Tensor) -> torch.Tensor | None:
+        logits = network.compute_logits(hidden.contiguous())
+        if logits is None:
+            return None
+        return (logits[..., : self.shared_vocabulary].float() / self.temperature).log_softmax(-1)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load the student from the stream; the teacher is read from disk, once, at the first load."""
+        loaded = {f"student.{name}" for name in self.student.load_weights(weights)}
+        if self.teacher is not None and not self.teacher_loaded:
+            loader = DefaultModelLoader(self.vllm_config.load_config)
+            source = DefaultModelLoader.Source(self.teacher_path, revision=None, fall_back_to_pt=False)
+            loaded |= {f"teacher.{name}" for name in self.teacher.load_weights(loader._get_weights_iterator(source))}
+            self.teacher_loaded = True
+        return loaded
+
+
+def _network(vllm_config: VllmConfig, prefix: str, config, architectures: list[str]) -> nn.Module:
+    # Where vLLM compiles, the two networks need separate names in its cache of compiled code.
+    with set_model_tag(prefix) if prefix.endswith("teacher") else nullcontext():
+        return init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)

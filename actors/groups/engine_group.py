@@ -1,0 +1,31 @@
+"""The part that both groups of vLLM workers share: what each worker is built with and where it stands."""
+
+from typing import Any
+
+from actors.config import ClusterConfig, EngineConfig
+from actors.groups.base import Group
+from actors.groups.placement import CoreShare, bundle, in_turn, worker_environment
+
+
+class EngineGroup(Group):
+    """A group of vLLM workers, all built with the same arguments. share: of the machine's cores; None: the roles take turns."""
+
+    shell: type
+
+    def __init__(
+        self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, share: CoreShare | None, engine: dict[str, Any]
+    ):
+        self.config = config
+        share = share or in_turn(cluster, config)
+        super().__init__(
+            role,
+            self.shell,
+            lambda index: (
+                engine | {"config": config, "device": device, "threads": share.threads, "cores": share.cores and share.cores[index]}
+            ),
+            workers=config.workers,
+            bundle=bundle(config, device),
+            environment=worker_environment(share.threads),
+            start_timeout_s=cluster.start_timeout_s,
+            step_timeout_s=cluster.step_timeout_s,
+        )

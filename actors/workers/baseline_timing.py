@@ -1,0 +1,77 @@
+"""What the learner is measured against: the same work in bare PyTorch, on its device and in its dtype, for `minirl bench`."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from minirl.model.chunked_head import widened
+from minirl.model.matmul import product_into
+from minirl.model.microbatch import MicroBatch
+from minirl.model.student import StudentHead
+
+TIMES = 3  # measured, after one that is not
+
+
+def bare_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> float:
+    """Forward and backward of the plain model: logits of every position in its dtype, cross-entropy of the targets in float32.
+
+    The model's gradients are gone afterwards, so it must not be one that is being trained.
+    """
+
+    def passes() -> None:
+        for batch in microbatches:
+            logits = batch.predicting(model(input_ids=batch.input_ids, use_cache=False).logits)
+            nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum").backward()
+        model.zero_grad()
+
+    return _seconds(passes, model.device)
+
+
+def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
+    """Seconds for so many targets. `chunked`: the output heads and reverse KL as trained, forward and backward; `products`: the
+    matrix products that these cannot do without, four of them, or three where the student's head is frozen.
+    """
+    student, teacher = head.student, head.teacher_head
+    device, dtype = student.weight.device, student.weight.dtype
+    hidden = torch.randn(tokens, student.weight.shape[1], device=device, dtype=dtype, requires_grad=True)
+    teacher_hidden = torch.randn(tokens, teacher.weight.shape[1], device=device, dtype=dtype)
+    targets = torch.randint(student.vocabulary, (tokens,), device=device)
+    parameters = [hidden, *(p for p in (student.weight, student.bias) if p is not None and p.requires_grad)]
+
+    def chunked() -> None:
+        statistics = head(hidden, targets, teacher_hidden, 1.0, under_teacher=False)
+        torch.autograd.grad(statistics.reverse_kl.sum() - statistics.student_logprobs.sum(), parameters)
+
+    chunk = min(tokens, head.chunk_tokens)
+    logits = torch.empty(chunk, student.vocabulary, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    gradient = torch.ones(chunk, student.vocabulary, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def products() -> None:
+        with widened(student, hidden, head.workspaces) as own:
+            for start in range(0, tokens, chunk):
+                rows = slice(start, min(start + chunk, tokens))
+                count = rows.stop - rows.start
+                product_into(logits[:count], hidden[rows], own.weight[: own.vocabulary])
+                product_into(logits[:count], teacher_hidden[rows], teacher.weight[: teacher.vocabulary])
+                torch.mm(gradient[:count], student.weight[: student.vocabulary])
+                if student.weight.requires_grad:
+                    torch.mm(gradient[:count].T, hidden[rows])
+
+    return {"chunked": _seconds(chunked, device), "products": _seconds(products, device)}
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    once()
+    return median(once() for _ in range(TIMES))

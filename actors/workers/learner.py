@@ -1,0 +1,285 @@
+"""The learner: the student under DeepSpeed, one rank of it in each worker. It and what gathers its weights know DeepSpeed."""
+
+import math
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.integrations import HfDeepSpeedConfig
+
+from actors.config import LearnerSetup
+from actors.weights.packed import PackedWeights, pack
+from actors.workers.baseline_timing import bare_seconds, head_seconds
+from actors.workers.deepspeed_config import attention_kernel, deepspeed_config
+from actors.workers.gathered_weights import export, merged_weights, weight_shapes
+from actors.workers.sanity_checks import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
+from minirl.errors import RunError
+from minirl.model.loading import load_causal_lm
+from minirl.model.lora import attach, trainable
+from minirl.model.microbatch import make_microbatch
+from minirl.model.output_head import OutputHead, check_head
+from minirl.model.student import StudentModule, packing_gap
+from minirl.model.teacher_ensemble import read_teacher
+from minirl.model.token_diagnostics import Diagnostics
+from minirl.training.update import (
+    OnPolicyItem,
+    Sums,
+    SupervisedItem,
+    UpdateScale,
+    UpdateStep,
+    add_sums,
+    diagnose,
+    frozen_advantages,
+    on_policy_loss,
+    soft_update_loss,
+    supervised_loss,
+)
+
+# How far a packed sequence's states may be from those alone, relative to the largest: rounding, and no other sequence's tokens.
+PACKING_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+
+
+class Learner:
+    """One rank. Every method that touches the model is collective: all ranks call it, in the same order."""
+
+    def __init__(self, setup: LearnerSetup):
+        self.setup = setup
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        torch.set_num_threads(setup.threads)
+        torch.use_deterministic_algorithms(setup.deterministic)
+        # The output heads alone multiply in float32. Their bfloat16 inputs are exact in it, so the forward pass loses nothing.
+        torch.set_float32_matmul_precision("medium" if setup.config.dtype == "bfloat16" else "highest")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed's buffers of gigabytes, at every update
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(setup.seed % 2**32 + self.rank)
+        self.teacher_head = None
+        if setup.teacher is not None:
+            self.teacher_head = read_teacher(setup.teacher, setup.teacher_weights, setup.vocabulary, setup.device)
+        self.load_model(setup.model)
+
+    def load_model(self, path: str) -> None:
+        """Build the student from a model directory; an optimizer with it if the setup trains."""
+        setup, config = self.setup, self.setup.config
+        settings = deepspeed_config(config, setup.training)
+        sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
+        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, attention=attention_kernel(config, setup.device))
+        # transformers shards every model that it builds while this lives, and `export` builds one on one rank alone.
+        del sharded_loading
+        if config.zero_stage < 3:
+            check_head(model, "student")
+        if setup.lora is not None:
+            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
+        module.attention_by_width = (config.attention, setup.device, model.config._attn_implementation) == ("auto", "cpu", "sdpa")
+        if setup.training is None and config.zero_stage < 3:
+            self.engine = module.to(setup.device)
+        else:
+            buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=trainable(module))
+            _restore_buffers(module, buffers)
+        self.model, self.module = model, module
+        self._choose_packing()
+
+    def _choose_packing(self) -> None:
+        """Pack where it pays and where the student's family computes a packed sequence as it does one alone; a refusal is a warning,
+        and stays in `packing_refused` for whoever asks the learner later.
+        """
+        config, kernel = self.setup.config, self.model.config._attn_implementation
+        self.packing_refused: str | None = None
+        if config.packing == "off" or (config.packing == "auto" and kernel != "flash_attention_2"):
+            return
+        gap = packing_gap(self.model)
+        self.module.packed = gap <= PACKING_TOLERANCE[config.dtype]
+        if not self.module.packed:
+            self.packing_refused = (
+                f"{type(self.model).__name__} with {kernel} attention does not keep packed sequences apart (states {gap:.2g} off), so "
+                "the learner pads; set learner.packing: off to say so yourself"
+            )
+            warnings.warn(self.packing_refused, stacklevel=2)
+
+    def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
+        """One optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global."""
+        losses = [lambda items=items: self._on_policy_loss(items, step.scale) for items in on_policy]
+        losses += [lambda items=items: self._supervised_loss(items, step.scale) for items in supervised]
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = step.learning_rate
+        total: Sums = {}
+        finite = torch.tensor(True, device=self.setup.device)  # not looked at before the end: a GPU would stand still for each look
+        for number, loss_of in enumerate(losses):
+            self.engine.set_gradient_accumulation_boundary(number == len(losses) - 1)
+            loss, sums = loss_of()
+            finite &= torch.isfinite(loss.detach())
+            # DeepSpeed averages gradients over workers; the loss is already divided by the whole step's count.
+            self.engine.backward(loss * self.workers)
+            add_sums(total, sums)
+        refuse_non_finite(finite, step, "loss", self.setup.device)
+        refuse_bad_teacher(total, self.setup)
+        if step.check_behavior:
+            refuse_foreign_behavior(total, step, self.setup)
+        norm = self._step(step)
+        return {name: float(value) for name, value in total.items()} | {"grad_norm": norm}
+
+    def frozen_advantages(self, microbatches: list[list[OnPolicyItem]]) -> list[np.ndarray]:
+        """The gradient-free pass of `credit: frozen`: advantages before whitening, micro-batch after micro-batch."""
+        advantages, total = [], {}
+        for items in microbatches:
+            rows, sums = frozen_advantages(
+                self.engine, items, self.setup.objective, device=self.setup.device, temperature=self.setup.temperature
+            )
+            advantages += rows
+            add_sums(total, sums)
+        refuse_bad_teacher(total, self.setup)
+        return advantages
+
+    @torch.no_grad()
+    def supervised_sums(self, microbatches: list[list[SupervisedItem]]) -> dict[str, float]:
+        """Validation: the summed loss (`supervised`) and the number of targets (`supervised_tokens`), without dropout."""
+        total: Sums = {}
+        self.engine.eval()
+        for items in microbatches:
+            add_sums(total, self._supervised_loss(items, UpdateScale())[1])
+        self.engine.train()
+        refuse_bad_teacher(total, self.setup)
+        return {name: float(value) for name, value in total.items()}
+
+    @torch.no_grad()
+    def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[Diagnostics]:
+        """Of each sequence, in the order of the micro-batches; top_k: as of `Diagnostics.overlap`."""
+        found, total = [], {}
+        self.engine.eval()
+        for items in microbatches:
+            rows, gap = diagnose(self.engine, items, self.setup.device, top_k)
+            found += rows
+            add_sums(total, gap)
+        self.engine.train()
+        refuse_bad_teacher(total, self.setup)
+        return found
+
+    def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
+        """For benchmarks: a bare PyTorch pass over the same micro-batches, by a fresh copy of the student; None where it is sharded."""
+        setup = self.setup
+        if setup.config.zero_stage == 3:
+            return None
+        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
+        if setup.lora is not None:
+            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
+        return bare_seconds(
+            model.to(setup.device), [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches]
+        )
+
+    def head_seconds(self, tokens: int) -> dict[str, float] | None:
+        """For benchmarks: the output heads over so many random targets, and their bare products; None where nothing can be."""
+        if self.setup.config.zero_stage == 3 or not isinstance(self.teacher_head, OutputHead):
+            return None
+        return head_seconds(self.module.head, tokens)
+
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and whole shape of each of the student's weights, in the order in which they are published."""
+        return weight_shapes(self.model)
+
+    def whole_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
+        """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
+        sharded = self.setup.config.zero_stage == 3  # then the gathered tensor dies, and a copy has to outlive it
+        for named in self._merged():
+            for name, tensor in named:
+                yield name, tensor.to(getattr(torch, dtype), copy=sharded)
+
+    def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
+        """The student's weights under their Hugging Face names, in buckets; yields on rank 0, the others only help to gather."""
+        for named in self._merged():
+            if self.rank == 0:
+                yield from pack(((name, tensor.to(getattr(torch, dtype))) for name, tensor in named), self._bucket_bytes)
+
+    def export(self, source: str, directory: str) -> None:
+        """Write the student as a Hugging Face directory; config and tokenizer from `source`, which an adapter in it lies on."""
+        export(
+            self.model,
+            self.setup.lora,
+            source,
+            directory,
+            bucket_bytes=self._bucket_bytes,
+            sharded=self.setup.config.zero_stage == 3,
+            writes=self.rank == 0,
+        )
+        dist.barrier()
+
+    def save(self, directory: str) -> None:
+        """Optimizer, trained weights and random states of this rank."""
+        frozen = self.setup.lora is not None  # weights that stay as they are in the directory they were read from
+        self.engine.save_checkpoint(directory, tag="learner", save_latest=False, exclude_frozen_parameters=frozen)
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+        if self.setup.device == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state()
+        torch.save(states, Path(directory) / f"random-{self.rank}.pt")
+
+    def load(self, directory: str) -> None:
+        """The inverse of `save`, for the same number of workers."""
+        loaded, _ = self.engine.load_checkpoint(directory, tag="learner", load_module_strict=self.setup.lora is None)
+        if loaded is None:
+            raise RunError(f"DeepSpeed could not load the checkpoint in {directory}; delete it to start from the one before")
+        states = torch.load(Path(directory) / f"random-{self.rank}.pt", weights_only=False)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if self.setup.device == "cuda":
+            torch.cuda.set_rng_state(states["cuda"])
+
+    def _on_policy_loss(self, items: list[OnPolicyItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+        setup = self.setup
+        if setup.soft is not None:
+            return self._soft_loss(items, scale.on_policy)
+        return on_policy_loss(
+            self.engine,
+            items,
+            setup.objective,
+            scale,
+            device=setup.device,
+            temperature=setup.temperature,
+            teacher_share=setup.teacher_share,
+        )
+
+    def _supervised_loss(self, items: list[SupervisedItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+        if self.setup.soft is not None:
+            return self._soft_loss(items, scale.supervised)
+        objective = self.setup.objective
+        coefficient, kd_share = (objective.pretrain_coefficient, objective.pretrain_kd_share) if objective else (1.0, 0.0)
+        return supervised_loss(self.engine, items, scale, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
+
+    def _soft_loss(self, items: list[OnPolicyItem] | list[SupervisedItem], divisor: float) -> tuple[Tensor, Sums]:
+        setup = self.setup
+        return soft_update_loss(self.engine, items, setup.soft, divisor, device=setup.device, temperature=setup.temperature)
+
+    def _step(self, step: UpdateStep) -> float:
+        """The optimizer's step. Returns the global norm of the gradient before clipping; one that is not finite is refused."""
+        known_before = not hasattr(self.engine.optimizer, "_global_grad_norm")
+        if known_before:  # float32 at ZeRO 0: DeepSpeed leaves torch's optimizer as it is, and tells no norm
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
+            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
+        self.engine.step()
+        if not known_before:
+            norm = float(self.engine.get_global_grad_norm())
+            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
+        return norm
+
+    def _merged(self) -> Iterator[list[tuple[str, Tensor]]]:
+        return merged_weights(self.model, self._bucket_bytes, sharded=self.setup.config.zero_stage == 3)
+
+    @property
+    def _bucket_bytes(self) -> int:
+        return self.setup.config.publish_bucket_mib * 2**20
+
+
+def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Undo DeepSpeed's rounding of buffers to bfloat16: rotary frequencies are float32 in every engine, and 0.01 nats apart if not."""
+    for name, buffer in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        device = next(module.parameters()).device
+        setattr(module.get_submodule(owner), attribute, buffer.to(device))

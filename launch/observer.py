@@ -1,0 +1,14 @@
+"""Who is told how a run goes."""
+
+from typing import Protocol
+
+from minirl.training.log import Record
+
+
+class Watcher(Protocol):
+    """Every record, what is being done, how far a stage is when it begins (`total_of`, in `unit`s) and, where no record says so, later."""
+
+    def record(self, record: Record) -> None: ...
+    def doing(self, stage: str, what: str) -> None: ...
+    def total_of(self, stage: str, total: int, done: int, unit: str) -> None: ...
+    def reached(self, done: int) -> None: ...

@@ -1,0 +1,67 @@
+"""One training stage on disk: its log, its checkpoints, and what a restart has to know."""
+
+from pathlib import Path
+
+from actors.groups.learner_group import LearnerGroup
+from launch.observer import Watcher
+from launch.prepare import Prepared
+from minirl.errors import InputError
+from minirl.training import checkpoint
+from minirl.training.log import MetricsLog
+from minirl.training.on_policy_loop import Driver
+from minirl.training.supervised_loop import SupervisedDriver
+
+
+class Stage:
+    """`<directory>/<name>`. started_from: what it goes on from (weights, data), which a restart must find again. unit: what it counts."""
+
+    def __init__(self, prepared: Prepared, watcher: Watcher, name: str, unit: str, started_from: str):
+        self.prepared, self.watcher, self.name, self.started_from = prepared, watcher, name, started_from
+        self.directory, self.unit = prepared.directory / name, unit
+        self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=watcher.record)
+        self._checkpoints = self.directory / "checkpoints"
+
+    def resume(self, driver: Driver | SupervisedDriver) -> bool:
+        """Bring the driver to where the newest checkpoint is. Returns whether anything is left to do."""
+        self.driver, self._found = driver, checkpoint.latest(self._checkpoints)
+        if self._found:
+            self._load(self._found[1])
+        if driver.finished:
+            return False
+        self.metrics.resume_at(driver.position)
+        self.watcher.total_of(self.name, driver.total, driver.position, self.unit)
+        driver.watch.listener = self.doing
+        return True
+
+    def doing(self, what: str) -> None:
+        self.watcher.doing(self.name, what)
+
+    def start(self, learner: LearnerGroup) -> None:
+        """Give the learner what the checkpoint holds of it."""
+        self.learner = learner
+        if self._found:
+            learner.load(str(self._found[0]))
+
+    def checkpoint(self, *, keep: int = 1) -> None:
+        config = self.prepared.config.learner
+        state = {
+            "driver": self.driver.state_dict(),
+            "learner": {"workers": config.workers, "zero_stage": config.zero_stage},
+            "started_from": self.started_from,
+        }
+        checkpoint.write(self._checkpoints, self.driver.position, state, self.learner.save, keep=keep)
+
+    def student(self, which: str) -> Path:
+        """`best` or `last`."""
+        return self.directory / which
+
+    def _load(self, state: dict) -> None:
+        if state["started_from"] != self.started_from:
+            raise InputError(
+                f"{self.directory} goes on from other weights or data than the stage before it left; delete that directory to do the stage "
+                "anew, or give another directory=..."
+            )
+        for key, value in state["learner"].items():
+            if getattr(self.prepared.config.learner, key) != value:
+                raise InputError(f"the checkpoint was written with learner.{key} = {value}; set that to go on, or give another directory")
+        self.driver.load_state_dict(state["driver"])

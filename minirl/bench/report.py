@@ -1,0 +1,162 @@
+"""What `minirl bench` found, for people: tables (in the terminal and in Markdown) and one picture."""
+
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import wrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from minirl.bench.efficiency import ROLE_OF, ROLES, Measurements, Ratio, advice, percent, ratios
+from minirl.files import write_json
+from minirl.tables import Table
+
+COLORS = {"rollout": "#3b75af", "teacher": "#e8963a", "learner": "#519d4f", "publish": "#8d69b8", "driver": "#777777", "idle": "#e4e4e4"}
+Part = tuple[str, str, float]  # of a bar: label, color, seconds
+SAMPLED = {"plain": "student alone", "teacher_only": "teacher alone", "mixed": "mixed"}
+
+
+def save(directory: Path, m: Measurements, about: dict[str, str]) -> list[Path]:
+    """Write bench.json, bench.md and bench.png; returns where they are. about: what was run and where, one line each."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [directory / f"bench.{kind}" for kind in ("json", "md", "png")]
+    found = {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(m).items()}
+    write_json(files[0], {"about": about, "advice": advice(m), "ratios": found, "measurements": asdict(m)})
+    files[1].write_text(markdown(m, about))
+    picture(m, files[2])
+    return files
+
+
+def tables(m: Measurements) -> list[Table]:
+    return [_roles(m), _sampling(m), _verbs(m), _ratios(ratios(m)), _transport(m), _memory(m)]
+
+
+def markdown(m: Measurements, about: dict[str, str]) -> str:
+    parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in about.items()), "", f"**{advice(m)}**", ""]
+    parts += [table.markdown() for table in tables(m)]
+    return "\n".join([*parts, "![an iteration, by role and by verb](bench.png)", ""])
+
+
+def picture(m: Measurements, path: Path) -> None:
+    """Stacked bars over seconds of the median iteration: the roles alone, the verbs in the loop, and each role's busy and idle time."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    bars = _bars(m)
+    longest = max(sum(seconds for _, _, seconds in parts) for parts in bars.values())
+    for row, parts in enumerate(bars.values()):
+        _draw(axes, row, parts, longest)
+    axes.set_xlim(0, 1.22 * longest)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds of one iteration (medians)")
+    axes.spines[["top", "right"]].set_visible(False)
+    names = {"rollout": "rollout (sample)", "teacher": "teacher (score)", "learner": "learner (credit, update)"}
+    handles = [Patch(color=color, label=names.get(name, name)) for name, color in COLORS.items()]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=6, frameon=False, columnspacing=1.4)
+    figure.suptitle("\n".join(wrap(f"efficiency {m.efficiency():.2f}; {advice(m)}", 110)), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _draw(axes: Axes, row: int, parts: list[Part], longest: float) -> None:
+    """One bar: a part too narrow for its label is told at the bar's end."""
+    start, narrow = 0.0, []
+    for label, color, seconds in parts:
+        axes.barh(row, seconds, left=start, color=COLORS[color], edgecolor="white", height=0.62)
+        if seconds > 0.09 * longest:
+            ink = "#333333" if color == "idle" else "white"
+            axes.text(start + seconds / 2, row, f"{label}\n{_seconds(seconds)}", ha="center", va="center", color=ink, fontsize=9)
+        elif seconds > 0.001 * longest:
+            narrow.append(f"{label} {_seconds(seconds)}")
+        start += seconds
+    axes.text(start + 0.01 * longest, row, "\n".join(narrow), ha="left", va="center", color="#333333", fontsize=8)
+
+
+def _bars(m: Measurements) -> dict[str, list[Part]]:
+    iteration = m.loop("time/iteration")
+    alone = [(role, role, m.alone_seconds(role)) for role in ROLES]
+    loop = [(verb, ROLE_OF.get(verb, verb), max(0.0, seconds)) for verb, seconds in m.verb_seconds().items()]
+    bars = {"each role alone": [*alone, ("publish", "publish", m.limits["publish"].seconds)], "verbs in the loop": loop}
+    for role in ROLES:
+        idle = m.idle(role) * iteration
+        bars[f"{role} in the loop"] = [("busy", role, iteration - idle), ("idle", "idle", idle)]
+    return bars
+
+
+def _roles(m: Measurements) -> Table:
+    rows = [
+        (
+            role,
+            _rate(m.alone[role].rate),
+            _rate(m.loop_rate(role)),
+            _seconds(m.alone_seconds(role)),
+            _seconds(m.loop(f"{role}/busy_seconds")),
+            percent(m.idle(role)),
+        )
+        for role in ROLES
+    ]
+    return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
+
+
+def _sampling(m: Measurements) -> Table:
+    rows = [(label, _rate(m.alone[name].rate), _seconds(m.alone[name].seconds)) for name, label in SAMPLED.items()]
+    return Table("Sampling equally long responses", ("from", "tok/s", "time"), rows)
+
+
+def _verbs(m: Measurements) -> Table:
+    iteration = m.loop("time/iteration")
+    rows = [(verb, _seconds(seconds), percent(seconds / iteration, 1)) for verb, seconds in m.verb_seconds().items()]
+    return Table("What the driver waited for", ("verb", "time", "share"), [*rows, ("iteration", _seconds(iteration), "100 %")])
+
+
+def _ratios(found: dict[str, Ratio]) -> Table:
+    rows = []
+    for name, ratio in found.items():
+        goal = "" if ratio.goal is None else f"{'<' if ratio.at_most else '>='} {ratio.goal:g}"
+        rows.append((f"{name}: {ratio.meaning}", f"{ratio.value:.3g}", goal, {None: "", True: "met", False: "missed"}[ratio.met]))
+    return Table("Ratios to limits", ("ratio", "value", "goal", ""), rows)
+
+
+def _transport(m: Measurements) -> Table:
+    alone = m.limits["publish"].seconds
+    rows = [
+        ("weights, one publish alone", _bytes(m.publish_bytes), _seconds(alone), f"{m.publish_bytes / alone / 1e9:.3g} GB/s"),
+        ("a plain copy of as much", _bytes(m.publish_bytes), *_copy(m)),
+        ("weights, each iteration", _bytes(m.loop("publish/bytes")), _seconds(m.loop("time/publish")), ""),
+        ("rollouts, each iteration", _bytes(m.loop("rollout/payload_bytes")), "", ""),
+        ("teacher scores, each iteration", _bytes(m.loop("teacher/payload_bytes")), "", ""),
+    ]
+    return Table("Bytes moved", ("what", "size", "time", "speed"), rows)
+
+
+def _copy(m: Measurements) -> tuple[str, str]:
+    seconds = m.limits["publish"].least
+    return _seconds(seconds), f"{m.publish_bytes / seconds / 1e9:.3g} GB/s"
+
+
+def _memory(m: Measurements) -> Table:
+    rows = [
+        (f"{role} {worker}" if len(peaks) > 1 else role, _bytes(peak))
+        for role, peaks in m.memory.items()
+        for worker, peak in enumerate(peaks)
+    ]
+    return Table("Peak memory of each process", ("process", "peak"), rows)
+
+
+def _seconds(seconds: float) -> str:
+    for unit, size in (("s", 1), ("ms", 1e-3)):
+        if seconds >= 0.1 * size:
+            return f"{seconds / size:.{0 if seconds >= 100 * size else 1 if seconds >= 10 * size else 2}f} {unit}"
+    return f"{1e6 * seconds:.1f} µs"
+
+
+def _rate(tokens_per_second: float) -> str:
+    return f"{tokens_per_second:,.0f}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,136 @@
+"""Plain text for the pre-training loss: documents, each closed by the end token, joined and cut into blocks of one length."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from minirl.config.data import CorpusConfig
+from minirl.data.records import read_rows
+from minirl.data.reference_files import check_ids, is_indexed, open_all
+from minirl.data.vocab import highest_id
+from minirl.errors import InputError
+from minirl.types import Sequence
+
+_DOCUMENTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """blocks: int32 or uint16 [n, block_tokens], the ones to learn from; test_blocks: those held out, from the end of the text.
+    report: `documents` read, `blocks`, `test_blocks`, `tokens_dropped` (the last, incomplete block).
+
+    documents: of a tokenised source its records, which are pieces of documents.
+    """
+
+    blocks: np.ndarray
+    test_blocks: np.ndarray
+    report: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def block(self, index: int) -> Sequence:
+        """Block `index` with every token but the first, which nothing predicts, as a target."""
+        return _sequence(self.blocks[index])
+
+    def held_out(self) -> list[Sequence]:
+        """The test blocks, like `block`."""
+        return [_sequence(block) for block in self.test_blocks]
+
+
+def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where no block is left to learn from."""
+    if is_indexed(config.source):
+        return _already_tokenised(config, tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token to close the documents of the corpus with; give it an eos_token")
+    wanted = config.max_blocks * config.block_tokens if config.max_blocks else None
+    pieces, total, documents = [], 0, 0
+    for tokens in _tokenised(read_documents(config.source, streaming=wanted is not None), tokenizer):
+        pieces.append(tokens)
+        total, documents = total + len(tokens), documents + 1
+        if wanted is not None and total >= wanted:
+            break
+    count = _block_count(config, total)
+    kept = np.concatenate(pieces)[: count * config.block_tokens]
+    return _divided(config, kept, documents, total)
+
+
+def _already_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The reference's own blocks: pieces of such a stream, end tokens included, here cut anew. Stays on the disk where it is one file."""
+    files = open_all(config.source, "train")
+    total = sum(len(file.tokens) for file in files)
+    count = _block_count(config, total)
+    wanted, pieces = count * config.block_tokens, []
+    for file in files:
+        kept = min(len(file.tokens), wanted - sum(map(len, pieces)))
+        check_ids(file, highest_id(tokenizer) + 1, separators=False, among=kept)
+        pieces.append(file.tokens[:kept])
+    stream = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return _divided(config, stream, sum(len(file) for file in files), total)
+
+
+def _divided(config: CorpusConfig, kept: np.ndarray, documents: int, total: int) -> Corpus:
+    blocks = kept.reshape(-1, config.block_tokens)
+    learnt = len(blocks) - config.test_blocks
+    report = {"documents": documents, "blocks": learnt, "test_blocks": config.test_blocks, "tokens_dropped": total - len(kept)}
+    return Corpus(blocks[:learnt], blocks[learnt:], report)
+
+
+def _block_count(config: CorpusConfig, tokens: int) -> int:
+    count = min(tokens // config.block_tokens, config.max_blocks or tokens)
+    if count == 0:
+        raise InputError(
+            f"the corpus {config.source} has {tokens} tokens, fewer than one block; give more text, or a corpus.block_tokens "
+            f"below {config.block_tokens}"
+        )
+    if count <= config.test_blocks:
+        raise InputError(
+            f"the corpus {config.source} has {count} blocks, and corpus.test_blocks = {config.test_blocks} leaves none of them to learn "
+            "from; lower it, or give more text"
+        )
+    return count
+
+
+def _sequence(block: np.ndarray) -> Sequence:
+    tokens = block.astype(np.int64)
+    return Sequence(tokens, np.arange(len(tokens)) > 0)
+
+
+def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[np.ndarray]:
+    while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+        for tokens in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids:
+            yield np.array([*tokens, tokenizer.eos_token_id], np.int32)
+
+
+def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
+    """The texts of `source`: a .txt file is one document; rows of a .jsonl or .parquet file or a hub data set have a column `text`."""
+    if source.startswith("embedded:"):
+        if source != "embedded:pydoc":
+            raise InputError(f"{source} is not known; the embedded corpus is embedded:pydoc")
+        from minirl.data.embedded.assets import pydoc_texts
+
+        yield from pydoc_texts()
+    elif Path(source).suffix == ".txt":
+        yield _read_text(Path(source))
+    else:
+        for origin, columns in read_rows(source, streaming):
+            if not isinstance(columns.get("text"), str):
+                raise InputError(
+                    f"{origin} has no text in a column `text`, which a corpus needs; its columns are {', '.join(columns) or '(none)'}"
+                )
+            if columns["text"].strip():
+                yield columns["text"]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the corpus {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the corpus {path} is not UTF-8 text: {error}") from None

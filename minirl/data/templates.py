@@ -1,0 +1,147 @@
+"""From a conversation to tokens: chat template or Alpaca template, piece by piece, so that no token belongs to two turns.
+
+Every piece is tokenised on its own. Tokenising prompt + response as one text and cutting it at the prompt's length misplaces the
+border wherever the tokenizer merges across it (a response that begins with a newline).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jinja2
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from minirl.data.conversation import Conversation
+from minirl.errors import InputError
+
+PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+PREAMBLE_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+
+Messages = Sequence[tuple[str, str]]
+
+
+class Segment(NamedTuple):
+    """A piece of a conversation; its first `targets` tokens are an assistant's words and their end token, the rest is given."""
+
+    tokens: list[int]
+    targets: int
+
+
+Template = Callable[[Conversation], list[Segment]]
+
+
+def make_template(name: str, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> Template:
+    """The template `chat` or `alpaca`. It turns a conversation into segments, the gold response last; where there is none, the last
+    segment ends with the invitation to answer. Raises InputError for `chat` where the tokenizer has no chat template."""
+    if name == "alpaca":
+        return lambda conversation: _alpaca_segments(conversation, tokenizer, end_tokens[0])
+    if not tokenizer.chat_template:
+        raise InputError("the tokenizer has no chat template, so data.template cannot be chat; set data.template: alpaca")
+    return lambda conversation: _chat_segments(conversation, tokenizer, end_tokens)
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model: str | GenerationConfig | None = None) -> tuple[int, ...]:
+    """Every token that ends a response, each once, the one that closes Alpaca responses first.
+
+    They are the tokenizer's end token, those of the generation config (`model` is one, or a directory or hub name that may hold
+    one), and the special token that the chat template puts after an answer. Raises InputError where there is none at all.
+    """
+    config = model if isinstance(model, GenerationConfig) else _generation_config(model)
+    listed = config.eos_token_id if config else None
+    listed = listed if isinstance(listed, list) else [listed]
+    found = [tokenizer.eos_token_id, *listed, _chat_end(tokenizer)]
+    ends = tuple(dict.fromkeys(int(token) for token in found if token is not None))
+    if not ends:
+        raise InputError("neither the tokenizer nor the generation config names an end token; set eos_token_id in generation_config.json")
+    return ends
+
+
+def _generation_config(model: str | None) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(model) if model else None
+    except OSError:  # many models have none
+        return None
+
+
+def _chat_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    if not tokenizer.chat_template:
+        return None
+    question = (("user", "a"),)
+    before = _render(tokenizer, question, True, "a probe of the chat template")
+    after = _render(tokenizer, (*question, ("assistant", "probe")), False, "a probe of the chat template")
+    tail = after.removeprefix(before).partition("probe")[2]
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    return next((token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special), None)
+
+
+def _chat_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Segment]:
+    messages, origin = _with_context(conversation), conversation.origin
+    segments, done = [], ""
+
+    def extend(text: str, is_response: bool) -> None:
+        nonlocal done
+        if not text.startswith(done):
+            raise InputError(
+                f"the chat template renders the beginning of {origin} differently once the conversation goes on, so it has no fixed "
+                "prompt; use data.template: alpaca, or records of one turn"
+            )
+        tokens = tokenizer.encode(text.removeprefix(done), add_special_tokens=False)
+        segments.append(Segment(tokens, _through_end(tokens, end_tokens) if is_response else 0))
+        done = text
+
+    for turn, (role, _) in enumerate(messages):
+        if role == "assistant":
+            extend(_render(tokenizer, messages[:turn], True, origin), is_response=False)
+            extend(_render(tokenizer, messages[: turn + 1], False, origin), is_response=True)
+    if not conversation.has_response:
+        extend(_render(tokenizer, messages, True, origin), is_response=False)
+    return segments
+
+
+def _through_end(tokens: list[int], end_tokens: tuple[int, ...]) -> int:
+    for position, token in enumerate(tokens):
+        if token in end_tokens:
+            return position + 1
+    raise InputError("the chat template closes an assistant's turn with none of the model's end tokens; use data.template: alpaca")
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, invite: bool, origin: str) -> str:
+    turns = [{"role": role, "content": content} for role, content in messages]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite)
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template refuses {origin}: {error}") from None
+
+
+def _with_context(conversation: Conversation) -> Messages:
+    if not conversation.context:
+        return conversation.messages
+    *before, last = [i for i, (role, _) in enumerate(conversation.messages) if role == "user"]
+    return [
+        (role, f"{content}\n\n{conversation.context}" if i == last else content) for i, (role, content) in enumerate(conversation.messages)
+    ]
+
+
+def _alpaca_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, end_token: int) -> list[Segment]:
+    """Spec, section 4.2: no BOS, the end token after each response. A system prompt stands in for the preamble; further turns
+    repeat the blocks."""
+
+    def segment(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    messages = conversation.messages
+    last_user = max(i for i, (role, _) in enumerate(messages) if role == "user")
+    segments, text = [], PREAMBLE_WITH_INPUT if conversation.context else PREAMBLE
+    for i, (role, content) in enumerate(messages):
+        if role == "system":
+            text = content
+        elif role == "user":
+            text += f"\n\n### Instruction:\n{content}"
+            text += f"\n\n### Input:\n{conversation.context}" if conversation.context and i == last_user else ""
+        else:
+            response = [*segment(content), end_token]
+            segments += [Segment(segment(f"{text}\n\n### Response:\n"), 0), Segment(response, len(response))]
+            text = ""
+    return segments if conversation.has_response else [*segments, Segment(segment(f"{text}\n\n### Response:\n"), 0)]

@@ -1,0 +1,249 @@
+"""The output heads of student and teacher and what they say of each target token, never with more than a chunk of logits in memory.
+
+One autograd function with its gradient written out: left to autograd, whole passes over [tokens, vocabulary] leave the cache and come
+from fresh memory, and cost more than the matrix products. A chunk's logits lie in workspaces that outlive the pass; all else is done in
+blocks of rows. The last chunk's logits are kept for the backward pass, which writes its gradient over them; those of earlier chunks are
+multiplied out again. Where a micro-batch's targets fit one chunk, nothing is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from minirl.config.objective import DivergenceConfig
+from minirl.model.buffers import Workspaces
+from minirl.model.matmul import multiplied_narrow
+from minirl.model.output_head import OutputHead
+from minirl.model.row_blocks import Derivatives, RowBlocks, RowStatistics
+from minirl.model.teacher_ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, joined, teacher_logits_into
+from minirl.objective.divergence import TokenStatistics, divergence_of
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """The constants of one pass. targets: [N]; teacher_hidden: [N, d_teacher], None without a teacher; keep: for a backward pass."""
+
+    targets: Tensor
+    teacher: OutputHead | TeacherEnsemble | None
+    teacher_hidden: Tensor | EnsembleStates | None
+    temperature: float
+    under_teacher: bool
+    divergence: DivergenceConfig | None
+    chunk_tokens: int
+    workspaces: Workspaces
+    keep: bool
+
+    def chunks(self) -> list[slice]:
+        """At least one, an empty one if need be: under ZeRO-3 every rank must touch the output head."""
+        rows = len(self.targets)
+        return [slice(start, min(start + self.chunk_tokens, rows)) for start in range(0, max(rows, 1), self.chunk_tokens)]
+
+    def blocks(self, logits: Tensor) -> RowBlocks:
+        asked = self.divergence
+        return RowBlocks(logits, None if asked is None else partial(divergence_of, config=asked, divided_by=self.temperature))
+
+
+def head_statistics(
+    hidden: Tensor,
+    targets: Tensor,
+    student: OutputHead,
+    *,
+    chunk_tokens: int,
+    teacher: OutputHead | TeacherEnsemble | None = None,
+    teacher_hidden: Tensor | EnsembleStates | None = None,
+    temperature: float = 1.0,
+    under_teacher: bool = True,
+    divergence: DivergenceConfig | None = None,
+    workspaces: Workspaces | None = None,
+) -> TokenStatistics:
+    """`token_statistics` of the N targets, from hidden states [N, d] and heads; at most `chunk_tokens` rows of logits exist at once.
+
+    Differentiable once, by hidden and by the student's weight and bias; teacher values carry no gradient.
+    """
+    call = HeadCall(
+        targets,
+        teacher,
+        teacher_hidden,
+        temperature,
+        under_teacher,
+        divergence,
+        chunk_tokens,
+        workspaces or Workspaces(),
+        keep=torch.is_grad_enabled(),
+    )
+    return TokenStatistics(*_HeadStatistics.apply(hidden, student.weight, student.bias, student, call))
+
+
+class _HeadStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
+        logits, parts, members = _Logits(call, student.vocabulary, hidden), [], []
+        with widened(student, hidden, call.workspaces) as head:
+            for chunk in call.chunks():
+                members.append(logits.fill(chunk, hidden, head))
+                parts += _statistics_of(logits, call)
+        member_logprobs, member_log_normalizers = joined(members)
+        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+        rows = rows._replace(member_logprobs=member_logprobs, member_log_normalizers=member_log_normalizers)
+        if call.keep:
+            ctx.logits, ctx.rows, ctx.call, ctx.student = logits, rows, call, replace(student, weight=None, bias=None)
+            ctx.save_for_backward(hidden, weight, bias)
+        else:
+            logits.give_back()
+        ctx.set_materialize_grads(False)
+        of_teachers = (rows.teacher_logprobs, rows.teacher_log_normalizers, rows.member_logprobs, rows.member_log_normalizers)
+        ctx.mark_non_differentiable(*(t for t in of_teachers if t is not None))
+        return tuple(getattr(rows, name) for name in TokenStatistics._fields)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        student = replace(ctx.student, weight=weight, bias=bias)
+        logits, ctx.logits = ctx.logits or _Logits(ctx.call, student.vocabulary, hidden), None
+        total = _Gradients(hidden, student, trained=ctx.needs_input_grad[1])
+        for chunk in reversed(ctx.call.chunks()):
+            if logits.chunk != chunk:
+                with widened(student, hidden, ctx.call.workspaces) as head:
+                    logits.fill(chunk, hidden, head)
+            total.add(chunk, _gradient_of(logits, ctx.rows, ctx.call, upstream, student))
+        logits.give_back()
+        return total.hidden, total.weight(), total.bias(), None, None
+
+
+class _Logits:
+    """The logits of one chunk at a time, [n, V] each, in borrowed workspaces."""
+
+    def __init__(self, call: HeadCall, width: int, hidden: Tensor):
+        self._call, self._width, self.chunk = call, width, None
+        names = ("student logits", "teacher logits")[: 1 if call.teacher_hidden is None else 2]
+        size = max((chunk.stop - chunk.start) for chunk in call.chunks()) * width
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        self._buffers = {name: call.workspaces.take(name, size, dtype, hidden.device) for name in names}
+
+    def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> MemberStatistics | None:
+        """Several teachers' logits are their average's log-probs; what each says by itself is returned."""
+        self.chunk, call = chunk, self._call
+        student.logits_into(self.student, hidden[chunk], call.temperature)
+        if call.teacher_hidden is None:
+            return None
+        how = {"temperature": call.temperature, "workspaces": call.workspaces}
+        return teacher_logits_into(self.teacher, call.teacher, call.teacher_hidden[chunk], call.targets[chunk], **how)
+
+    @property
+    def student(self) -> Tensor:
+        return self._rows("student logits")
+
+    @property
+    def teacher(self) -> Tensor | None:
+        return None if self._call.teacher_hidden is None else self._rows("teacher logits")
+
+    def gradient(self, dtype: torch.dtype) -> Tensor:
+        """[n, V] over the student's logits, from the front: writing row i spoils no row of logits after it, since dtype is no wider."""
+        rows = self.student
+        return rows.view(-1).view(dtype)[: rows.numel()].view(rows.shape)
+
+    def give_back(self) -> None:
+        for name, buffer in self._buffers.items():
+            self._call.workspaces.give(name, buffer)
+        self._buffers = {}
+
+    def _rows(self, name: str) -> Tensor:
+        rows = self.chunk.stop - self.chunk.start
+        return self._buffers[name][: rows * self._width].view(rows, self._width)
+
+
+class _Gradients:
+    """The sums over chunks of d loss / d (hidden, weight, bias); products in the parameters' dtype, sums of several in float32.
+
+    trained: else the head is frozen, as under adapters, and gets none.
+    """
+
+    def __init__(self, hidden: Tensor, student: OutputHead, *, trained: bool):
+        self._rows, self._student, self._trained = hidden, student, trained
+        self.hidden = torch.empty_like(hidden)
+        self._weight, self._bias = None, None
+
+    def add(self, chunk: slice, gradient: Tensor) -> None:
+        """gradient: d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows."""
+        torch.mm(gradient, self._student.weight[: self._student.vocabulary], out=self.hidden[chunk])
+        if not self._trained:
+            return
+        weight = gradient.T @ self._rows[chunk]
+        self._weight = weight if self._weight is None else self._weight.to(torch.promote_types(weight.dtype, torch.float32)).add_(weight)
+        if self._student.bias is not None:
+            bias = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
+            self._bias = bias if self._bias is None else self._bias + bias
+
+    def weight(self) -> Tensor | None:
+        return None if self._weight is None else _as_parameter(self._weight, self._student.weight)
+
+    def bias(self) -> Tensor | None:
+        return None if self._bias is None else _as_parameter(self._bias, self._student.bias)
+
+
+def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:
+    student, teacher, targets = logits.student, logits.teacher, call.targets[logits.chunk]
+    blocks = call.blocks(student)
+    return [
+        blocks.statistics(student[rows], None if teacher is None else teacher[rows], targets[rows], under_teacher=call.under_teacher)
+        for rows in blocks.slices(len(student))
+    ]
+
+
+def _gradient_of(logits: _Logits, rows: RowStatistics, call: HeadCall, upstream: tuple[Tensor | None, ...], student: OutputHead) -> Tensor:
+    """d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows, in the weight's dtype and in place of the student's logits."""
+    chunk = logits.chunk
+    out, rows = logits.gradient(student.weight.dtype), _part(rows, chunk)
+    by = _derivatives(upstream, chunk, student.scale / call.temperature, torch.zeros_like(rows.student_logprobs))
+    blocks = call.blocks(logits.student)
+    for block in blocks.slices(len(out)):
+        z, t = logits.student[block], None if logits.teacher is None else logits.teacher[block]
+        gradient = blocks.gradient(z, t, call.targets[chunk][block], _part(rows, block), _part(by, block))
+        if student.soft_cap is not None:
+            gradient *= 1 - (z * (call.temperature / student.soft_cap)).square()
+        out[block] = gradient
+    return out
+
+
+def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float, nothing: Tensor) -> Derivatives:
+    by = {name: t[chunk] * chain for name, t in zip(TokenStatistics._fields, upstream, strict=True) if t is not None}
+    under_teacher = [by[name] for name in ("forward_kl", "soft_cross_entropy") if name in by]
+    return Derivatives(
+        logprobs=by.get("student_logprobs", nothing),
+        reverse_kl=by.get("reverse_kl", nothing),
+        under_teacher=sum(under_teacher) if under_teacher else None,
+        divergence=by.get("divergence"),
+    )
+
+
+Rows = TypeVar("Rows", RowStatistics, Derivatives)
+
+
+def _part(rows: Rows, part: slice) -> Rows:
+    return type(rows)(*(None if field is None else field[part] for field in rows))
+
+
+def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's dtype and shape: rows above the shared vocabulary get nothing."""
+    gradient = gradient.to(parameter.dtype)
+    if len(gradient) == len(parameter):
+        return gradient
+    return torch.cat([gradient, gradient.new_zeros(len(parameter) - len(gradient), *gradient.shape[1:])])
+
+
+@contextmanager
+def widened(head: OutputHead, hidden: Tensor, workspaces: Workspaces) -> Iterator[OutputHead]:
+    """The head for a pass of products: on a CPU its weight is widened once, and not once a chunk."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    if multiplied_narrow(head.weight) or head.weight.dtype == dtype:
+        yield head
+        return
+    weight = head.weight[: head.vocabulary]
+    buffer = workspaces.take("student weight", weight.numel(), dtype, weight.device)
+    yield replace(head, weight=buffer[: weight.numel()].view(weight.shape).copy_(weight))
+    workspaces.give("student weight", buffer)

@@ -1,0 +1,109 @@
+"""From sequences to padded micro-batches, and the division of one optimizer step among workers.
+
+Padding goes to the right: under causal attention no real token sees it, so no attention mask is needed and the fastest kernels apply.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from heapq import heapreplace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirl.types import Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B sequences, N targets in all. input_ids, is_target: [B, L], right-padded with token 0. lengths, counts: [B], the tokens and targets
+    of each. position_ids: [1, L] where the sequences are packed, one after another in a single row; None where they are not.
+    """
+
+    input_ids: Tensor
+    is_target: Tensor
+    lengths: Tensor
+    counts: Tensor
+    position_ids: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """The target tokens, sequence after sequence: [N]."""
+        return self.input_ids[self.is_target]
+
+    def predicting(self, hidden: Tensor) -> Tensor:
+        """The states that predict the targets: [B, L, d] -> [N, d], those one position before each."""
+        return hidden[:, :-1][self.is_target[:, 1:]]
+
+    def mask(self) -> Tensor:
+        """[B, T], T the most targets of a sequence: 1 where the left-aligned grid holds a target."""
+        width = int(self.counts.max()) if len(self.counts) else 0
+        return torch.arange(width, device=self.counts.device)[None, :] < self.counts[:, None]
+
+    def grid(self, values: Tensor) -> Tensor:
+        """One value a target, [N], as a left-aligned grid [B, T] with zeros in the padding."""
+        mask = self.mask()
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+    def packed(self) -> "MicroBatch":
+        """The same sequences in one row without padding; `targets` and what is `predicting` them keep their order.
+
+        input_ids [[7, 8, 9], [4, 6, 0]], lengths [3, 2]   ->   input_ids [[7, 8, 9, 4, 6]], position_ids [[0, 1, 2, 0, 1]]
+        """
+        place = torch.arange(self.input_ids.shape[1], device=self.lengths.device).expand_as(self.input_ids)
+        real = place < self.lengths[:, None]
+        return replace(self, input_ids=self.input_ids[real][None], is_target=self.is_target[real][None], position_ids=place[real][None])
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+
+
+EMPTY = Sequence(np.zeros(2, np.int64), np.zeros(2, bool))
+"""Two tokens and no target: what a worker runs when it has nothing left and the others do."""
+
+
+def make_microbatch(sequences: Items[Sequence]) -> MicroBatch:
+    sequences = sequences or [EMPTY]
+    width = max(len(s.tokens) for s in sequences)
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
+    is_target = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence.tokens)] = torch.from_numpy(sequence.tokens.astype(np.int64))
+        is_target[row, : len(sequence.tokens)] = torch.from_numpy(sequence.is_target.copy())
+    return MicroBatch(input_ids, is_target, torch.tensor([len(s.tokens) for s in sequences]), is_target.sum(1))
+
+
+def split_by_tokens(indices: Items[int], lengths: Items[int], tokens_per_microbatch: int) -> list[list[int]]:
+    """Length-sorted groups of at most `tokens_per_microbatch` tokens, padding included; a longer sequence stands alone."""
+    groups: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= tokens_per_microbatch:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def plan_microbatches(lengths: Items[int], workers: int, tokens_per_microbatch: int) -> list[list[list[int]]]:
+    """[worker][micro-batch] -> indices into `lengths`; balanced by tokens, and equally many micro-batches for every worker.
+
+    The short lists are filled with empty micro-batches: under ZeRO-3 a worker that runs fewer passes hangs the others.
+    """
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    loads = [(0, worker) for worker in range(workers)]  # a heap
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        load, lightest = loads[0]
+        shares[lightest].append(index)
+        heapreplace(loads, (load + lengths[index], lightest))
+    plans = [split_by_tokens(share, lengths, tokens_per_microbatch) for share in shares]
+    most = max(map(len, plans))
+    return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
+
+
+def in_order(order: list[int], values: list[T]) -> list[T]:
+    """values[i] belongs to the item `order[i]`: the values in the order of the items."""
+    placed = dict(zip(order, values, strict=True))
+    return [placed[index] for index in range(len(order))]

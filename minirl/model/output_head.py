@@ -1,0 +1,79 @@
+"""The output head: from a hidden state to logits."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from minirl.errors import InputError
+from minirl.model.matmul import multiplied_narrow, product_into
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """hidden [N, d] -> logits [N, vocabulary] in float32: soft_cap tanh((h @ weight.T + bias) * scale / soft_cap) / temperature.
+
+    weight: [at least `vocabulary`, d]; bias: [same] or None. soft_cap None means none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    soft_cap: float | None
+    vocabulary: int
+
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        return self._finish(nn.functional.linear(hidden.float(), self.weight[: self.vocabulary].float()), temperature)
+
+    def logits_into(self, out: Tensor, hidden: Tensor, temperature: float = 1.0) -> None:
+        """The same into `out` [N, vocabulary], whose dtype is that of the result, float32 or wider; without gradient."""
+        product_into(out, hidden, self.weight[: self.vocabulary])
+        self._finish(out, temperature)
+
+    def _finish(self, logits: Tensor, temperature: float) -> Tensor:
+        """In place, and without the passes over [tokens, vocabulary] that most models can do without."""
+        if self.bias is not None:
+            logits += self.bias[: self.vocabulary]
+        if self.soft_cap is not None:
+            logits.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / temperature)
+        elif self.scale != temperature:
+            logits *= self.scale / temperature
+        return logits
+
+    def constant_on(self, device: torch.device | str) -> "OutputHead":
+        """The head for many products on this device: where they need a wide weight, it is widened here once."""
+        weight = self.weight.to(device)
+        if not multiplied_narrow(weight):
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(device))
+
+
+def head_scale(config: PretrainedConfig) -> float:
+    """What the family multiplies its logits with (Cohere: logit_scale; Granite divides by logits_scaling)."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def head_soft_cap(config: PretrainedConfig) -> float | None:
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def student_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
+    """The model's own head; shares its parameters."""
+    linear = model.get_output_embeddings()
+    return OutputHead(linear.weight, getattr(linear, "bias", None), head_scale(model.config), head_soft_cap(model.config), vocabulary)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, key: str) -> None:
+    """hidden state x head must be the model's logits; a family that does more to them than we know is refused."""
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    was_training = model.training
+    model.eval()  # two passes under dropout differ whatever the family
+    expected = model(tokens).logits.float()
+    rebuilt = student_head(model, expected.shape[-1]).logits(model.base_model(tokens).last_hidden_state)
+    model.train(was_training)
+    if not torch.allclose(rebuilt, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+        raise InputError(
+            f"{key}: {type(model).__name__} does more to its logits than a head, a scale and a soft-cap; this family is not supported"
+        )

@@ -1,0 +1,109 @@
+"""What an evaluation asks of every target token, from one forward pass: exact divergences, how sure the student is, whether it is right.
+
+As in training, no more than a chunk of logits exists at once (`minirl.model.chunked_head`); nothing here carries a gradient.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirl.model.buffers import Workspaces
+from minirl.model.chunked_head import widened
+from minirl.model.output_head import OutputHead
+from minirl.model.row_blocks import RowBlocks
+from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble, joined, teacher_logits_into
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Of one sequence with N targets, at temperature 1, nats; all float32 [N] but `correct`, bool [N].
+
+    reverse_kl, forward_kl: KL(student || teacher), KL(teacher || student), over the whole shared vocabulary. confidence: the student's
+    highest probability; correct: its token is the target. overlap: the share of the k likeliest tokens that are both's.
+    """
+
+    student_logprobs: np.ndarray
+    reverse_kl: np.ndarray
+    forward_kl: np.ndarray
+    confidence: np.ndarray
+    overlap: np.ndarray
+    correct: np.ndarray
+
+
+class TokenDiagnostics(NamedTuple):
+    """The same of all N targets of a micro-batch, as tensors, and the teacher's two numbers, of several each one's [N, K], that
+    `minirl.training.update.teacher_gap` checks.
+    """
+
+    student_logprobs: Tensor
+    teacher_logprobs: Tensor
+    teacher_log_normalizers: Tensor
+    reverse_kl: Tensor
+    forward_kl: Tensor
+    confidence: Tensor
+    overlap: Tensor
+    correct: Tensor
+    member_logprobs: Tensor | None = None
+    member_log_normalizers: Tensor | None = None
+
+    def split(self, counts: list[int]) -> list[Diagnostics]:
+        """One for each sequence. counts: their numbers of targets."""
+        names = Diagnostics.__dataclass_fields__
+        fields = {name: [part.numpy() for part in getattr(self, name).cpu().split(counts)] for name in names}
+        return [Diagnostics(**{name: fields[name][i] for name in names}) for i in range(len(counts))]
+
+
+@torch.no_grad()
+def token_diagnostics(
+    hidden: Tensor,
+    targets: Tensor,
+    student: OutputHead,
+    *,
+    teacher: OutputHead | TeacherEnsemble,
+    teacher_hidden: Tensor | EnsembleStates,
+    top_k: int,
+    chunk_tokens: int,
+    workspaces: Workspaces | None = None,
+) -> TokenDiagnostics:
+    """hidden: [N, d]; teacher_hidden: [N, d_teacher]; targets: [N]. At most `chunk_tokens` rows of logits exist at once."""
+    workspaces, parts, members = workspaces or Workspaces(), [], []
+    names, width = ("student logits", "teacher logits"), student.vocabulary
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    buffers = [workspaces.take(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
+    with widened(student, hidden, workspaces) as head:
+        for start in range(0, max(len(hidden), 1), chunk_tokens):
+            chunk = slice(start, min(start + chunk_tokens, len(hidden)))
+            logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
+            head.logits_into(logits[0], hidden[chunk])
+            how = {"temperature": 1.0, "workspaces": workspaces}
+            members.append(teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], **how))
+            parts += _of_chunk(*logits, targets[chunk], top_k)
+    for name, buffer in zip(names, buffers, strict=True):
+        workspaces.give(name, buffer)
+    member_logprobs, member_log_normalizers = joined(members)
+    whole = [torch.cat(field) for field in zip(*parts, strict=True) if field[0] is not None]
+    return TokenDiagnostics(*whole, member_logprobs, member_log_normalizers)
+
+
+def _of_chunk(student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> list[TokenDiagnostics]:
+    blocks = RowBlocks(student)
+    return [_of_block(blocks, student[rows], teacher[rows], targets[rows], top_k) for rows in blocks.slices(len(student))]
+
+
+def _of_block(blocks: RowBlocks, student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> TokenDiagnostics:
+    found = blocks.statistics(student, teacher, targets, under_teacher=True)
+    highest, likeliest = student.topk(top_k)
+    shared = (likeliest[:, :, None] == teacher.topk(top_k).indices[:, None, :]).any(-1)
+    return TokenDiagnostics(
+        student_logprobs=found.student_logprobs,
+        teacher_logprobs=found.teacher_logprobs,
+        teacher_log_normalizers=found.teacher_log_normalizers,
+        reverse_kl=found.reverse_kl,
+        forward_kl=found.forward_kl,
+        confidence=(highest[:, 0] - found.student_log_normalizers).exp(),
+        overlap=shared.float().mean(-1),
+        correct=likeliest[:, 0] == targets,
+    )

@@ -1,0 +1,151 @@
+"""What student and teacher say of a target token, over the whole vocabulary: the definitions, on rows of logits, float32 inside.
+
+Training never holds the logits of all tokens; `minirl.model.chunked_head` computes the same from hidden states.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minirl.config.objective import DivergenceConfig
+from minirl.objective.mixture import mixture_logprobs
+
+
+def kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first || second) of each row of log-probs, nats: [N, V], [N, V] -> [N]."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+# Of log q (student) and log p (teacher) [N, V] -> [N]; mathematics.md, section 6.
+
+
+def _forward_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(teacher, student)
+
+
+def _reverse_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    return kl(student, teacher)
+
+
+def _jsd(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q."""
+    middle = mixture_logprobs(student, teacher, config.beta)
+    return config.beta * kl(teacher, middle) + (1 - config.beta) * kl(student, middle)
+
+
+def _skew_forward_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    """KL(p || skew p + (1 - skew) q)."""
+    return kl(teacher, mixture_logprobs(student, teacher, config.skew))
+
+
+def _skew_reverse_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    """KL(q || skew q + (1 - skew) p)."""
+    return kl(student, mixture_logprobs(teacher, student, config.skew))
+
+
+def _logit_mse(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    """The mean over the vocabulary of the squared difference of centred logits; a softmax's normaliser goes with the mean."""
+    difference = student - teacher
+    return (difference - difference.mean(-1, keepdim=True)).square().mean(-1)
+
+
+def _total_variation(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
+    """Half the sum of |p - q|."""
+    return (student.exp() - teacher.exp()).abs().sum(-1) / 2
+
+
+class Kind(NamedTuple):
+    """rows: (log q, log p, config) -> [N], differentiable in the student. order: the power of a small difference of logits with which
+    it grows; the temperature to that power keeps the loss's size when it divides the logits.
+    """
+
+    rows: Callable[[Tensor, Tensor, DivergenceConfig], Tensor]
+    order: int = 2
+
+
+KINDS = {
+    "forward_kl": Kind(_forward_kl),
+    "reverse_kl": Kind(_reverse_kl),
+    "jsd": Kind(_jsd),
+    "skew_forward_kl": Kind(_skew_forward_kl),
+    "skew_reverse_kl": Kind(_skew_reverse_kl),
+    "logit_mse": Kind(_logit_mse),
+    "total_variation": Kind(_total_variation, order=1),
+}
+
+
+def divergence_of(student_logits: Tensor, teacher_logits: Tensor, config: DivergenceConfig, *, divided_by: float = 1.0) -> Tensor:
+    """The configured divergence of each row: [N, V], [N, V] -> [N].
+
+    tau^2 KL(p_tau || q_tau) and so on: the temperature tau divides both networks' logits, whatever they are `divided_by` already. As tau
+    grows it tends to half of `logit_mse` for the KLs, beta (1 - beta) times that for jsd, (1 - skew)^2 times for the skew kinds; total
+    variation times tau to half the mean absolute difference of centred logits.
+    """
+    kind, softer = KINDS[config.kind], divided_by / config.temperature
+    student, teacher = ((logits if softer == 1.0 else logits * softer).log_softmax(-1) for logits in (student_logits, teacher_logits))
+    return config.temperature**kind.order * kind.rows(student, teacher, config)
+
+
+class TokenStatistics(NamedTuple):
+    """One number for each of N target tokens, float32, nats; the teacher's are None where there is no teacher. Of K teachers `teacher_*`
+    and all expectations are of their average, `member_*` [N, K] of each by itself, not a number where it does not speak.
+    """
+
+    student_logprobs: Tensor
+    reverse_kl: Tensor | None = None
+    forward_kl: Tensor | None = None
+    soft_cross_entropy: Tensor | None = None  # - sum_v p(v) log q(v)
+    teacher_logprobs: Tensor | None = None
+    teacher_log_normalizers: Tensor | None = None
+    divergence: Tensor | None = None  # the configured one, where it was asked for; then no other is there
+    member_logprobs: Tensor | None = None
+    member_log_normalizers: Tensor | None = None
+
+
+def token_statistics(
+    student_logits: Tensor,
+    targets: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    under_teacher: bool = True,
+    divergence: DivergenceConfig | None = None,
+) -> TokenStatistics:
+    """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient.
+
+    under_teacher False leaves out the expectations under the teacher (forward KL, soft cross-entropy), which cost as much again. A
+    divergence leaves out all others.
+    """
+    student = _at_least_float32(student_logits).log_softmax(-1)
+    student_logprobs = _pick(student, targets)
+    if teacher_logits is None:
+        return TokenStatistics(student_logprobs)
+    teacher_logits = _at_least_float32(teacher_logits).detach()
+    log_normalizers = teacher_logits.logsumexp(-1)
+    teacher = teacher_logits - log_normalizers[:, None]
+    of_teacher = {"teacher_logprobs": _pick(teacher, targets), "teacher_log_normalizers": log_normalizers}
+    if divergence is not None:
+        rows = divergence_of(_at_least_float32(student_logits), teacher_logits, divergence, divided_by=temperature)
+        return TokenStatistics(student_logprobs, divergence=rows, **of_teacher)
+    forward_kl = soft_cross_entropy = None
+    if under_teacher:
+        probabilities = teacher.exp()
+        soft_cross_entropy = -(probabilities * student).sum(-1)
+        forward_kl = soft_cross_entropy + (probabilities * teacher).sum(-1)
+    return TokenStatistics(
+        student_logprobs,
+        reverse_kl=kl(student, teacher),
+        forward_kl=forward_kl,
+        soft_cross_entropy=soft_cross_entropy,
+        **of_teacher,
+    )
+
+
+def _pick(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows.gather(-1, columns[:, None]).squeeze(-1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,246 @@
+"""One optimizer step, micro-batch by micro-batch: what goes in, its loss, and the sums that are logged.
+
+Every loss is a sum over tokens; `UpdateScale` holds the counts of the whole step, over all workers and micro-batches, that divide it.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.model.microbatch import MicroBatch, make_microbatch
+from minirl.model.teacher_ensemble import EnsembleStates, spoken_for
+from minirl.model.token_diagnostics import Diagnostics, TokenDiagnostics
+from minirl.objective.credit import whiten
+from minirl.objective.divergence import TokenStatistics
+from minirl.objective.losses import importance_ratios, pretrain_loss, soft_target_loss
+from minirl.objective.mixture import mixture_logprobs
+from minirl.objective.on_policy import advantages_of, kept_mask, on_policy_losses
+from minirl.types import EnsembleScores, Rollout, Sequence, TeacherScores, tensor_of
+
+
+@dataclass(frozen=True)
+class OnPolicyItem:
+    """A rollout, what the teacher says of it, and with `credit: frozen` its advantages before whitening, float32 [T]."""
+
+    rollout: Rollout
+    scores: TeacherScores | EnsembleScores
+    advantages: np.ndarray | None = None
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.rollout.sequence
+
+
+@dataclass(frozen=True)
+class SupervisedItem:
+    """A sequence with given targets: gold responses or plain text; scores only where the teacher's distribution is asked for."""
+
+    sequence: Sequence
+    scores: TeacherScores | EnsembleScores | None = None
+
+
+@dataclass(frozen=True)
+class UpdateScale:
+    """Counts of one optimizer step. on_policy: response tokens or responses; supervised: target tokens; whitening: mean and variance."""
+
+    on_policy: float = 1.0
+    supervised: float = 1.0
+    whitening: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class UpdateStep:
+    """One optimizer step as the driver orders it: its place, learning rate and divisors.
+
+    check_behavior: the student still is the one that sampled, so its mixture must reproduce the behaviour log-probs.
+    """
+
+    iteration: int
+    update: int
+    learning_rate: float
+    scale: UpdateScale
+    check_behavior: bool = False
+
+
+# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher, divergence, top_k).
+Student = Callable[..., TokenStatistics | TokenDiagnostics]
+Sums = dict[str, Tensor]
+
+
+def forward(
+    student: Student,
+    items: Items[OnPolicyItem | SupervisedItem],
+    device: str,
+    temperature: float,
+    *,
+    under_teacher: bool = True,
+    divergence: DivergenceConfig | None = None,
+) -> tuple[MicroBatch, TokenStatistics]:
+    batch, hidden = _inputs(items, device)
+    return batch, student(batch, hidden, temperature, under_teacher, divergence)
+
+
+def diagnose(student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, top_k: int) -> tuple[list[Diagnostics], Sums]:
+    """What an evaluation asks of each sequence's targets, and the teacher's checksum; every item has scores. No gradient."""
+    batch, hidden = _inputs(items, device)
+    if not items:
+        student(batch)
+        return [], {}
+    tokens = student(batch, hidden, top_k=top_k)
+    return tokens.split(batch.counts.tolist()), teacher_gap(tokens, [item.scores for item in items], device)
+
+
+def _inputs(items: Items[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
+    hidden = None
+    if items and isinstance(items[0].scores, EnsembleScores):
+        hidden = EnsembleStates.of([item.scores for item in items], device)
+    elif items and items[0].scores is not None:
+        hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
+    return make_microbatch([item.sequence for item in items]).to(device), hidden
+
+
+def on_policy_loss(
+    student: Student,
+    items: list[OnPolicyItem],
+    config: ObjectiveConfig,
+    scale: UpdateScale,
+    *,
+    device: str,
+    temperature: float,
+    teacher_share: float,
+) -> tuple[Tensor, Sums]:
+    """The two on-policy terms of one micro-batch, divided by the step's count, and the sums to log."""
+    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
+    if not items:
+        return tokens.student_logprobs.sum(), {}
+    mask = batch.mask()
+    behavior = batch.grid(_joined([i.rollout.behavior_logprobs for i in items], device))
+    truncated = torch.tensor([i.rollout.truncated for i in items], device=device)
+    advantages = None
+    if scale.whitening is not None or items[0].advantages is not None:
+        advantages = batch.grid(_joined([i.advantages for i in items], device))
+        if scale.whitening is not None:
+            advantages = whiten(advantages, mask, mean=scale.whitening[0], variance=scale.whitening[1])
+    student_logprobs, teacher_logprobs = batch.grid(tokens.student_logprobs), batch.grid(tokens.teacher_logprobs)
+    losses = on_policy_losses(
+        config,
+        student_logprobs=student_logprobs,
+        behavior_logprobs=behavior,
+        teacher_logprobs=teacher_logprobs,
+        reverse_kl=batch.grid(tokens.reverse_kl),
+        mask=mask,
+        truncated=truncated,
+        advantages=advantages,
+    )
+    with torch.no_grad():
+        ratios = importance_ratios(student_logprobs, behavior, mask)[mask]
+        mixture = mixture_logprobs(student_logprobs, teacher_logprobs, teacher_share)
+        clip = config.ratio_clip or float("inf")
+        sums = {
+            "policy_gradient": losses.policy_gradient.detach() / scale.on_policy,
+            "single_step": losses.single_step.detach() / scale.on_policy,
+            "reverse_kl": tokens.reverse_kl.sum(),
+            "reward": (teacher_logprobs - student_logprobs)[mask].sum(),
+            "importance_ratio": ratios.sum(),
+            "clipped": ((ratios - 1).abs() > clip).sum(),
+            "behavior_gap": (mixture - behavior)[mask].abs().sum(),
+            "response_tokens": mask.sum(),
+        }
+        sums |= teacher_gap(tokens, [i.scores for i in items], device)
+    return (losses.policy_gradient + losses.single_step) / scale.on_policy, sums
+
+
+def supervised_loss(
+    student: Student, items: list[SupervisedItem], scale: UpdateScale, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
+) -> tuple[Tensor, Sums]:
+    """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log."""
+    batch, tokens = forward(student, items, device, 1.0)
+    mask = torch.ones_like(tokens.student_logprobs)
+    loss = pretrain_loss(tokens.student_logprobs, mask, soft_cross_entropy=tokens.soft_cross_entropy, kd_share=kd_share if items else 0.0)
+    sums = {"supervised": loss.detach() / scale.supervised, "supervised_tokens": batch.counts.sum()}
+    if items and items[0].scores is not None:
+        sums |= teacher_gap(tokens, [item.scores for item in items], device)
+    return coefficient * loss / scale.supervised, sums
+
+
+def soft_update_loss(
+    student: Student,
+    items: Items[OnPolicyItem | SupervisedItem],
+    config: SoftTargetsConfig,
+    divisor: float,
+    *,
+    device: str,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Sums]:
+    """The soft-target loss of one micro-batch, given or sampled, over the step's count; items without scores count by their tokens alone.
+
+    temperature: that of the scores, and of the cross-entropy; the divergence has its own. The sums: `supervised`, the loss as divided;
+    `divergence` and `hard`, the two terms undivided and unweighted; `supervised_tokens`.
+    """
+    batch, tokens = forward(student, items, device, temperature, divergence=config.divergence)
+    mask = torch.ones_like(tokens.student_logprobs)
+    hard = pretrain_loss(tokens.student_logprobs, mask)
+    sums = {"hard": hard.detach(), "supervised_tokens": batch.counts.sum()}
+    loss = hard
+    if tokens.divergence is not None:
+        loss = soft_target_loss(tokens.student_logprobs, tokens.divergence, mask, hard_weight=config.hard_weight)
+        sums |= {"divergence": tokens.divergence.detach().sum()} | teacher_gap(tokens, [item.scores for item in items], device)
+    return loss / divisor, sums | {"supervised": loss.detach() / divisor}
+
+
+@torch.no_grad()
+def frozen_advantages(
+    student: Student, items: list[OnPolicyItem], config: ObjectiveConfig, *, device: str, temperature: float
+) -> tuple[list[np.ndarray], Sums]:
+    """`credit: frozen`: each rollout's advantages [T] from the student at collection, before whitening."""
+    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
+    if not items:
+        return [], {}
+    truncated = torch.tensor([i.rollout.truncated for i in items], device=device)
+    mask = kept_mask(config, batch.mask().to(torch.float32), truncated)
+    grid = advantages_of(
+        config, student_logprobs=batch.grid(tokens.student_logprobs), teacher_logprobs=batch.grid(tokens.teacher_logprobs), mask=mask
+    )
+    advantages = [row[:count].cpu().numpy() for row, count in zip(grid, batch.counts.tolist(), strict=True)]
+    return advantages, teacher_gap(tokens, [i.scores for i in items], device)
+
+
+def teacher_gap(tokens: TokenStatistics | TokenDiagnostics, scores: Items[TeacherScores | EnsembleScores], device: str) -> Sums:
+    """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size;
+    of several teachers the largest of each one's own.
+    """
+    if not isinstance(scores[0], EnsembleScores):
+        return {"teacher_gap_max": _gap(tokens.teacher_logprobs, tokens.teacher_log_normalizers, scores, device)}
+    gaps, speaks = [], torch.from_numpy(spoken_for(scores)).to(device)
+    for k, member in enumerate(zip(*(s.scores for s in scores), strict=True)):
+        spoken, rows = [s for s in member if s is not None], speaks[:, k]
+        if spoken:
+            gaps.append(_gap(tokens.member_logprobs[rows, k], tokens.member_log_normalizers[rows, k], spoken, device))
+    return {"teacher_gap_max": torch.stack(gaps).max()}
+
+
+def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Items[TeacherScores], device: str) -> Tensor:
+    """The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too."""
+    shipped = _joined([s.log_normalizers for s in scores], device)
+    size = shipped.abs().clamp(min=1.0)
+    normalizer = (log_normalizers - shipped).abs() / size
+    logprob = (logprobs - _joined([s.logprobs for s in scores], device)).abs() / size
+    return torch.maximum(normalizer, logprob).masked_fill(shipped.isnan(), 0.0).max()
+
+
+def add_sums(total: Sums, sums: Sums) -> None:
+    """Add up in place; names that end in `_max` keep the largest."""
+    for name, value in sums.items():
+        if name not in total:
+            total[name] = value
+        else:
+            total[name] = torch.maximum(total[name], value) if name.endswith("_max") else total[name] + value
+
+
+def _joined(arrays: list[np.ndarray], device: str) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(device)

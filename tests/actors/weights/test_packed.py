@@ -1,0 +1,148 @@
+"""Weights on their way to the engines: packing, checksums, and what an engine refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from actors.weights.packed import PackedWeights, checksum, pack, sent_samples
+from minirl.errors import RunError
+from tests.actors.conftest import hugging_face, named_weights, perturb, publish, requests, worst_gap
+
+
+def tensors() -> list[tuple[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    half = torch.randn(40, 3).bfloat16()
+    return [("a", torch.randn(5, 7)), ("b", half.T), ("c", torch.tensor(2.5)), ("d", torch.randn(1000))]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 500, 10**6])
+def test_pack_keeps_names_order_and_bits(bucket_bytes):
+    buckets = list(pack(iter(tensors()), bucket_bytes))
+    unpacked = [pair for bucket in buckets for pair in bucket.tensors()]
+    assert [name for name, _ in unpacked] == list("abcd")
+    for (_, sent), (_, received) in zip(tensors(), unpacked, strict=True):
+        assert sent.dtype == received.dtype
+        assert torch.equal(sent, received)
+    assert all(bucket.nbytes <= bucket_bytes or len(bucket.entries) == 1 for bucket in buckets)
+
+
+def test_tied_tensors_are_in_a_bucket_once_and_one_alone_is_not_copied():
+    tied = torch.randn(64, 8)
+    (bucket,) = pack([("head", tied), ("embedding", tied), ("other", tied.clone())], 4 * 1024)
+    assert bucket.arrays[0] is bucket.arrays[1] and bucket.nbytes == 2 * tied.numel() * 4
+    assert bucket.arrays[0].ctypes.data == tied.data_ptr()
+    assert all(torch.equal(tensor, tied) for _, tensor in bucket.tensors())
+
+
+def test_tensors_are_views_of_read_only_memory():
+    (bucket,) = pack(tensors(), 10**6)
+    for array in bucket.arrays:
+        array.flags.writeable = False
+    assert [tensor.data_ptr() for _, tensor in bucket.tensors()] == [array.ctypes.data for array in bucket.arrays]
+
+
+def test_checksum_sees_values_names_and_shapes():
+    (bucket,) = pack(tensors(), 10**6)
+    original = checksum(bucket)
+    name, dtype, shape = bucket.entries[0]
+    for entry in [("z", dtype, shape), (name, "int32", shape), (name, dtype, (7, 5))]:
+        assert checksum(PackedWeights((entry, *bucket.entries[1:]), bucket.arrays)) != original
+    for number in range(len(bucket.entries)):
+        arrays = [array.copy() for array in bucket.arrays]
+        arrays[number][-1] ^= 1
+        assert checksum(PackedWeights(bucket.entries, tuple(arrays))) != original
+
+
+@pytest.fixture(scope="module")
+def untied(model_directory, open_worker):
+    path = model_directory("llama", tied=False, seed=11)
+    return open_worker(path), path
+
+
+def sample(worker, version, share=0.0):
+    return worker.sample(requests(4), teacher_share=share, max_response_tokens=30, weight_version=version)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket_bytes", [1, 60_000, 10**9], ids=["a bucket for each tensor", "several", "one bucket"])
+def test_untied_head_after_publish(untied, bucket_bytes):
+    worker, path = untied
+    student = hugging_face(path)
+    perturb(student, bucket_bytes % 97)
+    publish(worker, student, 5, bucket_bytes)
+    assert worst_gap(sample(worker, 5), student, None, 0.0) < 1e-5
+
+
+@pytest.mark.slow
+def test_bfloat16_stream_is_widened_exactly(untied):
+    worker, path = untied
+    student = hugging_face(path)
+    for parameter in student.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    worker.begin_update()
+    for bucket in pack(((name, weight.bfloat16()) for name, weight in named_weights(student)), 60_000):
+        worker.load_bucket(bucket, checksum(bucket))
+    worker.finish_update(6)
+    assert worst_gap(sample(worker, 6), student, None, 0.0) < 1e-5
+
+
+@pytest.mark.slow
+def test_no_half_loaded_or_other_version_ever_samples(untied):
+    worker, path = untied
+    student = hugging_face(path)
+    publish(worker, student, 7)
+    with pytest.raises(RunError, match="version 8, but version 7"):
+        sample(worker, 8)
+    with pytest.raises(RunError, match="weights on disk, but version 7"):
+        sample(worker, None)
+    worker.begin_update()
+    first, *rest = pack(named_weights(student), 60_000)
+    for wanted in (7, 8, None):
+        with pytest.raises(RunError, match="half-way"):
+            sample(worker, wanted)
+    worker.load_bucket(first, checksum(first))
+    with pytest.raises(RunError, match="half-way"):
+        sample(worker, 8)
+    with pytest.raises(RunError, match="another one is half-way"):
+        worker.begin_update()
+    for bucket in rest:
+        worker.load_bucket(bucket, checksum(bucket))
+    worker.finish_update(8)
+    assert sample(worker, 8)[0].weight_version == 8
+    with pytest.raises(RunError, match="begin_update comes first"):
+        worker.load_bucket(first, checksum(first))
+
+
+@pytest.mark.slow
+def test_a_bucket_that_changed_on_its_way_is_refused(model_directory, open_worker):
+    worker = open_worker(model_directory("qwen2", seed=12))
+    student = hugging_face(model_directory("qwen2", seed=12))
+    bucket = next(pack(named_weights(student), 60_000))
+    damaged = dataclasses.replace(bucket, arrays=tuple(np.roll(array, 64) for array in bucket.arrays))
+    worker.begin_update()
+    with pytest.raises(RunError, match="checksum"):
+        worker.load_bucket(damaged, checksum(bucket))
+    with pytest.raises(RunError, match="half-way"):
+        sample(worker, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_head_that_was_left_out_or_differs_is_noticed(family, model_directory, open_worker):
+    path = model_directory(family, seed=13)
+    student = hugging_face(path)
+    perturb(student, 1)
+    for case in ("left out", "stale"):
+        worker = open_worker(path)
+        worker.begin_update()
+        for bucket in pack((pair for pair in named_weights(student) if pair[0] != "lm_head.weight"), 10**6):
+            worker.load_bucket(bucket, checksum(bucket))
+        if case == "stale":  # the engine never sees the head, though the sender says that it was sent
+            (head,) = pack([("lm_head.weight", student.get_output_embeddings().weight)], 10**9)
+            worker._sent += sent_samples(head)
+        with pytest.raises(RunError, match="lm_head.weight"):
+            worker.finish_update(1)
+        with pytest.raises(RunError):
+            sample(worker, 1)

@@ -1,0 +1,34 @@
+import pytest
+
+from actors.config import LearnerConfig
+from actors.workers import deepspeed_config as learner_settings
+from actors.workers.deepspeed_config import attention_kernel, deepspeed_config
+from minirl.config.stages import SftConfig
+from minirl.errors import InputError
+
+
+@pytest.fixture(params=[True, False])
+def flash_installed(request, monkeypatch):
+    monkeypatch.setattr(learner_settings, "is_flash_attn_2_available", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32"), ("cuda", "bfloat16")])
+def test_flash_attention_is_taken_where_it_can_run_and_refused_elsewhere(flash_installed, device, dtype):
+    can_run = flash_installed and (device, dtype) == ("cuda", "bfloat16")
+    assert attention_kernel(LearnerConfig(dtype=dtype), device) == ("flash_attention_2" if can_run else None)
+    assert attention_kernel(LearnerConfig(dtype=dtype, attention="sdpa"), device) == "sdpa"
+    wanted = LearnerConfig(dtype=dtype, attention="flash_attention_2")
+    if can_run:
+        assert attention_kernel(wanted, device) == "flash_attention_2"
+    else:
+        with pytest.raises(InputError, match="learner.attention: flash_attention_2 needs a GPU"):
+            attention_kernel(wanted, device)
+
+
+def test_the_fused_optimizer_is_torchs_own_and_not_the_one_in_host_memory():
+    training = SftConfig(learning_rate=1e-3)
+    own, offloaded = (deepspeed_config(LearnerConfig(offload_optimizer=o), training)["optimizer"]["params"] for o in (False, True))
+    assert own["torch_adam"] and own["fused"]
+    assert not {"torch_adam", "fused"} & set(offloaded)
+    assert "fused" not in deepspeed_config(LearnerConfig(optimizer="sgd"), training)["optimizer"]["params"]

@@ -1,0 +1,89 @@
+"""Soft targets and several teachers under real DeepSpeed, sharded over two workers: one update against plain autograd on whole logits."""
+
+import numpy as np
+import pytest
+import torch
+
+from actors.config import LearnerConfig, LearnerSetup
+from actors.groups.learner_group import LearnerGroup
+from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
+from minirl.model.loading import load_causal_lm, read_head
+from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
+from minirl.types import EnsembleScores, Sequence, tensor_of
+from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, rollouts_of, scored, weights
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS, HARD, TAU, BETA = (1.0, 3.0), 0.25, 2.0, 0.3
+SOFT = SoftTargetsConfig(divergence=DivergenceConfig(kind="jsd", beta=BETA, temperature=TAU), hard_weight=HARD)
+
+
+@pytest.fixture(scope="module")
+def models(model_directory):
+    student = model_directory("llama", vocab=VOCABULARY, hidden=32, seed=1)
+    return student, tuple(model_directory("llama", vocab=VOCABULARY, hidden=hidden, seed=seed) for hidden, seed in ((48, 2), (32, 5)))
+
+
+@pytest.fixture(scope="module")
+def items(models):
+    """Rollouts and plain text. Of every three sequences one has the first teacher alone, one the second alone, one both."""
+    rollouts, plain = rollouts_of(6), [block.sequence for block in blocks()]
+    spoken = [scored(teacher, [*(r.sequence for r in rollouts), *plain]) for teacher in models[1]]
+    scores = [
+        EnsembleScores(tuple(None if number % 3 == 1 - k else score for k, score in enumerate(both)))
+        for number, both in enumerate(zip(*spoken, strict=True))
+    ]
+    on_policy = [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores[:6], strict=True)]
+    return on_policy, [SupervisedItem(sequence, score) for sequence, score in zip(plain, scores[6:], strict=True)]
+
+
+def teacher_rows(score: EnsembleScores, heads) -> torch.Tensor:
+    """[n, V] log-probs of the average of whoever speaks."""
+    speaking = [k for k, member in enumerate(score.scores) if member is not None]
+    rows = [WEIGHTS[k] * heads[k].logits(tensor_of(score.scores[k].hidden)).double().softmax(-1) for k in speaking]
+    return (sum(rows) / sum(WEIGHTS[k] for k in speaking)).log()
+
+
+def soft_loss(model, sequence: Sequence, score: EnsembleScores, heads) -> torch.Tensor:
+    """jsd at a temperature, and cross-entropy, of one sequence's whole logits, written with torch's own functions."""
+    tokens, positions = torch.from_numpy(sequence.tokens), torch.from_numpy(np.flatnonzero(sequence.is_target))
+    logits = model(tokens[None]).logits[0, positions - 1].double()
+    p, q = ((rows / TAU).softmax(-1) for rows in (teacher_rows(score, heads), logits))
+    middle = BETA * p + (1 - BETA) * q
+    jsd = BETA * (p * (p / middle).log()).sum() + (1 - BETA) * (q * (q / middle).log()).sum()
+    hard = torch.nn.functional.cross_entropy(logits, tokens[positions], reduction="sum")
+    return HARD * hard + (1 - HARD) * TAU**2 * jsd
+
+
+def test_an_update_equals_plain_autograd(ray_cluster, models, items):
+    student, teachers = models
+    setup = LearnerSetup(
+        model=student, teacher=teachers, teacher_weights=WEIGHTS, vocabulary=VOCABULARY, device="cpu", threads=1, seed=0, training=TRAINING,
+        config=LearnerConfig(dtype="float32", optimizer="sgd", workers=2, zero_stage=3, tokens_per_microbatch=64, head_chunk_tokens=16),
+        soft=SOFT,
+    )  # fmt: skip
+    on_policy, supervised = items
+    count = sum(item.sequence.targets for item in [*on_policy, *supervised])
+    group = LearnerGroup(setup, CLUSTER)
+    try:
+        group.wait_started()
+        before = weights(group)
+        validated = group.supervised_sums(supervised)
+        step = UpdateStep(0, 0, TRAINING.learning_rate, UpdateScale(float(count), float(count)))
+        sums = group.update(step, on_policy, supervised, lengths_of(on_policy))
+        after = weights(group)
+    finally:
+        group.stop()
+    model, heads = load_causal_lm(student, torch.float32, dropout=False), [read_head(teacher, VOCABULARY) for teacher in teachers]
+    losses = [soft_loss(model, item.sequence, item.scores, heads) for item in [*on_policy, *supervised]]
+    (sum(losses) / count).backward()
+    named = model.state_dict(keep_vars=True)
+    expected = torch.cat([named[name].grad.flatten().double() for name in sorted(before)])
+    moved = torch.cat([(before[name] - after[name]).flatten().double() for name in sorted(before)]) / TRAINING.learning_rate
+    assert expected.norm() > 0.1
+    assert (moved - expected).norm() <= 1e-5 * expected.norm()
+    assert sums["supervised"] == pytest.approx(sum(losses).item() / count, rel=1e-4)
+    assert HARD * sums["hard"] + (1 - HARD) * sums["divergence"] == pytest.approx(sum(losses).item(), rel=1e-4)
+    assert sums["supervised_tokens"] == count and sums["teacher_gap_max"] < 1e-5
+    assert validated["supervised"] == pytest.approx(sum(losses[6:]).item(), rel=1e-4)
+    assert validated["supervised_tokens"] == sum(item.sequence.targets for item in supervised)

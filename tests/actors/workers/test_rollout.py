@@ -1,0 +1,232 @@
+"""What a rollout engine samples and reports, against Hugging Face."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from actors.workers.rollout import SamplingRequest
+from minirl.errors import InputError, RunError
+from tests.actors.conftest import hugging_face, mixture_rows, perturb, publish, requests, rollout_worker, worst_gap
+from tests.tiny import END_TOKEN
+
+pytestmark = pytest.mark.slow
+
+WIDE = {"hidden": 96, "layers": 3, "heads": 3, "seed": 1}
+PAIRS = {
+    "llama": (("llama", {}), ("llama", WIDE)),
+    "gpt2": (("gpt2", {}), ("gpt2", WIDE)),
+    "qwen2": (("qwen2", {"tied": False}), ("qwen2", WIDE)),
+    "gpt2 with a llama teacher of another head size": (
+        ("gpt2", {"layers": 3}),
+        ("llama", {**WIDE, "hidden": 128, "heads": 2, "tied": False}),
+    ),
+}
+
+
+def sample(worker, share, version=None, tokens=40, asked=None):
+    return worker.sample(asked or requests(), teacher_share=share, max_response_tokens=tokens, weight_version=version)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_mixture_equals_hugging_face_as_loaded_and_after_each_publish(pair, model_directory, open_worker):
+    paths = [model_directory(family, **shape) for family, shape in PAIRS[pair]]
+    worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
+    # 0 first: the teacher's part of the KV cache is then unwritten, which a prompt found in the prefix cache would take for written.
+    for share in (0.0, 0.2, 1.0, 0.2):
+        assert worst_gap(sample(worker, share), student, teacher, share) < 1e-5
+    for version in (1, 2):
+        before = copy.deepcopy(student)
+        perturb(student, version)
+        publish(worker, student, version)
+        rollouts = sample(worker, 0.2, version)
+        assert worst_gap(rollouts, student, teacher, 0.2) < 1e-5
+        assert worst_gap(rollouts, before, teacher, 0.2) > 1e-2  # the weights as loaded would not have passed
+        assert worst_gap(sample(worker, 0.0, version), student, None, 0.0) < 1e-5
+        assert {rollout.weight_version for rollout in rollouts} == {version}
+
+
+@pytest.mark.parametrize("vocabularies", [(576, 512), (512, 640)], ids=["wider student", "wider teacher"])
+def test_padded_vocabulary_and_temperature(vocabularies, model_directory, open_worker):
+    paths = [model_directory("llama", vocab=v, tokenizer_vocab=500, seed=v) for v in vocabularies]
+    worker = open_worker(*paths, shared_vocabulary=500, temperature=0.7)
+    student, teacher = map(hugging_face, paths)
+    for share in (0.0, 0.3, 1.0):
+        rollouts = sample(worker, share, tokens=60)
+        # Equal to distributions that are normalised over the shared ids alone: none is left for the others.
+        assert worst_gap(rollouts, student, teacher, share, shared=500, temperature=0.7) < 1e-5
+        assert max(rollout.response_tokens.max() for rollout in rollouts) < 500
+
+
+def test_samples_follow_the_mixture(model_directory, open_worker):
+    """Chi-square over a vocabulary of 12. The student's own distribution, for contrast, is refuted by the same samples."""
+    paths = [model_directory("llama", vocab=12, seed=seed) for seed in (3, 4)]
+    worker, (student, teacher) = open_worker(*paths, shared_vocabulary=12), map(hugging_face, paths)
+    prompt = np.array([5, 9, 4, 7, 3])
+    asked = [SamplingRequest(prompt, 0, i, 7_919 * i) for i in range(4000)]
+    counts = np.bincount([r.response_tokens[0] for r in sample(worker, 0.5, tokens=1, asked=asked)], minlength=12)
+    p_value = {}
+    for share in (0.0, 0.5):
+        p_value[share] = chi_square_p(counts, mixture_rows(student, teacher, share, prompt, shared=12)[-1].exp().numpy())
+    assert counts.min() > 5
+    assert p_value[0.5] > 0.01
+    assert p_value[0.0] < 1e-6
+
+
+def chi_square_p(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = probabilities * counts.sum()
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2), torch.tensor(statistic / 2)).item()
+
+
+@pytest.fixture(scope="module")
+def plain(model_directory, open_worker):
+    """A worker on the student's own class, with three end tokens."""
+    path = model_directory("llama", tied=False, seed=5)
+    return open_worker(path, end_tokens=(END_TOKEN, 40, 41)), hugging_face(path)
+
+
+def test_plain_student_needs_no_mixed_policy(plain, model_directory):
+    worker, student = plain
+    names = worker._engine.apply_model(lambda model: type(model).__name__)
+    assert names == ["LlamaForCausalLM"]
+    assert worst_gap(sample(worker, 0.0), student, None, 0.0) < 1e-5
+
+
+def many_requests() -> list[SamplingRequest]:
+    """Six samples of each of twelve prompts, of 64 tokens at most."""
+    prompts = [request.prompt_tokens[:60] for request in requests(12, seed=2)]
+    return [SamplingRequest(prompt, i, j, 100 * i + j) for i, prompt in enumerate(prompts) for j in range(6)]
+
+
+def test_each_end_token_ends_a_response_and_counts_once(plain):
+    worker, student = plain
+    rollouts = sample(worker, 0.0, tokens=64, asked=many_requests())
+    ends = {END_TOKEN, 40, 41}
+    for rollout in rollouts:
+        assert not ends & set(rollout.response_tokens[:-1].tolist())
+        assert rollout.truncated == (rollout.response_tokens[-1] not in ends)
+        assert not rollout.truncated or len(rollout.response_tokens) == 64
+    assert {int(r.response_tokens[-1]) for r in rollouts if not r.truncated} == ends
+    assert worst_gap(rollouts, student, None, 0.0) < 1e-5
+
+
+def test_to_the_limit_no_token_ends_a_response(plain):
+    worker, _ = plain
+    asked, options = many_requests(), {"teacher_share": 0.0, "max_response_tokens": 64, "weight_version": None}
+    ended = [len(rollout.response_tokens) for rollout in worker.sample(asked, **options)]
+    assert min(ended) < 64
+    assert {len(rollout.response_tokens) for rollout in worker.sample(asked, **options, to_the_limit=True)} == {64}
+
+
+def test_end_token_at_the_limit_is_finished_not_truncated(plain):
+    worker, _ = plain
+    asked = many_requests()
+    finished = [(r, o) for r, o in zip(asked, sample(worker, 0.0, tokens=64, asked=asked), strict=True) if not o.truncated]
+    request, whole = min(finished, key=lambda pair: len(pair[1].response_tokens))
+    limit = len(whole.response_tokens)
+    (again,) = sample(worker, 0.0, tokens=limit, asked=[request])
+    assert (again.truncated, again.response_tokens.tolist()) == (False, whole.response_tokens.tolist())
+    if limit > 1:
+        (cut,) = sample(worker, 0.0, tokens=limit - 1, asked=[request])
+        assert cut.truncated and cut.response_tokens.tolist() == whole.response_tokens[:-1].tolist()
+
+
+def test_samples_of_one_prompt_share_its_cached_beginning(plain, monkeypatch):
+    """vLLM caches whole blocks, of 128 tokens on a CPU: three of the four samples find the first block of the prompt there."""
+    worker, student = plain
+    prompt = np.random.default_rng(9).integers(3, 512, 140)
+    asked = [SamplingRequest(prompt, 0, number, 70 + number) for number in range(4)]
+    engine, found = worker._engine.llm_engine, []
+    step = engine.step
+
+    def counted():
+        outputs = step()
+        found.extend(output.num_cached_tokens for output in outputs if output.finished)
+        return outputs
+
+    monkeypatch.setattr(engine, "step", counted)
+    rollouts = sample(worker, 0.0, tokens=20, asked=asked)
+    assert sorted(found) == [0, 128, 128, 128]
+    assert len({tuple(r.response_tokens) for r in rollouts}) == 4
+    assert worst_gap(rollouts, student, None, 0.0) < 1e-5
+
+
+def test_batch_composition_and_order_do_not_change_the_tokens(plain):
+    worker, _ = plain
+    asked = requests(8, seed=4)
+    together = [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=asked)]
+    backwards = [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=asked[::-1])][::-1]
+    alone = [r.response_tokens.tolist() for request in asked for r in sample(worker, 0.0, asked=[request])]
+    assert together == backwards == alone
+    other = [SamplingRequest(r.prompt_tokens, r.prompt_index, 1, r.seed + 1) for r in asked]
+    assert together != [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=other)]
+
+
+def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain):
+    """A prompt that only half fits waits: cut in two, its seeded generator would be turned back, which a CPU's cannot."""
+    worker, student = plain
+    at_once = worker._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    prompts = np.random.default_rng(11).integers(3, 512, (at_once // 50, 113))
+    asked = [SamplingRequest(prompt, i, 0, 50 + i) for i, prompt in enumerate(prompts)]
+    rollouts = sample(worker, 0.0, tokens=3, asked=asked)
+    for request, rollout in list(zip(asked, rollouts, strict=True))[:: len(asked) // 5]:
+        (alone,) = sample(worker, 0.0, tokens=3, asked=[request])
+        assert alone.response_tokens.tolist() == rollout.response_tokens.tolist()
+    assert worst_gap(rollouts[::20], student, None, 0.0) < 1e-5
+
+
+def test_identical_calls_are_bit_identical(plain):
+    worker, _ = plain
+    first, second = (np.concatenate([r.behavior_logprobs for r in sample(worker, 0.0)]) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_refusals_of_sampling(plain):
+    worker, _ = plain
+    with pytest.raises(RunError, match="holds no teacher"):
+        sample(worker, 0.2)
+    with pytest.raises(RunError, match="exceed the engine's"):
+        sample(worker, 0.0, tokens=200)
+    with pytest.raises(RunError, match="version 3, but version 0"):
+        sample(worker, 0.0, version=3)
+
+
+def test_a_model_with_too_few_positions_is_refused_before_the_engine_starts(model_directory):
+    short = model_directory("gpt2", max_positions=64)
+    with pytest.raises(InputError, match="at most 64 tokens"):
+        rollout_worker(model_directory("llama"), short)
+
+
+def test_tensor_parallel_mixture_equals_hugging_face(model_directory):
+    paths = [model_directory(family, **shape) for family, shape in PAIRS["llama"]]
+    paths[1] = model_directory("llama", seed=1, layers=3)
+    worker, (student, teacher) = rollout_worker(*paths, tensor_parallel=2), map(hugging_face, paths)
+    try:
+        assert worst_gap(sample(worker, 0.2), student, teacher, 0.2) < 1e-5
+        perturb(student, 1)
+        publish(worker, student, 1)
+        for share in (0.2, 0.0):
+            assert worst_gap(sample(worker, share, 1), student, teacher, share) < 1e-5
+    finally:
+        worker.close()
+
+
+def test_no_ngram_comes_twice_where_that_is_blocked_and_log_probs_are_of_what_is_left(model_directory, open_worker):
+    """Twelve tokens, bigrams: without blocking nearly every response repeats some."""
+    path = model_directory("llama", vocab=12)
+    worker, model = open_worker(path, shared_vocabulary=12, no_repeat_ngram=2), hugging_face(path)
+    draw, blocked = np.random.default_rng(0), 0
+    asked = [SamplingRequest(draw.integers(3, 12, size=6), i, 0, i) for i in range(8)]
+    for rollout in sample(worker, 0.0, tokens=24, asked=asked):
+        tokens = rollout.sequence.tokens
+        rows = mixture_rows(model, None, 0.0, tokens, shared=12)
+        for place in range(len(rollout.prompt_tokens), len(tokens)):
+            seen = {tokens[i + 1] for i in range(place - 1) if tokens[i] == tokens[place - 1]}
+            assert tokens[place] not in seen
+            left = rows[place - 1].index_fill(0, torch.tensor(sorted(seen), dtype=torch.int64), float("-inf")).log_softmax(-1)
+            behavior = rollout.behavior_logprobs[place - len(rollout.prompt_tokens)]
+            assert float(left[tokens[place]]) == pytest.approx(behavior, abs=1e-5)
+            blocked += len(seen)
+    assert blocked > 100

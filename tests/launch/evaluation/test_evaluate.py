@@ -1,0 +1,178 @@
+"""`minirl evaluate` through the real command: two students of different shapes and the teacher on two sets, against transformers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minirl.config.data import DataConfig
+from minirl.data.examples import load_data
+from tests.launch.conftest import VOCABULARY
+from tests.tiny import END_TOKEN, tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROMPTS, SEEDS = 8, [1, 2]
+MODELS = ("teacher", "student", "deeper")
+
+
+@pytest.fixture(scope="module")
+def paths(experiment):
+    """The student of the experiment and one with a layer more, which no engine can hold after it."""
+    deeper = tiny_model(experiment.root / "deeper", "gpt2", vocab=VOCABULARY, layers=3, seed=5)
+    return {"teacher": experiment.settings["teacher"]["model"], "student": experiment.settings["student"]["model"], "deeper": deeper}
+
+
+@pytest.fixture(scope="module")
+def unseen(experiment):
+    file = experiment.root / "unseen.jsonl"
+    rows = [{"prompt": f"t{9 + i} t8", "completion": " ".join(["t7"] * (1 + 2 * i))} for i in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def config(experiment, unseen):
+    sets = {"test": {"prompts": PROMPTS}, "unseen": {"source": str(unseen), "min_gold_words": 3}}
+    evaluate = {"seeds": SEEDS, "sets": sets, "exposure_bias": True, "top_k": 5}
+    alone = {role: experiment.settings[role] | {"workers": 1} for role in ("rollout", "learner")}
+    return experiment.config("judged", stages={"evaluate": evaluate}, deterministic=False, **alone)
+
+
+@pytest.fixture(scope="module")
+def given(paths):
+    return [f"--model={name}={paths[name]}" for name in MODELS[1:]]
+
+
+@pytest.fixture(scope="module")
+def judged(experiment, config, given, start):
+    command = start(config, *given, verb="evaluate")
+    assert command.wait() == 0, command.text
+    assert command.left() == [] and "rev. KL" in command.text
+    return experiment.root / "judged" / "evaluate"
+
+
+@pytest.fixture(scope="module")
+def report(judged):
+    return json.loads((judged / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def networks(paths):
+    return {name: AutoModelForCausalLM.from_pretrained(path).eval() for name, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def examples(experiment):
+    settings = experiment.settings
+    tokenizer = AutoTokenizer.from_pretrained(settings["teacher"]["model"])
+    return load_data(DataConfig(**settings["data"]), tokenizer, (END_TOKEN,)).test[:PROMPTS]
+
+
+@torch.no_grad()
+def rows_of(network, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
+    """Log-probs that predict each token of the response, float64 [T, V]."""
+    tokens = torch.from_numpy(np.concatenate([prompt, response]))[None]
+    return network(tokens).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+
+
+def responses(judged, model: str) -> list[list[np.ndarray]]:
+    """[seeds][prompts], as they were kept."""
+    arrays = np.load(judged / "test" / f"{model}.npz")
+    rows = iter(np.split(arrays["tokens"].astype(np.int64), arrays["lengths"].cumsum()[:-1]))
+    return [[next(rows) for _ in range(PROMPTS)] for _ in SEEDS]
+
+
+def forward_kl(networks, model: str, examples, sampled) -> list[list[np.ndarray]]:
+    def of(example, response):
+        q, p = (rows_of(networks[name], example.prompt.tokens, response) for name in (model, "teacher"))
+        return (p.exp() * (p - q)).sum(1).numpy()
+
+    return [[of(example, response) for example, response in zip(examples, one_seed, strict=True)] for one_seed in sampled]
+
+
+def test_every_model_has_every_figure_on_every_set(report):
+    assert tuple(report["models"]) == MODELS and list(report["data"]) == ["test", "unseen", "corpus"]
+    assert (report["data"]["test"]["prompts"], report["data"]["unseen"]["prompts"]) == (PROMPTS, 8)
+    assert report["decoding"]["seeds"] == SEEDS and report["decoding"]["no_repeat_ngram"] == 0
+    for name, model in report["models"].items():
+        assert math.isfinite(model["lm_loss_corpus"]) and len(model["weights_sha256"]["model.safetensors"]) == 64
+        for measures in model["sets"].values():
+            assert [key for key, value in measures.items() if value is None] == (["exposure_bias"] if name == "teacher" else [])
+    teacher = report["models"]["teacher"]["sets"]["test"]
+    assert abs(teacher["reverse_kl"]["mean"]) < 1e-5 and teacher["top_k_overlap"]["gold"] == 1.0
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_kl_and_exposure_bias_are_what_transformers_makes_of_the_same_responses(judged, report, networks, examples, model):
+    measures = report["models"][model]["sets"]["test"]
+    own = forward_kl(networks, model, examples, responses(judged, model))
+    teachers = forward_kl(networks, model, examples, responses(judged, "teacher"))
+    flat = [row for one_seed in own for row in one_seed]
+    first = measures["kl_by_position"]["forward"]
+    assert first[0] == pytest.approx(np.mean([row[0] for row in flat]), rel=1e-4)
+    assert measures["kl_by_position"]["alive"] == [sum(len(row) >= t for row in flat) for t in range(1, len(first) + 1)]
+    accumulated = [sum(row[:4].sum() for one_seed in rows for row in one_seed) for rows in (own, teachers)]
+    zero = measures["exposure_bias"]["zero"]["percent"]
+    assert zero[0] == pytest.approx(0.0, abs=1e-3)
+    assert zero[3] == pytest.approx(100 * (accumulated[0] - accumulated[1]) / accumulated[1], rel=1e-3, abs=1e-2)
+
+
+def test_gold_figures_are_what_transformers_makes_of_the_records(report, networks, examples):
+    for name in MODELS[1:]:
+        measures, losses, correct = report["models"][name]["sets"]["test"], [], []
+        for example in examples:
+            rows, gold = rows_of(networks[name], example.prompt.tokens, example.prompt.gold), torch.from_numpy(example.prompt.gold)
+            losses += (-rows.gather(1, gold[:, None])[:, 0]).tolist()
+            correct += (rows.argmax(1) == gold).tolist()
+        assert measures["lm_loss_gold"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert measures["calibration"]["accuracy"] == pytest.approx(np.mean(correct))
+
+
+def test_tables_pictures_and_samples_stand_beside(judged):
+    text = (judged / "evaluation.md").read_text()
+    assert all(f"| {model} |" in text for model in MODELS) and "## unseen: against references and teacher" in text
+    assert sorted(file.name for file in judged.glob("*.png")) == [
+        "exposure_bias.png", "kl_by_position.png", "rouge_l.png", "rouge_l_by_length.png",
+    ]  # fmt: skip
+    samples = [json.loads(line) for line in (judged / "unseen" / "deeper.samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and set(samples[0]) == {"question", "prompt", "response", "references"}
+
+
+def test_a_row_that_is_missing_is_made_again_beside_the_others(judged, report, config, given, start):
+    """The teacher's samples are those that were kept: the row comes out as it was, up to what a batch moves in the last bits."""
+    (judged / "deeper.json").unlink()
+    kept = (judged / "student.json").stat().st_mtime_ns
+    command = start(config, *given, verb="evaluate")
+    assert command.wait() == 0, command.text
+    assert "evaluate: deeper" in command.text and "evaluate: student" not in command.text and "evaluate: teacher" not in command.text
+    assert (judged / "student.json").stat().st_mtime_ns == kept
+    again = json.loads((judged / "evaluation.json").read_text())["models"]["deeper"]["sets"]["test"]
+    before = report["models"]["deeper"]["sets"]["test"]
+    assert again["exposure_bias"]["zero"]["percent"] == pytest.approx(before["exposure_bias"]["zero"]["percent"], rel=1e-3, abs=1e-2)
+    assert again["rouge_l"] == before["rouge_l"]
+
+
+def test_where_ngrams_are_blocked_none_comes_twice_and_no_kl_is_claimed(experiment, config, given, examples, start):
+    out = experiment.root / "blocked"
+    changes = ["stages.evaluate.no_repeat_ngram=1", "stages.evaluate.exposure_bias=false", "stages.evaluate.seeds=[1]", f"--out={out}"]
+    command = start(config, *given[:1], *changes, verb="evaluate")
+    assert command.wait() == 0, command.text
+    arrays = np.load(out / "test" / "student.npz")
+    for example, response in zip(examples, np.split(arrays["tokens"], arrays["lengths"].cumsum()[:-1]), strict=True):
+        assert len(set(response.tolist())) == len(response) and not set(response.tolist()) & set(example.prompt.tokens.tolist())
+    row = json.loads((out / "student.json").read_text())
+    assert row["row"]["reverse_kl"] is None and row["row"]["rouge_l"] is not None and row["sets"]["test"]["calibration"]["ece"] > 0
+    assert not (out / "kl_by_position.png").exists()
+
+
+def test_refusals(config, start, tmp_path):
+    for arguments, sentence in {
+        (): "evaluate needs a model: give --model DIR",
+        (f"--model={tmp_path}",): "is a directory but holds no config.json",
+    }.items():
+        command = start(config, *arguments, verb="evaluate")
+        assert command.wait() == 2 and sentence in command.text, command.text

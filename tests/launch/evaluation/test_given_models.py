@@ -1,0 +1,66 @@
+"""Names and refusals of the models that `minirl evaluate` is given; nothing is started."""
+
+import pytest
+
+from launch.config import RunConfig
+from launch.evaluation.given_models import candidates, teachers_of
+from launch.prepare import Prepared, prepare
+from minirl.config.reader import read_config
+from minirl.errors import InputError
+from tests.launch.conftest import VOCABULARY
+from tests.tiny import tiny_model
+
+
+def prepared_as(experiment, name: str, **changes) -> Prepared:
+    (experiment.root / name).mkdir()
+    return prepare(read_config(RunConfig, experiment.config(name, **changes), []))
+
+
+@pytest.fixture(scope="module")
+def prepared(experiment):
+    return prepared_as(experiment, "candidates")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    for run in ("a", "b"):
+        tiny_model(root / run / "distill" / "last", "gpt2", vocab=VOCABULARY, layers=1)
+    return root
+
+
+def test_a_name_is_the_end_of_the_path_that_tells_it_from_the_others(prepared, models):
+    one, other = (str(models / run / "distill" / "last") for run in ("a", "b"))
+    assert candidates([one], prepared) == {"distill-last": one}
+    assert candidates([one, other], prepared) == {"a-distill-last": one, "b-distill-last": other}
+    assert candidates([f"mine={one}", other], prepared) == {"mine": one, "distill-last": other}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["teacher={model}"], "the name teacher is taken"),
+        (["{model}", "{model}"], "the name distill-last is taken; give it another one, --model NAME="),
+        (["{model}/nothing"], "--model last-nothing: .* is not a model: there is no such directory"),
+        (["small={small}"], "--model small: .*tokenizers of student and teacher differ"),
+        (["short={short}"], "--model short: the model reads at most 8 tokens"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(prepared, models, tmp_path, given, sentence):
+    places = {
+        "model": models / "a" / "distill" / "last",
+        "small": tiny_model(tmp_path / "small", "gpt2", vocab=VOCABULARY - 10) and tmp_path / "small",
+        "short": tiny_model(tmp_path / "short", "gpt2", vocab=VOCABULARY, max_positions=8) and tmp_path / "short",
+    }
+    with pytest.raises(InputError, match=sentence):
+        candidates([one.format(**places) for one in given], prepared)
+
+
+def test_a_run_that_tunes_its_teacher_judges_by_that_one(prepared, experiment, tmp_path):
+    assert teachers_of(prepared) == prepared.teachers
+    stages = {**experiment.settings["stages"], "sft_teacher": experiment.settings["stages"]["sft"]}
+    tuning = prepared_as(experiment, "tuning", stages=stages)
+    with pytest.raises(InputError, match="the config fine-tunes its teacher first, and .*sft_teacher/best is not there"):
+        teachers_of(tuning)
+    tiny_model(tuning.directory / "sft_teacher" / "best", "llama", vocab=VOCABULARY)
+    assert teachers_of(tuning) == (str(tuning.directory / "sft_teacher" / "best"),)

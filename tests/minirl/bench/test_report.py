@@ -1,0 +1,56 @@
+"""The three files, and what a person reads in them."""
+
+import json
+
+import pytest
+from matplotlib.image import imread
+
+from minirl.bench.report import markdown, save, tables
+from tests.minirl.bench.measurements import measurements
+
+ABOUT = {"machine": "1 x a processor, 2 cores", "versions": "torch 2"}
+
+
+@pytest.fixture
+def text() -> str:
+    return markdown(measurements(), ABOUT)
+
+
+def test_the_files(tmp_path):
+    files = save(tmp_path / "bench", measurements(), ABOUT)
+    assert [file.name for file in files] == ["bench.json", "bench.md", "bench.png"]
+    found = json.loads(files[0].read_text())
+    assert found["ratios"]["efficiency"]["value"] == pytest.approx(0.8) and found["about"] == ABOUT
+    assert found["measurements"]["memory"]["rollout"] == [1_300_000_000, 1_200_000_000]
+    height, width, _ = imread(files[2]).shape
+    assert width > height > 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "- machine: 1 x a processor, 2 cores",
+        "**learner 43 % of an iteration: take a smaller student; roles share cores, so more workers do not help**",
+        "| rollout | 200 | 190 | 2.00 s | 2.10 s | 70 % |",
+        "| mixed | 200 | 2.00 s |",
+        "| update | 3.80 s | 54.3 % |",
+        "| learner: bare forward + backward / update | 0.9 | >= 0.85 | met |",
+        "| publish_share: publish / iteration | 0.0357 | < 0.05 | met |",
+        "| chunked_kl: bare products / chunked KL | 0.8 |  |  |",
+        "| weights, one publish alone | 230 MB | 0.20 s | 1.15 GB/s |",
+        "| a plain copy of as much | 230 MB | 20.0 ms | 11.5 GB/s |",
+        "| teacher scores, each iteration | 3.4 MB |  |  |",
+        "| rollout 1 | 1.2 GB |",
+    ],
+)
+def test_a_line_of_the_markdown(text, line):
+    assert line in text.splitlines()
+
+
+def test_a_missed_goal_is_said(text):
+    assert "| mixed: rate / (1 / (1/student + 1/teacher)) | 0.9 | >= 0.95 | missed |" in text.splitlines()
+
+
+def test_every_row_has_the_columns_of_its_table():
+    for table in tables(measurements()):
+        assert {len(row) for row in table.rows} == {len(table.columns)}, table.title

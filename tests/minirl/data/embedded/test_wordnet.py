@@ -1,0 +1,105 @@
+"""A database of a few words in WordNet's own format, and the real one where it is installed."""
+
+from pathlib import Path
+
+import pytest
+
+from minirl.data.embedded.wordnet import DEBIAN_DIRECTORY, DIRECTORY_VARIABLE, read_sense, wordnet_conversations
+from minirl.errors import InputError
+
+has_wordnet = pytest.mark.skipif(not (Path(DEBIAN_DIRECTORY) / "data.noun").is_file(), reason="Debian's wordnet-base is not installed")
+LICENCE = "  1 This software and database is being provided to you, the LICENSEE.  \n"
+
+
+def write_database(directory: Path, parts: dict[str, dict[str, list[tuple[str, str]]]], counted: dict[str, int]) -> None:
+    """parts: for each file's ending, each lemma with its senses (words as in a data file, gloss); counted: of a lemma, all if not named."""
+    for part in ("noun", "verb", "adj", "adv"):
+        data, index = LICENCE, LICENCE
+        for lemma, senses in parts.get(part, {}).items():
+            places = []
+            for words, gloss in senses:
+                places.append(f"{len(data):08d}")
+                listed = " ".join(f"{word} 0" for word in words.split())
+                data += f"{places[-1]} 03 {part[0]} {len(words.split()):02x} {listed} 001 @ 00000000 n 0000 | {gloss}  \n"
+            number = counted.get(lemma, len(senses))
+            index += f"{lemma} {part[0]} {len(senses)} 2 @ ~ {len(senses)} {number} {' '.join(places)}  \n"
+        (directory / f"data.{part}").write_text(data)
+        (directory / f"index.{part}").write_text(index)
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
+
+    def write(counted=None, **parts):
+        write_database(tmp_path, parts, counted or {})
+        return {one.messages[0][1]: one.references for one in wordnet_conversations()}
+
+    return write
+
+
+def test_a_word_has_a_definition_and_a_sentence_the_most_frequent_meaning_first(database):
+    found = database(
+        noun={"dog": [("dog domestic_dog", 'a member of the genus Canis; "the dog barked all night"'), ("dog", "a dull girl")]},
+        verb={"dog": [("chase dog", 'go after; "The policeman dogged the thief"; "they dog him daily"')]},
+    )
+    assert found == {
+        'What does the noun "dog" mean?': ("A member of the genus Canis.", "A dull girl."),
+        'Use the noun "dog" in a sentence.': ("The dog barked all night.",),
+        'What does the verb "dog" mean?': ("Go after.",),
+        'Use the verb "dog" in a sentence.': ("They dog him daily.",),
+    }
+
+
+def test_meanings_that_nobody_counted_are_left_out(database):
+    found = database({"bank": 1, "zyx": 0}, noun={"bank": [("bank", "sloping land"), ("bank", "a flight maneuver")], "zyx": [("zyx", "x")]})
+    assert found == {'What does the noun "bank" mean?': ("Sloping land.",)}
+
+
+def test_names_phrases_and_abbreviations_are_left_out(database):
+    found = database(
+        noun={
+            "paris": [("Paris City_of_Light", "the capital of France")],
+            "hot_dog": [("hot_dog", "a sausage")],
+            "ox": [("ox", "an animal")],
+        }
+    )
+    assert found == {}
+
+
+def test_an_adjectives_position_and_a_label_are_no_part_of_it(database):
+    found = database(adj={"afraid": [("afraid(p)", '(of persons) filled with fear; "is he afraid?"')]})
+    assert found == {
+        'What does the adjective "afraid" mean?': ("Filled with fear.",),
+        'Use the adjective "afraid" in a sentence.': ("Is he afraid?",),
+    }
+
+
+def test_a_gloss_of_an_example_without_semicolon_is_still_divided():
+    line = "00004032 29 v 0a " + " ".join(f"w{i} 0" for i in range(10)) + ' 000 01 + 02 00 | heave a sigh "She sighed sadly"'
+    sense = read_sense(line)
+    assert sense.words == tuple(f"w{i}" for i in range(10)), "the number of words is hexadecimal"
+    assert (sense.definition, sense.examples) == ("heave a sigh", ("She sighed sadly",))
+
+
+def test_a_missing_database_is_one_sentence_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
+    with pytest.raises(InputError, match=r"index\.noun is missing\); install Debian's package wordnet-base, or name .* WNSEARCHDIR"):
+        wordnet_conversations()
+
+
+@has_wordnet
+def test_the_real_database_gives_clean_pairs_in_an_order_without_meaning(monkeypatch):
+    monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+    found = wordnet_conversations()
+    by_prompt = {one.messages[0][1]: one for one in found}
+    assert len(by_prompt) == len(found) > 20_000
+    assert by_prompt['What does the verb "sigh" mean?'].references[0] == "Heave or utter a sigh; breathe deeply and heavily."
+    assert "The dog barked all night." in by_prompt['Use the noun "dog" in a sentence.'].references
+    for one in found:
+        (_, prompt), (_, answer) = one.messages
+        assert answer == one.references[0] == answer.strip() and answer[-1] in ".?!" and len(answer) > 2 and prompt
+    words = [one.messages[0][1].split('"')[1] for one in found[:2000]]
+    first_half = sum(word < "m" for word in words) / len(words)
+    whole = sum(one.messages[0][1].split('"')[1] < "m" for one in found) / len(found)
+    assert abs(first_half - whole) < 4 * (whole * (1 - whole) / 2000) ** 0.5  # 4 sigma

@@ -1,0 +1,290 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from minirl.config.data import DataConfig
+from minirl.data.conversation import Conversation
+from minirl.data.examples import load_data, side_of
+from minirl.data.templates import end_tokens, make_template
+from minirl.errors import InputError
+from tests.minirl.data.chatml import SPECIAL, TEMPLATE, chatml_tokenizer
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = chatml_tokenizer()
+ENDS = end_tokens(TOKENIZER)
+TEXT, START, END = (TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+systems = st.none() | texts
+
+
+def encode(text):
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def records(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load rows as training data with one held-out prompt a side, so that only `train` matters."""
+    side = records(tmp_path / "side.jsonl", {"prompt": "held out", "completion": "yes"})
+
+    def load(*rows, tokenizer=TOKENIZER, ends=ENDS, **settings):
+        settings = {"validation": side, "test": side, **settings}
+        return load_data(DataConfig(train=records(tmp_path / "train.jsonl", *rows), **settings), tokenizer, ends)
+
+    return load
+
+
+# --- end tokens ---
+
+
+def test_the_chat_template_adds_its_own_end_to_that_of_the_tokenizer():
+    assert ENDS == (TEXT, END)
+    assert end_tokens(chatml_tokenizer(template=None)) == (TEXT,)
+
+
+@pytest.mark.parametrize(("listed", "expected"), [(7, (TEXT, 7, END)), ([END, 8], (TEXT, END, 8)), (None, (TEXT, END))])
+def test_the_generation_config_may_list_several_end_tokens(tmp_path, listed, expected):
+    config = GenerationConfig(eos_token_id=listed)
+    config.save_pretrained(tmp_path)
+    assert end_tokens(TOKENIZER, config) == end_tokens(TOKENIZER, str(tmp_path)) == expected
+
+
+def test_a_directory_without_generation_config_is_no_error(tmp_path):
+    assert end_tokens(TOKENIZER, str(tmp_path)) == (TEXT, END)
+
+
+def test_a_model_that_never_ends_is_refused():
+    with pytest.raises(InputError, match="neither the tokenizer nor the generation config names an end token"):
+        end_tokens(chatml_tokenizer(template=None, eos=None))
+
+
+# --- templates ---
+
+
+def test_alpaca_is_the_text_of_the_reference_without_bos(load):
+    data = load(
+        {"instruction": "Name a city.", "output": "Paris"},
+        {"instruction": "Is it a city?", "input": "Paris", "output": "\nYes"},
+        template="alpaca",
+    )
+    plain, with_input = (example.prompt for example in data.train)
+    assert TOKENIZER.decode(plain.tokens) == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a city.\n\n### Response:\n"
+    )
+    assert TOKENIZER.decode(with_input.tokens) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nIs it a city?\n\n### Input:\nParis\n\n### Response:\n"
+    )
+    assert with_input.gold.tolist() == [*encode("\nYes"), TEXT]
+
+
+def test_chat_shows_the_context_under_the_instruction_and_ends_with_the_templates_end(load):
+    (example,) = load({"instruction": "Is it a city?", "context": "Paris", "response": "Yes"}).train
+    assert TOKENIZER.decode(example.prompt.tokens) == "<|im_start|>user\nIs it a city?\n\nParis<|im_end|>\n<|im_start|>assistant\n"
+    assert example.prompt.gold.tolist() == [*encode("Yes"), END]
+
+
+def test_the_system_prompt_of_the_config_stands_where_a_record_has_none(load):
+    own = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}]}
+    data = load({"prompt": "a"}, own, system_prompt="ours")
+    ours, kept = (TOKENIZER.decode(example.prompt.tokens) for example in data.train)
+    assert ours.startswith("<|im_start|>system\nours<|im_end|>\n<|im_start|>user\na") and "ours" not in kept and "own" in kept
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), systems, st.sampled_from(["chat", "alpaca"]))
+def test_the_targets_are_the_assistants_words_and_ends_of_every_turn(turns, system, template):
+    messages = [("system", system)] if system is not None else []
+    for question, answer in turns:
+        messages += [("user", question), ("assistant", answer)]
+    segments = make_template(template, TOKENIZER, ENDS)(Conversation(tuple(messages)))
+    targets = [token for segment in segments for token in segment.tokens[: segment.targets]]
+    end = SPECIAL[2] if template == "chat" else SPECIAL[0]
+    assert TOKENIZER.decode(targets) == "".join(answer + end for _, answer in turns)
+    for segment, (question, _) in zip(segments[::2], turns, strict=True):
+        assert segment.targets == 0 and question in TOKENIZER.decode(segment.tokens)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
+def test_chat_segments_join_to_the_whole_conversation_as_the_template_renders_it(turns):
+    messages = [pair for question, answer in turns for pair in (("user", question), ("assistant", answer))]
+    segments = make_template("chat", TOKENIZER, ENDS)(Conversation(tuple(messages)))
+    rendered = TOKENIZER.apply_chat_template([{"role": r, "content": c} for r, c in messages], tokenize=False)
+    assert TOKENIZER.decode([token for segment in segments for token in segment.tokens]) == rendered
+
+
+def test_a_response_that_would_merge_with_the_prompt_keeps_its_tokens_and_the_prompt_its_own(load):
+    question, answer = "Why?", "\nBecause"
+    whole = encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
+    (example,) = load({"prompt": question, "completion": answer}).train
+    prompt = encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+    assert whole[: len(prompt)] != prompt, "this tokenizer must merge across the border, or the test shows nothing"
+    assert example.prompt.tokens.tolist() == prompt and example.prompt.gold.tolist() == [*encode(answer), END]
+
+
+def test_chat_without_a_chat_template_is_refused(load):
+    with pytest.raises(InputError, match="has no chat template, .*alpaca"):
+        load({"prompt": "a", "completion": "b"}, tokenizer=chatml_tokenizer(template=None))
+
+
+def test_a_template_that_refuses_a_record_names_it(load):
+    strict = chatml_tokenizer(
+        template="{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+    )
+    with pytest.raises(InputError, match=r"refuses .*train\.jsonl line 1: no system role"):
+        load({"prompt": "a", "completion": "b"}, tokenizer=strict, system_prompt="ours")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(load):
+    forgetful = "{% for message in messages %}{% if loop.last or message['role'] != 'assistant' %}" + TEMPLATE.split("%}", 1)[1].replace(
+        "{% endfor %}", "{% endif %}{% endfor %}", 1
+    )
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(InputError, match=r"renders the beginning of .*line 1 differently"):
+        load({"messages": turns}, tokenizer=chatml_tokenizer(template=forgetful))
+
+
+def test_a_template_that_never_closes_an_answer_is_refused(load):
+    endless = chatml_tokenizer(template=TEMPLATE.replace("<|im_end|>", ""))
+    assert end_tokens(endless) == (TEXT,)
+    with pytest.raises(InputError, match="closes an assistant's turn with none of the model's end tokens"):
+        load({"prompt": "a", "completion": "b"}, tokenizer=endless, ends=(TEXT,))
+
+
+def test_an_alpaca_system_prompt_is_refused(load):
+    with pytest.raises(InputError, match="alpaca has a fixed preamble"):
+        load({"prompt": "a", "completion": "b"}, template="alpaca", system_prompt="ours")
+
+
+# --- examples ---
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca"])
+def test_the_prompt_begins_the_sequence_and_the_gold_response_ends_it(load, template):
+    turns = [
+        {"role": role, "content": text} for role, text in [("user", "Hi"), ("assistant", "Hello"), ("user", "2+2?"), ("assistant", "4")]
+    ]
+    (example,) = load({"messages": turns}, template=template).train
+    prompt, sequence = example.prompt, example.sequence
+    assert sequence.tokens.tolist() == [*prompt.tokens, *prompt.gold]
+    assert prompt.tokens.dtype == prompt.gold.dtype == sequence.tokens.dtype == np.int64 and sequence.is_target.dtype == bool
+    end = SPECIAL[2] if template == "chat" else SPECIAL[0]
+    assert TOKENIZER.decode(sequence.tokens[sequence.is_target]) == f"Hello{end}4{end}"
+    assert TOKENIZER.decode(prompt.gold) == f"4{end}" and prompt.references == ("4",)
+
+
+def test_a_record_without_response_can_be_sampled_from_but_has_no_targets(load):
+    data = load({"prompt": "Hi"}, {"prompt": "Ho", "completion": "Hm"})
+    example = data.train[0]
+    assert example.prompt.gold.size == 0 and example.sequence.targets == 0 and example.prompt.references == ()
+    assert TOKENIZER.decode(example.prompt.tokens).endswith("<|im_start|>assistant\n")
+    assert data.report["without_response"] == 1
+
+
+def test_a_long_response_is_cut_loses_its_end_token_and_is_counted(load):
+    answer = encode("abcdefgh")
+    limit = len(answer)
+    fits = load({"prompt": "a", "completion": "abcdefgh"}, max_response_tokens=limit + 1)
+    cut = load({"prompt": "a", "completion": "abcdefgh"}, max_response_tokens=limit)
+    assert fits.train[0].prompt.gold.tolist() == [*answer, END] and fits.report["responses_truncated"] == 0
+    assert cut.train[0].prompt.gold.tolist() == answer and cut.report["responses_truncated"] == 1
+    assert cut.train[0].sequence.targets == limit and cut.train[0].prompt.references == ("abcdefgh",)
+
+
+def test_a_long_prompt_is_an_error_that_names_record_and_length(load):
+    rows = {"prompt": "a", "completion": "b"}, {"prompt": "word " * 60, "completion": "b"}
+    length = len(encode(f"<|im_start|>user\n{'word ' * 60}<|im_end|>\n<|im_start|>assistant\n"))
+    with pytest.raises(InputError, match=rf"train\.jsonl line 2 has {length} tokens, more than data\.max_prompt_tokens = 100; .*drop"):
+        load(*rows, max_prompt_tokens=100)
+    assert len(load(*rows, max_prompt_tokens=length).train) == 2
+    dropped = load(*rows, max_prompt_tokens=length - 1, overlong_prompts="drop")
+    assert len(dropped.train) == 1 and dropped.report["overlong_prompts_dropped"] == 1 and dropped.report["train"] == 1
+
+
+def test_dropping_every_prompt_is_refused(load):
+    with pytest.raises(InputError, match="every prompt of the train data is longer than data.max_prompt_tokens = 3"):
+        load({"prompt": "a", "completion": "b"}, max_prompt_tokens=3, overlong_prompts="drop")
+
+
+def test_an_end_token_inside_a_response_is_refused(load):
+    with pytest.raises(InputError, match=r"line 1 has the end token '<\|im_end\|>' inside a response"):
+        load({"prompt": "a", "completion": "b<|im_end|>c"})
+
+
+def test_the_tiny_test_models_tokenizer_serves_both_templates(load, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path, 64))
+    for template in ("chat", "alpaca"):
+        (example,) = load(
+            {"prompt": "t5 t6", "completion": "t7 t8"}, tokenizer=tokenizer, ends=end_tokens(tokenizer), template=template
+        ).train
+        assert example.prompt.gold.tolist() == [7, 8, 1]
+
+
+# --- splits ---
+
+
+prompts = st.lists(st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=4), min_size=1, max_size=30)
+
+
+@given(prompts, st.randoms())
+def test_a_prompts_side_depends_on_nothing_but_its_words(words, random):
+    shares = {"validation": 0.3, "test": 0.3}
+    sides = {word: side_of(word, shares) for word in words}
+    shuffled = random.sample(words, len(words))
+    assert {word: side_of(word, shares) for word in shuffled} == sides
+    for word in words:
+        if any(character.isalnum() for character in word):
+            assert side_of(f" {word.upper()}  ?", shares) == side_of(word, shares)
+
+
+def test_the_shares_are_met_and_the_second_split_begins_where_the_first_ends():
+    shares = {"validation": 0.1, "test": 0.2}
+    counts = Counter(side_of(f"prompt {i}", shares) for i in range(20_000))
+    assert counts["validation"] == pytest.approx(2000, abs=4 * 42) and counts["test"] == pytest.approx(4000, abs=4 * 57)  # 4 sigma
+
+
+def test_no_prompt_is_on_two_sides_and_no_record_is_lost(load):
+    rows = [{"prompt": f"question {i % 60}", "completion": f"answer {i}"} for i in range(240)]
+    data = load(*rows, validation=None, test=None, validation_share=0.2, test_share=0.2)
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    seen = {name: {TOKENIZER.decode(example.prompt.tokens) for example in split} for name, split in splits.items()}
+    assert sum(len(texts) for texts in seen.values()) == len(set().union(*seen.values())) == 60
+    assert sum(data.report[name] for name in splits) + data.report["merged"] == data.report["records"] == 240
+    assert len(data.train) == 4 * len(seen["train"]), "in training each response is an example of its own"
+    for name in ("validation", "test"):
+        assert len(splits[name]) == len(seen[name]) and all(len(example.prompt.references) == 4 for example in splits[name])
+    indices = [example.prompt.index for split in splits.values() for example in split]
+    assert len(set(indices)) == len(indices)
+
+
+def test_own_sources_are_taken_whole_and_their_indices_go_on(load):
+    data = load(*({"prompt": f"{i}", "completion": "b"} for i in range(5)))
+    assert [example.prompt.index for example in data.train + data.validation + data.test] == list(range(7))
+    assert data.report == {
+        "records": 7, "train": 5, "validation": 1, "test": 1, "overlong_prompts_dropped": 0, "responses_truncated": 0,
+        "without_response": 0, "merged": 0,
+    }  # fmt: skip
+
+
+def test_only_the_first_records_are_read_under_a_limit(load):
+    data = load(*({"prompt": f"{i}", "completion": "b"} for i in range(5)), limit=2)
+    assert len(data.train) == 2
+
+
+def test_too_few_prompts_to_split_is_refused_with_the_way_out(load):
+    with pytest.raises(
+        InputError, match=r"too few different prompts to split, .* is left without any; raise data\.\w+_share or give data\."
+    ):
+        load({"prompt": "a", "completion": "b"}, validation=None, test=None)

@@ -1,0 +1,302 @@
+"""The heads in chunks against plain rows of logits under autograd in float64: every output, every gradient, at any division."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from minirl.config.objective import DivergenceConfig
+from minirl.model import row_blocks
+from minirl.model.chunked_head import Workspaces, head_statistics
+from minirl.model.output_head import OutputHead
+from minirl.objective.divergence import KINDS, TokenStatistics, token_statistics
+from tests import oracles
+
+TOKENS, WIDTH, VOCABULARY = 7, 5, 11
+DIFFERENTIABLE = ("student_logprobs", "reverse_kl", "forward_kl", "soft_cross_entropy")
+BLOCK_ROWS = (1, 2, TOKENS)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Heads:
+    """Hidden states and heads of student and teacher; `rows` of the student's weight lie beyond the shared vocabulary, or none do."""
+
+    def __init__(self, tokens: int = TOKENS, bias=False, scale=1.0, soft_cap=None, temperature=1.0, rows=VOCABULARY, chunk_tokens=3):
+        self.hidden, weight = random(tokens, WIDTH, seed=1).requires_grad_(), random(rows, WIDTH, seed=2).requires_grad_()
+        self.student = OutputHead(weight, random(rows, seed=6).requires_grad_() if bias else None, scale, soft_cap, VOCABULARY)
+        self.teacher = OutputHead(random(VOCABULARY + 2, WIDTH + 1, seed=4), None, 1.0, None, VOCABULARY)
+        self.teacher_hidden = random(tokens, WIDTH + 1, seed=3)
+        self.targets = (torch.arange(tokens) * 3) % VOCABULARY
+        self.switches = {"temperature": temperature, "chunk_tokens": chunk_tokens}
+
+    def statistics(self, **switches) -> TokenStatistics:
+        teacher = {"teacher": self.teacher, "teacher_hidden": self.teacher_hidden}
+        return head_statistics(self.hidden, self.targets, self.student, **(teacher | self.switches | switches))
+
+    def logits(self) -> list[Tensor]:
+        """Whole rows of student and teacher at temperature 1, each head's formula written anew."""
+        logits = []
+        for head, hidden in ((self.student, self.hidden), (self.teacher, self.teacher_hidden)):
+            rows = hidden @ head.weight[:VOCABULARY].T + (0 if head.bias is None else head.bias[:VOCABULARY])
+            rows = rows * head.scale
+            logits.append(rows if head.soft_cap is None else head.soft_cap * torch.tanh(rows / head.soft_cap))
+        return logits
+
+    def by_definition(self) -> TokenStatistics:
+        """From whole rows, by autograd."""
+        student, teacher = (rows / self.switches["temperature"] for rows in self.logits())
+        return token_statistics(student, self.targets, teacher)
+
+    def gradients(self, loss: Tensor, **options) -> tuple[Tensor, ...]:
+        parameters = (self.hidden, self.student.weight, self.student.bias)
+        return torch.autograd.grad(loss, [p for p in parameters if p is not None], **options)
+
+
+@pytest.fixture(params=BLOCK_ROWS)
+def block_rows(request, monkeypatch):
+    monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", request.param * VOCABULARY * 8)
+
+
+def present(statistics: TokenStatistics) -> dict[str, Tensor]:
+    return {name: value for name, value in statistics._asdict().items() if value is not None}
+
+
+def weighted_sum(statistics: TokenStatistics, names=DIFFERENTIABLE) -> Tensor:
+    return sum((random(len(statistics[0]), seed=20 + i) * getattr(statistics, name)).sum() for i, name in enumerate(names))
+
+
+HEADS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale": {"scale": 0.3},
+    "soft-cap": {"soft_cap": 2.0},
+    "temperature": {"temperature": 1.7},
+    "vocabulary smaller than the weight": {"rows": VOCABULARY + 3},
+    "all of it": {"bias": True, "scale": 0.3, "soft_cap": 2.0, "temperature": 1.7, "rows": VOCABULARY + 3},
+}
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 3, TOKENS, 100])
+@pytest.mark.parametrize("kind", HEADS)
+def test_values_and_gradients_are_those_of_whole_rows(kind, chunk_tokens, block_rows):
+    heads = Heads(**HEADS[kind], chunk_tokens=chunk_tokens)
+    expected, got = heads.by_definition(), heads.statistics()
+    for name, value in present(expected).items():
+        torch.testing.assert_close(getattr(got, name), value, rtol=1e-11, atol=1e-12, msg=name)
+    for names in (*((name,) for name in DIFFERENTIABLE), DIFFERENTIABLE):
+        wanted = heads.gradients(weighted_sum(expected, names), retain_graph=True)
+        given = heads.gradients(weighted_sum(got, names), retain_graph=True)
+        assert wanted[0].abs().max() > 0.01
+        for pair in zip(given, wanted, strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12, msg=str(names))
+
+
+DIVERGENCES = {kind: {"temperature": 2.5} if kind != "logit_mse" else {} for kind in KINDS} | {"jsd": {"beta": 0.3}}
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 100])
+@pytest.mark.parametrize("kind", ["plain", "all of it"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_any_divergence_is_that_of_whole_rows(divergence, kind, chunk_tokens, block_rows):
+    """Value and gradient, beside that of the log-probs, which has the pass's temperature where the divergence has its own."""
+    heads, how = Heads(**HEADS[kind], chunk_tokens=chunk_tokens), DIVERGENCES[divergence]
+    got, plain = heads.statistics(divergence=DivergenceConfig(kind=divergence, **how)), heads.by_definition()
+    expected = torch.stack([oracles.divergence(divergence, *rows, **how) for rows in zip(*heads.logits(), strict=True)])
+    assert got.reverse_kl is None and got.forward_kl is None and got.soft_cross_entropy is None
+    torch.testing.assert_close(got.divergence, expected, rtol=1e-9, atol=1e-12)
+    for name in ("student_logprobs", "teacher_logprobs", "teacher_log_normalizers"):
+        torch.testing.assert_close(getattr(got, name), getattr(plain, name), rtol=1e-11, atol=1e-12)
+    by_logprobs, by_divergence = random(TOKENS, seed=20), random(TOKENS, seed=21)
+    for weights in ((0, by_divergence), (by_logprobs, by_divergence)):
+        wanted = heads.gradients((weights[0] * plain.student_logprobs + weights[1] * expected).sum(), retain_graph=True)
+        given = heads.gradients((weights[0] * got.student_logprobs + weights[1] * got.divergence).sum(), retain_graph=True)
+        for pair in zip(given, wanted, strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-8, atol=1e-11)
+    by_logprobs_alone = heads.gradients((by_logprobs * got.student_logprobs).sum())
+    torch.testing.assert_close(by_logprobs_alone[0], heads.gradients((by_logprobs * plain.student_logprobs).sum())[0])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_token_without_weight_has_exactly_no_effect_on_any_divergence(divergence):
+    for chunk_tokens in (1, 3):
+        results = []
+        for scale in (1.0, 1e3):
+            heads = Heads(chunk_tokens=chunk_tokens)
+            with torch.no_grad():
+                heads.hidden[4] *= scale
+                heads.teacher_hidden[4] *= scale
+            values = heads.statistics(divergence=DivergenceConfig(kind=divergence, **DIVERGENCES[divergence])).divergence
+            loss = values.masked_fill(torch.arange(TOKENS) == 4, 0.0).sum()
+            results.append((loss, *heads.gradients(loss)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        assert (results[0][1][4] == 0).all()
+
+
+def test_a_divergence_without_a_teacher_or_without_tokens_is_nothing():
+    """Under ZeRO-3 a worker without targets must run the head as the others do."""
+    config = DivergenceConfig(kind="jsd")
+    assert Heads().statistics(teacher_hidden=None, divergence=config).divergence is None
+    heads = Heads(tokens=0)
+    gradients = heads.gradients(heads.statistics(divergence=config).divergence.sum())
+    assert gradients[0].shape == (0, WIDTH) and (gradients[1] == 0).all()
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 100])
+def test_without_a_teacher_and_without_expectations_under_it(chunk_tokens):
+    heads = Heads(chunk_tokens=chunk_tokens)
+    expected = heads.by_definition()
+    alone = heads.statistics(teacher_hidden=None)
+    assert all(value is None for value in alone[1:])
+    without = heads.statistics(under_teacher=False)
+    assert without.forward_kl is None and without.soft_cross_entropy is None
+    for given, names in ((alone, DIFFERENTIABLE[:1]), (without, DIFFERENTIABLE[:2])):
+        for name in names:
+            torch.testing.assert_close(getattr(given, name), getattr(expected, name))
+        pairs = zip(
+            heads.gradients(weighted_sum(given, names)), heads.gradients(weighted_sum(expected, names), retain_graph=True), strict=True
+        )
+        for pair in pairs:
+            torch.testing.assert_close(*pair)
+
+
+def test_the_written_gradient_passes_gradcheck():
+    heads = Heads(bias=True, soft_cap=3.0, chunk_tokens=2)
+
+    def statistics(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        heads.hidden, heads.student = hidden, replace(heads.student, weight=weight, bias=bias)
+        return heads.statistics()[: len(DIFFERENTIABLE)]
+
+    assert torch.autograd.gradcheck(statistics, (heads.hidden, heads.student.weight, heads.student.bias))
+
+
+def test_bfloat16_hidden_states_give_float32_statistics():
+    """Against float64 on the same rounded inputs: values to float32's rounding, gradients to that of bfloat16."""
+    heads = Heads(chunk_tokens=4)
+    narrow, wide = Heads(chunk_tokens=4), Heads(chunk_tokens=4)
+    for other, dtype in ((narrow, torch.bfloat16), (wide, torch.float64)):
+        for name in ("hidden", "teacher_hidden"):
+            setattr(other, name, getattr(heads, name).detach().bfloat16().to(dtype))
+        other.hidden.requires_grad_()
+        student, teacher = (head.weight.detach().bfloat16().to(dtype) for head in (heads.student, heads.teacher))
+        other.student, other.teacher = (
+            replace(heads.student, weight=student.requires_grad_()),
+            replace(heads.teacher, weight=teacher),
+        )
+    given, expected = narrow.statistics(), wide.by_definition()
+    for name, value in present(expected).items():
+        assert getattr(given, name).dtype == torch.float32
+        torch.testing.assert_close(getattr(given, name).double(), value, rtol=1e-5, atol=1e-5, msg=name)
+    for got, wanted in zip(narrow.gradients(weighted_sum(given)), wide.gradients(weighted_sum(expected)), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_a_frozen_head_costs_no_product_and_changes_no_other_gradient():
+    trained, frozen = Heads(bias=True), Heads(bias=True)
+    for parameter in (frozen.student.weight, frozen.student.bias):
+        parameter.requires_grad_(False)
+    flops = []
+    for heads in (trained, frozen):
+        loss = heads.statistics(chunk_tokens=TOKENS).reverse_kl.sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        flops.append(counter.get_total_flops())
+    assert torch.equal(frozen.hidden.grad, trained.hidden.grad) and trained.student.weight.grad is not None
+    assert frozen.student.weight.grad is None and frozen.student.bias.grad is None
+    assert flops == [2 * 2 * TOKENS * WIDTH * VOCABULARY, 2 * TOKENS * WIDTH * VOCABULARY]
+
+
+def test_teacher_values_carry_no_gradient():
+    heads = Heads()
+    heads.teacher_hidden.requires_grad_()
+    statistics = heads.statistics()
+    assert not statistics.teacher_logprobs.requires_grad and not statistics.teacher_log_normalizers.requires_grad
+    assert torch.autograd.grad(weighted_sum(statistics), heads.teacher_hidden, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl"])
+def test_divergences_of_equal_distributions_are_nothing(name):
+    heads = Heads()
+    heads.teacher, heads.teacher_hidden = heads.student, heads.hidden
+    statistics = heads.statistics()
+    assert (getattr(statistics, name) == 0).all()
+    assert heads.gradients(getattr(statistics, name).sum())[0].abs().max() < 1e-14
+
+
+def test_a_token_without_weight_has_exactly_no_effect():
+    """Value and gradient of a weighted sum, whatever that token's states are, at a chunk of its own and beside others."""
+    for chunk_tokens in (1, 3):
+        results = []
+        for scale in (1.0, 1e3):
+            heads = Heads(chunk_tokens=chunk_tokens)
+            with torch.no_grad():
+                heads.hidden[4] *= scale
+                heads.teacher_hidden[4] *= scale
+            statistics = heads.statistics()
+            kept = torch.arange(TOKENS) != 4
+            loss = statistics.reverse_kl.masked_fill(~kept, 0.0).sum() - statistics.student_logprobs.masked_fill(~kept, 0.0).sum()
+            results.append((loss, *heads.gradients(loss)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        assert (results[0][1][4] == 0).all()
+
+
+def test_no_tokens_still_touch_the_head():
+    """Under ZeRO-3 a worker without targets must run the head as the others do; its gradient is there, and nought."""
+    heads = Heads(tokens=0)
+    statistics = heads.statistics()
+    assert all(len(value) == 0 for value in present(statistics).values())
+    hidden, head = heads.gradients(statistics.reverse_kl.sum())
+    assert hidden.shape == (0, WIDTH) and head.shape == (VOCABULARY, WIDTH) and (head == 0).all()
+
+
+def test_passes_that_overlap_do_not_share_workspaces():
+    """Two forward passes before their two backward passes, and one backward pass twice: the kept logits are nobody else's."""
+    workspaces = Workspaces()
+    heads, others = Heads(), Heads(scale=2.0)
+    expected = heads.gradients(weighted_sum(heads.by_definition()))
+    heads.gradients(weighted_sum(heads.statistics(workspaces=workspaces)))  # leaves workspaces behind to be taken
+    first, second = (h.statistics(workspaces=workspaces) for h in (heads, others))
+    others.gradients(weighted_sum(second))
+    for _ in range(2):
+        for pair in zip(heads.gradients(weighted_sum(first), retain_graph=True), expected, strict=True):
+            torch.testing.assert_close(*pair)
+
+
+def test_only_chunks_before_the_last_are_multiplied_again(monkeypatch):
+    asked = []
+    logits_into = OutputHead.logits_into
+    monkeypatch.setattr(OutputHead, "logits_into", lambda head, out, *rest: asked.append(len(out)) or logits_into(head, out, *rest))
+    heads = Heads()
+    statistics = heads.statistics(teacher_hidden=None)
+    assert asked == [3, 3, 1]
+    heads.gradients(statistics.student_logprobs.sum())
+    assert asked == [3, 3, 1, 3, 3]
+    asked.clear()
+    heads.gradients(heads.statistics(chunk_tokens=TOKENS).student_logprobs.sum())
+    assert asked == [TOKENS, TOKENS]  # student and teacher
+
+
+@pytest.mark.parametrize("divergence", [None, DivergenceConfig(kind="jsd")], ids=["reverse KL", "jsd"])
+def test_peak_memory_does_not_grow_with_tokens_times_vocabulary(divergence):
+    """Peak of forward and backward together, as the allocator tells it, at two numbers of tokens; without chunks it does grow."""
+    vocabulary = 5000
+    student, teacher = (OutputHead(random(vocabulary, WIDTH, seed=s).requires_grad_(s == 1), None, 1.0, None, vocabulary) for s in (1, 2))
+
+    def peak(tokens: int, chunk_tokens: int) -> int:
+        hidden, targets = random(tokens, WIDTH, seed=3).requires_grad_(), torch.zeros(tokens, dtype=torch.int64)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            states = {"teacher": teacher, "teacher_hidden": hidden}
+            statistics = head_statistics(hidden, targets, student, chunk_tokens=chunk_tokens, **states, divergence=divergence)
+            torch.autograd.grad((statistics.reverse_kl if divergence is None else statistics.divergence).sum(), (hidden, student.weight))
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+    logits = 64 * vocabulary * 8  # bytes of one [tokens, V] in float64, for 64 tokens more
+    assert peak(96, chunk_tokens=8) - peak(32, chunk_tokens=8) < 0.1 * logits
+    assert peak(96, chunk_tokens=96) - peak(32, chunk_tokens=32) > 1.5 * logits

@@ -1,0 +1,105 @@
+"""The student module on tiny models: packed sequences are those alone, families that mix them are found out, attention goes by width."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minirl.model.microbatch import make_microbatch
+from minirl.model.output_head import OutputHead
+from minirl.model.student import EAGER_WIDTH, StudentModule, packing_gap
+from minirl.types import Sequence
+
+VOCABULARY, WIDTH = 64, 16
+SIZES = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen2": {"num_key_value_heads": 1},
+    "gpt2": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": WIDTH},
+}
+
+
+def model_of(family: str, attention: str = "sdpa"):
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    if family in ("llama", "qwen2"):
+        sizes["intermediate_size"] = 32
+    config = AutoConfig.for_model(family, **sizes, **SIZES[family])
+    for dropout in ("dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"):
+        if hasattr(config, dropout):
+            setattr(config, dropout, 0.0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
+    with torch.no_grad():  # as sharp as a trained model's attention: from its first weights every token looks alike
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+def sequences(lengths=(9, 4, 30), seed: int = 0) -> list[Sequence]:
+    draw = np.random.default_rng(seed)
+    return [Sequence(draw.integers(0, VOCABULARY, n), np.arange(n) > min(n - 2, 5)) for n in lengths]
+
+
+def module_of(model, **switches) -> StudentModule:
+    teacher = OutputHead(torch.randn(VOCABULARY, 8, generator=torch.Generator().manual_seed(3)), None, 1.0, None, VOCABULARY)
+    module = StudentModule(model, vocabulary=VOCABULARY, chunk_tokens=7, teacher_head=teacher)
+    for name, value in switches.items():
+        setattr(module, name, value)
+    return module
+
+
+def step(module: StudentModule, batch):
+    """Every statistic of the targets, and the gradient of a sum of them."""
+    hidden = torch.randn(len(batch.targets), 8, generator=torch.Generator().manual_seed(4))
+    statistics = module(batch, hidden, 1.3)
+    gradients = torch.autograd.grad((statistics.reverse_kl - 2 * statistics.student_logprobs).sum(), list(module.model.parameters()))
+    return torch.stack([value for value in statistics if value is not None]), torch.cat([g.flatten() for g in gradients])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_packed_equals_padded(family, attention):
+    model, batch = model_of(family, attention), make_microbatch(sequences())
+    assert packing_gap(model) < 1e-5
+    (padded, expected), (packed, gradient) = (step(module_of(model, packed=packed), batch) for packed in (False, True))
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert (gradient - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_family_that_takes_no_restarting_positions_is_found_out():
+    model, batch = model_of("opt"), make_microbatch(sequences())
+    assert packing_gap(model) > 0.1
+    padded, packed = (step(module_of(model, packed=packed), batch)[0] for packed in (False, True))
+    assert (packed - padded).abs().max() > 0.01  # and rightly so
+
+
+def test_the_probe_leaves_the_model_in_training_and_without_gradient():
+    model = model_of("llama")
+    packing_gap(model)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_batch_without_targets_packs_too():
+    module = module_of(model_of("llama"), packed=True)
+    statistics = module(make_microbatch([]), None, 1.0)
+    assert len(statistics.student_logprobs) == 0
+    statistics.student_logprobs.sum().backward()
+
+
+def test_attention_by_width_changes_the_kernel_and_not_the_result():
+    model, used = model_of("llama"), []
+    short, long = (make_microbatch(sequences(lengths)) for lengths in ((9, 4), (EAGER_WIDTH + 1, 4)))
+    expected = [step(module_of(model), batch) for batch in (short, long, short)]
+    module = module_of(model, attention_by_width=True)
+    for batch, (values, gradient) in zip((short, long, short), expected, strict=True):
+        got = step(module, batch)
+        used.append(model.config._attn_implementation)
+        torch.testing.assert_close(got[0], values, rtol=1e-5, atol=1e-5)
+        assert (got[1] - gradient).norm() < 1e-5 * gradient.norm()
+    assert used == ["eager", "sdpa", "eager"]

@@ -1,0 +1,439 @@
+"""The whole loss of an optimizer step, value and gradient, both presets against `tests/oracles.py`, however it is padded and split.
+
+From token ids to the divided loss through `minirl.training.update`, as a learner worker runs it; the student is a table of logits by
+position and last token, the teacher hidden states and an output head.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
+from minirl.model.microbatch import MicroBatch
+from minirl.objective.credit import whitening_statistics
+from minirl.objective.divergence import KINDS, TokenStatistics, token_statistics
+from minirl.objective.mixture import mixture_logprobs
+from minirl.objective.on_policy import on_policy_losses
+from minirl.training.update import (
+    OnPolicyItem,
+    SupervisedItem,
+    UpdateScale,
+    add_sums,
+    frozen_advantages,
+    on_policy_loss,
+    soft_update_loss,
+    supervised_loss,
+)
+from minirl.types import Rollout, Sequence, TeacherScores
+from tests import oracles
+
+VOCABULARY, END, LIMIT, WIDTH, LONGEST = 5, 4, 6, 3, 12
+TEACHER_SHARE = 0.2
+
+# Prompt and response lengths of a step's responses.
+shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, LIMIT)), min_size=1, max_size=5)
+
+
+class Step:
+    """One optimizer step's data: responses that a stale student sampled with the teacher mixed in, and plain text."""
+
+    def __init__(self, shape=((2, 4), (1, 1), (3, LIMIT)), seed: int = 0):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.table = self.random(LONGEST, VOCABULARY, VOCABULARY).requires_grad_()
+        self.collected_table = self.table.detach() + 0.5 * self.random(LONGEST, VOCABULARY, VOCABULARY)
+        self.head = self.random(VOCABULARY, WIDTH)
+        self.items = [self.rollout(*lengths) for lengths in shape]
+        self.texts = [self.text(length) for length in (7, 4)]
+
+    def random(self, *shape: int) -> Tensor:
+        return 1.5 * torch.randn(*shape, dtype=torch.float64, generator=self.generator)
+
+    def tokens(self, count: int) -> np.ndarray:
+        return torch.randint(VOCABULARY, (count,), generator=self.generator).numpy()
+
+    def scored(self, sequence: Sequence) -> TeacherScores:
+        hidden = self.random(sequence.targets, WIDTH)
+        logits, targets = hidden @ self.head.T, torch.from_numpy(sequence.tokens[sequence.is_target])
+        logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        return TeacherScores(logprobs.numpy(), logits.logsumexp(-1).numpy(), hidden.numpy())
+
+    def rollout(self, prompt: int, response: int) -> OnPolicyItem:
+        """Prompts may hold the end token: only a response's own last token ends it."""
+        rollout = Rollout(self.tokens(prompt), self.tokens(response), np.zeros(response), response == LIMIT, 0, 0, 0)
+        scores = self.scored(rollout.sequence)
+        collected = self.logprobs(self.collected_table, rollout.sequence)
+        behavior = mixture_logprobs(collected, torch.from_numpy(scores.logprobs), TEACHER_SHARE)
+        return OnPolicyItem(replace(rollout, behavior_logprobs=behavior.numpy()), scores)
+
+    def text(self, length: int) -> SupervisedItem:
+        sequence = Sequence(self.tokens(length), np.arange(length) > 0)
+        return SupervisedItem(sequence, self.scored(sequence))
+
+    def logits(self, table: Tensor, sequence: Sequence) -> Tensor:
+        """The rows that predict a sequence's targets."""
+        positions = np.flatnonzero(sequence.is_target) - 1
+        return table[positions, sequence.tokens[positions]]
+
+    def logprobs(self, table: Tensor, sequence: Sequence) -> Tensor:
+        targets = torch.from_numpy(sequence.tokens[sequence.is_target])
+        return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+    def student(self, table: Tensor):
+        """What the learner calls: (micro-batch, teacher_hidden, temperature, under_teacher, divergence) -> statistics."""
+
+        def forward(
+            batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool, divergence: DivergenceConfig | None
+        ) -> TokenStatistics:
+            logits = batch.predicting(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
+            teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
+            asked = {"temperature": temperature, "under_teacher": under_teacher, "divergence": divergence}
+            return token_statistics(logits / temperature, batch.targets, teacher, **asked)
+
+        return forward
+
+    def response(self, item: OnPolicyItem, temperature: float = 1.0) -> oracles.Response:
+        return oracles.Response(
+            student_logits=self.logits(self.table, item.sequence) / temperature,
+            teacher_logits=torch.from_numpy(item.scores.hidden) @ self.head.T / temperature,
+            tokens=item.rollout.response_tokens.tolist(),
+            behavior=item.rollout.behavior_logprobs.tolist(),
+            collected=self.logprobs(self.collected_table, item.sequence).tolist(),
+        )
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self.table)[0]
+
+
+def production_loss(step: Step, config: ObjectiveConfig, parts: list[list[int]] | None = None, temperature: float = 1.0) -> Tensor:
+    """The sum over micro-batches (`parts`: indices of responses) of what the workers compute, each divided by the step's counts."""
+    items, parts = step.items, parts or [list(range(len(step.items)))]
+    where = {"device": "cpu", "temperature": temperature}
+    whitening = None
+    if config.credit == "frozen":
+        rows, _ = frozen_advantages(step.student(step.collected_table), items, config, **where)
+        items = [replace(item, advantages=row) for item, row in zip(items, rows, strict=True)]
+        whitening = whitening_statistics(rows, LIMIT) if config.whiten else None
+    counts = [len(item.rollout.response_tokens) for item in items]
+    scale = UpdateScale(
+        on_policy=sum(counts) if config.reduction == "token" else len(counts),
+        supervised=sum(text.sequence.targets for text in step.texts),
+        whitening=whitening,
+    )
+    student, losses = step.student(step.table), []
+    for part in parts:
+        losses.append(on_policy_loss(student, [items[i] for i in part], config, scale, **where, teacher_share=TEACHER_SHARE)[0])
+    for text in step.texts if config.pretrain_coefficient else []:
+        text = text if config.pretrain_kd_share else replace(text, scores=None)
+        pretrain = {"coefficient": config.pretrain_coefficient, "kd_share": config.pretrain_kd_share}
+        losses.append(supervised_loss(student, [text], scale, device="cpu", **pretrain)[0])
+    return torch.stack(losses).sum()
+
+
+def oracle_loss(step: Step, preset: str, reduction: str) -> Tensor:
+    responses = [step.response(item) for item in step.items]
+    losses = {
+        "paper": lambda: [oracles.paper_losses(response) for response in responses],
+        "lmops": lambda: oracles.lmops_losses(responses, LIMIT),
+        "opd": lambda: [oracles.opd_losses(response) for response in responses],
+        "gkd": lambda: [oracles.gkd_losses(response) for response in responses],
+    }[preset]()
+    pretrain, tokens = torch.zeros((), dtype=torch.float64), 1
+    if preset in ("paper", "lmops"):
+        tokens = sum(text.sequence.targets for text in step.texts)
+        for text in step.texts:
+            teacher = torch.from_numpy(text.scores.hidden) @ step.head.T
+            targets = text.sequence.tokens[text.sequence.is_target].tolist()
+            kd_share = {"paper": 0.0, "lmops": 0.5}[preset]
+            pretrain = pretrain + oracles.pretrain_loss(step.logits(step.table, text.sequence), targets, teacher, kd_share)
+    return oracles.total_loss(losses, [len(response) for response in responses], pretrain, tokens, reduction)
+
+
+def assert_same(step: Step, loss: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    gradients = step.gradient(loss), step.gradient(expected)
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
+
+
+# The presets, from ids to the divided loss
+
+
+@settings(deadline=None, max_examples=25)
+@given(shapes, st.integers(0, 10_000), st.sampled_from(["token", "response"]))
+@pytest.mark.parametrize("preset", ["paper", "lmops", "opd", "gkd"])
+def test_presets_agree_with_their_oracles(preset, shape, seed, reduction):
+    """To 1e-8, not closer: the variance is a difference of squares here and a sum of squared differences there."""
+    step = Step(shape, seed)
+    config = ObjectiveConfig(preset=preset, reduction=reduction)
+    assert_same(step, production_loss(step, config), oracle_loss(step, preset, reduction), tolerance=1e-8)
+
+
+def test_the_oracle_tells_the_presets_apart():
+    step = Step()
+    values = [oracle_loss(step, preset, "token").item() for preset in ("paper", "lmops", "opd", "gkd")]
+    assert min(abs(a - b) for i, a in enumerate(values) for b in values[:i]) > 1e-2
+
+
+def test_exact_importance_agrees_with_its_oracle():
+    step = Step()
+    config = ObjectiveConfig(length_normalization=False, ratio_clip=None, importance="exact", pretrain_coefficient=0.0)
+    losses = [oracles.exact_losses(step.response(item)) for item in step.items]
+    none = torch.zeros((), dtype=torch.float64)
+    expected = oracles.total_loss(losses, [len(item.rollout.response_tokens) for item in step.items], none, 1, "token")
+    assert_same(step, production_loss(step, config), expected)
+
+
+def test_one_temperature_for_rewards_ratios_and_single_step():
+    """Both networks' logits are divided by it everywhere, so the loss is that of the softened models."""
+    step, temperature, config = Step(), 0.6, without_text(ObjectiveConfig())
+    losses = [oracles.paper_losses(step.response(item, temperature)) for item in step.items]
+    none = torch.zeros((), dtype=torch.float64)
+    expected = oracles.total_loss(losses, [len(item.rollout.response_tokens) for item in step.items], none, 1, "token")
+    assert_same(step, production_loss(step, config, temperature=temperature), expected)
+    assert abs(expected.item() - production_loss(step, config).item()) > 1e-2
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data(), shapes, st.integers(0, 10_000))
+@pytest.mark.parametrize("preset", ["paper", "lmops"])
+@pytest.mark.parametrize("reduction", ["token", "response"])
+def test_neither_micro_batches_nor_padding_nor_order_matter(reduction, preset, data, shape, seed):
+    """Each micro-batch is padded to its own longest; one may be empty, as a worker's that has nothing left."""
+    step = Step(shape, seed)
+    owner = data.draw(st.lists(st.integers(0, 3), min_size=len(shape), max_size=len(shape)))
+    parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
+    config = ObjectiveConfig(preset=preset, reduction=reduction)
+    assert_same(step, production_loss(step, config, parts), production_loss(step, config))
+
+
+# Soft targets, from ids to the divided loss
+
+
+def soft_losses(step: Step, config: SoftTargetsConfig, parts: list[list[int]] | None = None, temperature: float = 1.0):
+    """Loss and sums of the step's responses and texts together, all over one count; `parts`: indices of responses."""
+    items, parts = step.items, parts or [list(range(len(step.items)))]
+    count = sum(item.sequence.targets for item in [*items, *step.texts])
+    loss, sums = torch.zeros((), dtype=torch.float64), {}
+    for part in [*([items[i] for i in part] for part in parts), step.texts]:
+        part_loss, part_sums = soft_update_loss(step.student(step.table), part, config, count, device="cpu", temperature=temperature)
+        loss = loss + part_loss
+        add_sums(sums, part_sums)
+    return loss, sums
+
+
+def softened(scores: TeacherScores, head: Tensor, sequence: Sequence, temperature: float) -> TeacherScores:
+    logits = torch.from_numpy(scores.hidden) @ head.T / temperature
+    logprobs = logits.log_softmax(-1)[range(len(logits)), sequence.tokens[sequence.is_target]]
+    return replace(scores, logprobs=logprobs.numpy(), log_normalizers=logits.logsumexp(-1).numpy())
+
+
+def rows_of(step: Step, item: OnPolicyItem | SupervisedItem) -> tuple[Tensor, Tensor, list[int]]:
+    sequence = item.sequence
+    teacher = torch.from_numpy(item.scores.hidden) @ step.head.T
+    return step.logits(step.table, sequence), teacher, sequence.tokens[sequence.is_target].tolist()
+
+
+@pytest.mark.parametrize("hard_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_targets_agree_with_their_oracle(kind, hard_weight):
+    """Sampled and given sequences alike; the sums to log are the two terms undivided, and the checksum."""
+    step, how = Step(), {} if kind == "logit_mse" else {"temperature": 1.7}
+    config = SoftTargetsConfig(divergence=DivergenceConfig(kind=kind, **how), hard_weight=hard_weight)
+    loss, sums = soft_losses(step, config)
+    rows = [rows_of(step, item) for item in [*step.items, *step.texts]]
+    count = sum(len(tokens) for *_, tokens in rows)
+    total, soft, hard = (sum(oracles.soft_target_loss(*row, kind, weight, **how) for row in rows) for weight in (hard_weight, 0.0, 1.0))
+    assert_same(step, loss, total / count)
+    assert sums["supervised_tokens"] == count and sums["teacher_gap_max"] < 1e-12
+    for name, expected in (("supervised", total / count), ("divergence", soft), ("hard", hard)):
+        assert sums[name].item() == pytest.approx(expected.item())
+        assert not sums[name].requires_grad
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data(), shapes, st.integers(0, 10_000))
+def test_soft_targets_are_blind_to_micro_batches_padding_and_order(data, shape, seed):
+    step, config = Step(shape, seed), SoftTargetsConfig(divergence=DivergenceConfig(kind="jsd", temperature=0.7), hard_weight=0.2)
+    owner = data.draw(st.lists(st.integers(0, 3), min_size=len(shape), max_size=len(shape)))
+    parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
+    (loss, sums), (expected, whole) = soft_losses(step, config, parts), soft_losses(step, config)
+    assert_same(step, loss, expected)
+    assert {name: value.item() for name, value in sums.items()} == pytest.approx({name: value.item() for name, value in whole.items()})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_soft_reverse_kl_is_the_preset_gkd(temperature):
+    """On the same rollouts, whose scores have the run's temperature T; a divergence at T is T^2 times the preset's, which has no factor."""
+    step = Step()
+    step.items = [replace(i, scores=softened(i.scores, step.head, i.sequence, temperature)) for i in step.items]
+    count = sum(item.sequence.targets for item in step.items)
+    config = SoftTargetsConfig(divergence=DivergenceConfig(kind="reverse_kl", temperature=temperature))
+    loss, sums = soft_update_loss(step.student(step.table), step.items, config, count, device="cpu", temperature=temperature)
+    assert_same(step, loss, temperature**2 * production_loss(step, ObjectiveConfig(preset="gkd"), temperature=temperature))
+    assert sums["teacher_gap_max"] < 1e-12
+
+
+def test_without_scores_soft_targets_are_plain_cross_entropy():
+    """A validation that nobody scored; a worker that has nothing left still runs the student."""
+    step, config = Step(), SoftTargetsConfig()
+    texts = [replace(text, scores=None) for text in step.texts]
+    (loss, sums), (expected, plain) = (
+        soft_update_loss(step.student(step.table), texts, config, 7.0, device="cpu"),
+        supervised_loss(step.student(step.table), texts, UpdateScale(supervised=7.0), device="cpu"),
+    )
+    assert_same(step, loss, expected)
+    assert sums["supervised"] == plain["supervised"] and "divergence" not in sums
+    empty, sums = soft_update_loss(step.student(step.table), [], config, 7.0, device="cpu")
+    assert empty.item() == 0 and sums["supervised_tokens"] == 0
+    assert (step.gradient(empty) == 0).all()
+
+
+# Grids
+
+
+def grids(lengths=(4, 1, 3), padding=0, fill=0.0, seed=0) -> dict[str, Tensor]:
+    """Arguments of `on_policy_losses` with anything at all in the padding."""
+    generator = torch.Generator().manual_seed(seed)
+    width = max(lengths) + padding
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    values = {}
+    for name in ("student_logprobs", "behavior_logprobs", "teacher_logprobs", "reverse_kl", "advantages"):
+        values[name] = torch.full(mask.shape, fill, dtype=torch.float64)
+        for i, length in enumerate(lengths):
+            values[name][i, :length] = -torch.rand(length, dtype=torch.float64, generator=generator)
+    return {**{name: value.requires_grad_() for name, value in values.items()}, "mask": mask}
+
+
+def losses_of(config: ObjectiveConfig, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    given = {k: v for k, v in values.items() if k != "advantages" or config.credit == "frozen"}
+    losses = on_policy_losses(config, **given)
+    return losses.policy_gradient, losses.single_step
+
+
+CONFIGS = {
+    "paper": ObjectiveConfig(),
+    "lmops": ObjectiveConfig(preset="lmops"),
+    "exact": ObjectiveConfig(length_normalization=False, ratio_clip=None, importance="exact"),
+    "opd": ObjectiveConfig(preset="opd"),
+    "gkd": ObjectiveConfig(preset="gkd"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("fill", [0.0, 40.0, float("nan")])
+def test_wider_padding_with_anything_in_it_changes_nothing(name, fill):
+    narrow, wide = grids(), grids(padding=3, fill=fill)
+    loss, padded = (sum(losses_of(CONFIGS[name], values)) for values in (narrow, wide))
+    assert loss.item() == pytest.approx(padded.item(), rel=1e-14)
+    for leaf in ("student_logprobs", "reverse_kl"):
+        clean, filled = (
+            torch.autograd.grad(value, values[leaf], retain_graph=True, materialize_grads=True)[0]
+            for value, values in ((loss, narrow), (padded, wide))
+        )
+        assert torch.equal(clean, filled[:, : clean.shape[1]])
+        assert (filled[~wide["mask"]] == 0).all(), "not a trace of gradient from the padding"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_but_student_and_reverse_kl_gets_gradient(name):
+    """Rewards, advantages and weights are constants. Detached, the reverse KL leaves the policy gradient, and the other way round."""
+    values = grids()
+    policy_gradient, single_step = losses_of(CONFIGS[name], values)
+    others = [values[key] for key in ("teacher_logprobs", "advantages")]
+    assert torch.autograd.grad(policy_gradient + single_step, others, allow_unused=True, retain_graph=True) == (None, None)
+    assert torch.autograd.grad(single_step, values["student_logprobs"], allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(policy_gradient, values["reverse_kl"], allow_unused=True) == (None,)
+
+
+def test_coefficients_multiply_their_term():
+    values = grids()
+    plain = losses_of(ObjectiveConfig(), values)
+    scaled = losses_of(ObjectiveConfig(policy_gradient_coefficient=2.0, single_step_coefficient=0.25), values)
+    assert [s.item() for s in scaled] == pytest.approx([2 * plain[0].item(), 0.25 * plain[1].item()])
+
+
+# Values by hand
+
+
+def by_hand(config: ObjectiveConfig, **extra) -> tuple[float, float]:
+    """r = [-1, -2, -4] on policy (all ratios 1), reverse KL [0.5, 0.25, 1], two columns of padding."""
+    student = torch.tensor([[-1.0, -1.0, -1.0, 0.0, 0.0]], requires_grad=True)
+    losses = on_policy_losses(
+        config,
+        student_logprobs=student,
+        behavior_logprobs=student.detach().clone(),
+        teacher_logprobs=torch.tensor([[-2.0, -3.0, -5.0, 7.0, 7.0]]),
+        reverse_kl=torch.tensor([[0.5, 0.25, 1.0, 7.0, 7.0]]),
+        mask=torch.tensor([[1, 1, 1, 0, 0]]),
+        **extra,
+    )
+    return losses.policy_gradient.item(), losses.single_step.item()
+
+
+@pytest.mark.parametrize(
+    "config, policy_gradient, single_step",
+    [
+        (ObjectiveConfig(), 7.0, 1.75),  # A = -3, -4, 0
+        (ObjectiveConfig(length_normalization=False), 10.0, 1.75),  # A = -6, -4, 0
+        (CONFIGS["exact"], 10.0, 1.75),
+        (CONFIGS["opd"], 7.0, 0.0),  # A = r
+        (CONFIGS["gkd"], 0.0, 1.75),
+    ],
+)
+def test_losses_by_hand(config, policy_gradient, single_step):
+    assert by_hand(config) == pytest.approx((policy_gradient, single_step))
+
+
+def test_given_advantages_are_used_as_they_are():
+    advantages = torch.tensor([[1.0, 2.0, 3.0, 9.0, 9.0]])
+    assert by_hand(ObjectiveConfig(preset="lmops"), advantages=advantages) == pytest.approx((-6.0, 1.75))
+
+
+def test_truncated_responses_are_kept_or_dropped_whole():
+    cut, finished = torch.tensor([True]), torch.tensor([False])
+    assert by_hand(ObjectiveConfig(), truncated=cut) == pytest.approx((7.0, 1.75))
+    dropping = ObjectiveConfig(truncated="drop")
+    assert by_hand(dropping, truncated=cut) == (0.0, 0.0)
+    assert by_hand(dropping, truncated=finished) == pytest.approx((7.0, 1.75))
+    with pytest.raises(ValueError, match="which responses were cut"):
+        by_hand(dropping)
+
+
+# The end token
+
+
+def test_an_end_token_in_a_prompt_is_an_ordinary_token():
+    """It changes what the student sees and nothing else: masks come from lengths (spec 7.2, 5)."""
+    step = Step(shape=((2, 3),))
+    item, config = step.items[0], ObjectiveConfig()
+    tokens = item.rollout.prompt_tokens.copy()
+    tokens[-1] = END
+    step.items = [replace(item, rollout=replace(item.rollout, prompt_tokens=tokens))]
+    assert_same(step, production_loss(step, config), oracle_loss(step, "paper", "token"))
+    gradient = step.gradient(production_loss(step, without_text(config)))
+    assert gradient[1, END].abs().sum() > 0, "the row after the prompt's end token predicts the response's first"
+
+
+def test_the_end_token_counts_once_and_is_an_action():
+    """The row that predicts it gets gradient, the one after it none."""
+    step = Step(shape=((2, 3),))
+    item = step.items[0]
+    response = np.array([0, 1, END])
+    rollout = replace(item.rollout, response_tokens=response)
+    step.items = [OnPolicyItem(rollout, step.scored(rollout.sequence))]
+    loss = production_loss(step, without_text(ObjectiveConfig()))
+    _, sums = on_policy_loss(
+        step.student(step.table), step.items, ObjectiveConfig(), UpdateScale(), device="cpu", temperature=1.0, teacher_share=TEACHER_SHARE
+    )
+    assert int(sums["response_tokens"]) == 3
+    gradient = step.gradient(loss)
+    assert gradient[3, 1].abs().sum() > 0, "the row that predicts the end token"
+    assert gradient[4].abs().sum() == 0, "nothing follows it"
+
+
+def without_text(config: ObjectiveConfig) -> ObjectiveConfig:
+    return config.model_copy(update={"pretrain_coefficient": 0.0})
