@@ -10,17 +10,17 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Effort:
+class CallCost:
     """seconds: spent in the call. bytes: of the payloads that it produced."""
 
     seconds: float
     bytes: int = 0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        return Effort(self.seconds + other.seconds, self.bytes + other.bytes)
+    def __add__(self, other: "CallCost") -> "CallCost":
+        return CallCost(self.seconds + other.seconds, self.bytes + other.bytes)
 
 
-class Meter:
+class BusyMeter:
     """Adds up the seconds of a worker's calls until somebody asks for them."""
 
     def __init__(self) -> None:

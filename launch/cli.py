@@ -43,12 +43,12 @@ def run(
     """Run the stages of a config; started again in the same directory, go on where it stopped."""
     settings = read_config(RunConfig, config, overrides or [])
     os.environ |= QUIET
-    from launch.prepare import claimed, prepare
+    from launch.prepare import claim_directory, prepare
     from launch.progress import ProgressPanel, summary_table
     from launch.run.stages import Recipe
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(console) as panel:
+    with claim_directory(settings) as directory, ProgressPanel(console) as panel:
         prepared = prepare(settings)
         for name, counts in prepared.reports().items():
             console.print(f"{name}: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()), highlight=False)
@@ -72,11 +72,11 @@ def evaluate(
         raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
     os.environ |= QUIET
     from launch.evaluation.evaluate import evaluate_models
-    from launch.prepare import claimed, prepare
+    from launch.prepare import claim_directory, prepare
     from launch.progress import ProgressPanel, summary_table
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(console) as panel:
+    with claim_directory(settings) as directory, ProgressPanel(console) as panel:
         out = (out or directory / "evaluate").resolve()
         rows = evaluate_models(prepare(settings), model, out, panel)
     console.print(summary_table(rows, f"{out}/evaluation.md"))
@@ -118,13 +118,13 @@ def bench(
         raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
     os.environ |= QUIET
     from launch.bench import Bench
-    from launch.prepare import claimed, prepare
+    from launch.prepare import claim_directory, prepare
     from launch.progress import ProgressPanel, shown
     from minirl.bench.efficiency import advice
     from minirl.bench.report import save, tables
 
     console = Console()
-    with claimed(settings) as directory, ProgressPanel(console) as panel:
+    with claim_directory(settings) as directory, ProgressPanel(console) as panel:
         measurements, about = Bench(prepare(settings), iterations, panel).run()
         about = {"config": " ".join([str(config), *(overrides or [])])} | about
         files = save(directory / "bench", measurements, about)

@@ -10,12 +10,12 @@ from actors.config import LearnerSetup
 from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
-from actors.groups.placement import CoreShare, at_once, cluster, device_of
+from actors.groups.placement import CoreShare, cluster, device_of, divide_cores
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.workers.rollout import weight_transfer
 from launch.config import OnPolicyStage
-from launch.prepare import Prepared
+from launch.prepare import PreparedRun
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import DistillConfig, GkdConfig, SftConfig
 from minirl.config.student import LoraConfig
@@ -31,7 +31,7 @@ class Groups:
     The Ray cluster is there from the first of them to the end of this object's own block: a run with nothing left to do needs none.
     """
 
-    def __init__(self, prepared: Prepared):
+    def __init__(self, prepared: PreparedRun):
         self.prepared, self.config = prepared, prepared.config
         self._cluster = ExitStack()
 
@@ -66,7 +66,7 @@ class Groups:
             yield rollout
 
     @contextmanager
-    def all(
+    def rollout_teacher_learner(
         self,
         student: str,
         teachers: tuple[str, ...],
@@ -127,7 +127,7 @@ class Groups:
         if len(models) == 1:
             return [partial(TeacherGroup, config.teacher, model=models[0], **settings)]
         return [
-            partial(TeacherGroup, config.teacher, role=f"teacher {place}", model=model, place=place, speaks_for=member.id, **settings)
+            partial(TeacherGroup, config.teacher, role=f"teacher {place}", model=model, place=place, teacher_id=member.id, **settings)
             for place, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
         ]
 
@@ -141,7 +141,7 @@ class Groups:
         if not overlapping or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
             return {}
         roles = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
-        return at_once(config.cluster, roles, sorted(os.sched_getaffinity(0)))
+        return divide_cores(config.cluster, roles, sorted(os.sched_getaffinity(0)))
 
     def _setup(
         self,
@@ -179,14 +179,14 @@ def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
         yield tuple(groups)
 
 
-def logical_cpus(prepared: Prepared) -> int:
+def logical_cpus(prepared: PreparedRun) -> int:
     """CPUs for Ray's bookkeeping, when the run starts a cluster of its own: what the three groups reserve."""
     config = prepared.config
     roles = (config.rollout, config.learner, *[config.teacher] * len(prepared.teachers))
     return sum(role.workers * role.cpus_per_worker for role in roles)
 
 
-def object_store_bytes(prepared: Prepared) -> int:
+def object_store_bytes(prepared: PreparedRun) -> int:
     """Room for the teacher states of the largest stage and the versions of the weights between its groups, with a margin."""
     config, longest, versions = prepared.config, prepared.max_model_len, 3
     tokens, stages = [0], config.stages

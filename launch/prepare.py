@@ -30,7 +30,7 @@ IDENTITY = ("seed", "student", "data", "corpus", "objective")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """What the stages work with. teachers: one, or an ensemble in the order of the config; student: the initial one; vocabulary: the
     number of shared token ids; sets: those of `evaluate`; teacher_width: of the hidden states of all teachers together.
     """
@@ -57,7 +57,7 @@ class Prepared:
         return {"data": self.data.report} | ({"corpus": self.corpus.report} if self.corpus else {})
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig) -> PreparedRun:
     """Raises InputError for anything that cannot work, in the order in which it is cheap to find out.
 
     Only a config that passed is recorded as the directory's, so that a mistake can be corrected in place.
@@ -89,7 +89,7 @@ def prepare(config: RunConfig) -> Prepared:
     student = named_student or _pruned(config, teacher, directory)
     write_json(directory / RECORD, config.model_dump())
     size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
-    prepared = Prepared(
+    prepared = PreparedRun(
         config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, size,
         sum(network.hidden_size for network in teacher_configs),
     )  # fmt: skip
@@ -154,7 +154,7 @@ def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def claimed(config: RunConfig) -> Iterator[Path]:
+def claim_directory(config: RunConfig) -> Iterator[Path]:
     """The run's directory, for this process alone. Raises InputError where another run is in it, or where it is another experiment's."""
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -45,12 +45,12 @@ class ProgressPanel:
         if self._live:
             self._live.__exit__(kind, error, trace)
 
-    def total_of(self, stage: str, total: int, done: int, unit: str) -> None:
+    def stage_started(self, stage: str, total: int, done: int, unit: str) -> None:
         """A stage begins or goes on: `done` of its `total` units (iterations, updates, ...) are behind it."""
         self.unit = unit
         self.stage, self.number, self.total, self.first, self.began, self.latest = stage, done, total, done, time.monotonic(), {}
 
-    def reached(self, done: int) -> None:
+    def progressed(self, done: int) -> None:
         self.number = done
 
     def doing(self, stage: str, what: str) -> None:

@@ -37,7 +37,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Tokens and which of them are targets. tokens: int64 [n]; is_target: bool [n], False at 0 (nothing predicts the first). teacher: as
     of `Prompt`; None: whoever there is.
     """
@@ -81,9 +81,9 @@ class Rollout:
     teacher: str | None = None
 
     @property
-    def sequence(self) -> Sequence:
+    def sequence(self) -> TokenSequence:
         tokens = np.concatenate([self.prompt_tokens, self.response_tokens])
-        return Sequence(tokens, np.arange(len(tokens)) >= len(self.prompt_tokens), self.teacher)
+        return TokenSequence(tokens, np.arange(len(tokens)) >= len(self.prompt_tokens), self.teacher)
 
     @property
     def summary(self) -> "RolloutSummary":

@@ -73,7 +73,7 @@ class Group:
         """Results of one ref a worker, within a deadline."""
         return gather([(self, refs)], phase, timeout_s)[0]
 
-    def value(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
+    def result(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
         """What a call returned that is known to have ended; its failure as one of ours, naming role, worker and phase."""
         try:
             return ray.get(ref)
@@ -129,7 +129,7 @@ def gather(calls: list[tuple[Group, list[ray.ObjectRef]]], phase: str, timeout_s
             raise group.timed_out(worker, phase, limit)
         for ref in done:
             group, worker = asked[ref]
-            found[ref] = group.value(ref, worker, phase)
+            found[ref] = group.result(ref, worker, phase)
     return [[found[ref] for ref in refs] for _, refs in calls]
 
 

@@ -2,34 +2,49 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import ray
 
-from actors.call_cost import Effort
+from actors.call_cost import CallCost
+from actors.config import TeacherConfig
 from actors.groups.base import Group, ready
-from actors.groups.scoring_queue import Unscored
-from actors.object_batches import Place
+from actors.groups.scoring_queue import ScoringQueue
+from actors.object_batches import BatchedRef
 from minirl.errors import RunError
-from minirl.training.roles import Sampled
+from minirl.training.roles import SampledRollout
 
-if TYPE_CHECKING:
-    from actors.groups.teacher_group import TeacherGroup
+
+class ScoringGroup(Protocol):
+    """What a collection asks of the teacher group, whether it holds one teacher or an ensemble.
+
+    as_finished: each rollout is scored as soon as a worker is free, not when the last rollout has arrived.
+    """
+
+    config: TeacherConfig
+    workers: list[Any]
+    as_finished: bool
+    step_timeout_s: float
+
+    def begin_score(self, worker: int, asked: Sequence[Any]) -> tuple[ray.ObjectRef, list[BatchedRef]]: ...
+    def result(self, ref: ray.ObjectRef, worker: int, phase: str) -> CallCost: ...
+    def timed_out(self, worker: int, phase: str, limit_s: float) -> RunError: ...
 
 
 @dataclass
 class SamplingCall:
     """What one rollout worker was asked: its stream of results, and the place of its first request among all.
 
-    parcel: what came last, of which the next result tells.
+    batch: what came last, of which the next result tells.
     """
 
     worker: int
     stream: ray.ObjectRefGenerator
     first: int
-    parcel: ray.ObjectRef | None = None
+    batch: ray.ObjectRef | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class ScoringCall:
 
     worker: int
     positions: list[int]
-    scored: list[Place]
+    scored: list[BatchedRef]
 
 
 class Collection:
@@ -48,24 +63,24 @@ class Collection:
     all is scored.
     """
 
-    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: "TeacherGroup | None"):
+    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: "ScoringGroup | None"):
         self.rollout, self.teacher, self.count = rollout, teacher, count
         self._streams: dict[Any, SamplingCall] = {call.stream: call for call in calls}
-        self._finished: dict[int, Sampled] = {}
-        self._unscored = Unscored(teacher.config.micro_batch_tokens if teacher else 0)
+        self._finished: dict[int, SampledRollout] = {}
+        self._unscored = ScoringQueue(teacher.config.micro_batch_tokens if teacher else 0)
         self._asked: dict[ray.ObjectRef, ScoringCall] = {}
         self._calls = [0] * len(teacher.workers) if teacher else []
-        self._scores: dict[int, Place] = {}
-        self._spent = {"rollout": Effort(0.0), "teacher": Effort(0.0)}
-        self._all_sampled: Future[list[Sampled]] = Future()
-        self._all_scored: Future[list[Place]] = Future()
+        self._scores: dict[int, BatchedRef] = {}
+        self._spent = {"rollout": CallCost(0.0), "teacher": CallCost(0.0)}
+        self._all_sampled: Future[list[SampledRollout]] = Future()
+        self._all_scored: Future[list[BatchedRef]] = Future()
         threading.Thread(target=self._run, name="collection", daemon=True).start()
 
-    def sampled(self) -> list[Sampled]:
+    def sampled(self) -> list[SampledRollout]:
         """Wait for all rollouts; in the order of the requests."""
         return self._all_sampled.result()
 
-    def scores(self) -> list[Place]:
+    def scores(self) -> list[BatchedRef]:
         """Wait for all to be scored; where each rollout is with its `TeacherScores`, in the order of the requests."""
         return self._all_scored.result()
 
@@ -111,22 +126,22 @@ class Collection:
             ref = next(call.stream)
         except StopIteration:
             del self._streams[call.stream]
-            if call.parcel is not None:  # nothing was told of it: it is how the call failed
-                self.rollout.value(call.parcel, call.worker, "sample")
+            if call.batch is not None:  # nothing was told of it: it is how the call failed
+                self.rollout.result(call.batch, call.worker, "sample")
             return
-        if call.parcel is None:
-            call.parcel = ref
+        if call.batch is None:
+            call.batch = ref
             return
-        effort, told = self.rollout.value(ref, call.worker, "sample")
+        effort, told = self.rollout.result(ref, call.worker, "sample")
         self._spent["rollout"] += effort
         for index, (position, summary) in enumerate(told):
-            self._finished[call.first + position] = Sampled(Place(call.parcel, index), summary)
+            self._finished[call.first + position] = SampledRollout(BatchedRef(call.batch, index), summary)
             self._unscored.add(call.first + position, summary.tokens)
-        call.parcel = None
+        call.batch = None
 
     def _take_scores(self, told: ray.ObjectRef) -> None:
         call = self._asked.pop(told)
-        self._spent["teacher"] += self.teacher.value(told, call.worker, "score")
+        self._spent["teacher"] += self.teacher.result(told, call.worker, "score")
         self._calls[call.worker] -= 1
         self._scores |= dict(zip(call.positions, call.scored, strict=True))
 

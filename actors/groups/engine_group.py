@@ -4,22 +4,22 @@ from typing import Any
 
 from actors.config import ClusterConfig, EngineConfig
 from actors.groups.base import Group
-from actors.groups.placement import CoreShare, bundle, in_turn, worker_environment
+from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_environment
 
 
 class EngineGroup(Group):
     """A group of vLLM workers, all built with the same arguments. share: of the machine's cores; None: the roles take turns."""
 
-    shell: type
+    worker_class: type
 
     def __init__(
         self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, share: CoreShare | None, engine: dict[str, Any]
     ):
-        self.config = config
-        share = share or in_turn(cluster, config)
+        self.config, self.device = config, device
+        share = share or share_all_cores(cluster, config)
         super().__init__(
             role,
-            self.shell,
+            self.worker_class,
             lambda index: (
                 engine | {"config": config, "device": device, "threads": share.threads, "cores": share.cores and share.cores[index]}
             ),

@@ -3,15 +3,15 @@
 Each teacher keeps workers and engines of its own, so that each scales by itself; hidden states go on beside the sequence they belong to.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import ray
 
-from actors.call_cost import Effort
+from actors.call_cost import CallCost
 from actors.groups.teacher_group import TeacherGroup, score_dealt
-from actors.object_batches import Place
+from actors.object_batches import BatchedRef
 from actors.workers.ray_workers import Ref
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 
 class EnsembleGroup:
@@ -27,7 +27,7 @@ class EnsembleGroup:
         )
         self._calls: dict[ray.ObjectRef, list[Ref]] = {}
 
-    def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
+    def begin_score(self, worker: int, asked: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
         """As of `TeacherGroup`; the same worker of each member, one after the other, without the driver waiting in between."""
         calls = []
         for member in self.members:
@@ -36,18 +36,18 @@ class EnsembleGroup:
         self._calls[told] = calls
         return told, list(asked)
 
-    def score(self, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
+    def score(self, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
         return score_dealt(self, asked, tokens)
 
-    def get(self, calls: list[Ref], phase: str) -> list[Effort]:
+    def get(self, calls: list[Ref], phase: str) -> list[CallCost]:
         """What all members spent on each call, within the deadline of one."""
         self.members[-1].get(calls, phase)
-        return [self.value(told, number, phase) for number, told in enumerate(calls)]
+        return [self.result(told, number, phase) for number, told in enumerate(calls)]
 
-    def value(self, told: Ref, worker: int, phase: str) -> Effort:
-        spent = Effort(0.0)
+    def result(self, told: Ref, worker: int, phase: str) -> CallCost:
+        spent = CallCost(0.0)
         for member, call in zip(self.members, self._calls.pop(told), strict=True):
-            spent += member.value(call, worker, phase)
+            spent += member.result(call, worker, phase)
         return spent
 
     def timed_out(self, worker: int, phase: str, seconds: float) -> Exception:

@@ -1,8 +1,7 @@
 """The group of DeepSpeed ranks as the driver sees it: who gets which micro-batches, and results over all of them."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +10,26 @@ import ray
 
 from actors.config import ClusterConfig, LearnerSetup
 from actors.groups.base import Group
-from actors.groups.placement import CoreShare, bundle, in_turn, worker_environment
-from actors.object_batches import Manifest
-from actors.workers.ray_workers import LearnerShell, Ref
+from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_environment
+from actors.object_batches import CallArguments
+from actors.workers.ray_workers import LearnerRayWorker, Ref
 from minirl.model.microbatch import in_order, plan_microbatches
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
 class LearnerGroup(Group):
-    """The DeepSpeed ranks. Items are dealt out by tokens; every rank runs equally many micro-batches."""
+    """The DeepSpeed ranks. Sequence are dealt out by tokens; every rank runs equally many micro-batches."""
 
-    shell = LearnerShell
+    worker_class = LearnerRayWorker
 
     def __init__(self, setup: LearnerSetup, cluster: ClusterConfig, share: CoreShare | None = None):
         self.config = config = setup.config
-        share = share or in_turn(cluster, config)
+        share = share or share_all_cores(cluster, config)
         self._setup = replace(setup, threads=share.threads)
         super().__init__(
             "learner",
-            self.shell,
+            self.worker_class,
             lambda rank: {
                 "rank": rank,
                 "workers": config.workers,
@@ -51,7 +50,7 @@ class LearnerGroup(Group):
             warnings.warn(refused, stacklevel=2)  # in the process that a person looks at
 
     def begin_update(
-        self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Items[int]
+        self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Sequence[int]
     ) -> Callable[[], dict[str, float]]:
         """One optimizer step, after those that were asked before; tokens: the length of each on-policy item.
 
@@ -69,10 +68,10 @@ class LearnerGroup(Group):
         """The same, waited for."""
         return self.begin_update(*arguments)()
 
-    def frozen_advantages(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[np.ndarray]:
+    def frozen_advantages(self, items: list[OnPolicyItem], tokens: Sequence[int]) -> list[np.ndarray]:
         return self._rows("frozen_advantages", items, tokens)
 
-    def diagnostics(self, items: list[SupervisedItem], tokens: Items[int], *, top_k: int) -> list[Diagnostics]:
+    def diagnostics(self, items: list[SupervisedItem], tokens: Sequence[int], *, top_k: int) -> list[Diagnostics]:
         return self._rows("diagnostics", items, tokens, first=(top_k,))
 
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]:
@@ -94,11 +93,11 @@ class LearnerGroup(Group):
         """The weights as references to `PackedWeights`, each with its checksum and bytes, while the later ones are still being packed."""
         streams = [worker.pack_weights.options(num_returns="streaming").remote(dtype) for worker in self.workers]
         for told in self._stream(streams[0], 0):
-            expected, size = self.value(told, 0, "publish")
+            expected, size = self.result(told, 0, "publish")
             yield next(self._stream(streams[0], 0)), expected, size
         for worker, stream in enumerate(streams[1:], start=1):  # they only helped to gather
             for told in self._stream(stream, worker):
-                self.value(told, worker, "publish")
+                self.result(told, worker, "publish")
 
     def _stream(self, stream: ray.ObjectRefGenerator, worker: int) -> Iterator[Ref]:
         """The stream's references as they come, each within the deadline."""
@@ -109,9 +108,9 @@ class LearnerGroup(Group):
                 return
         raise self.timed_out(worker, "publish", self.step_timeout_s)
 
-    def bare_seconds(self, items: list[OnPolicyItem], tokens: Items[int]) -> list[float | None]:
+    def baseline_seconds(self, items: list[OnPolicyItem], tokens: Sequence[int]) -> list[float | None]:
         """For benchmarks: each worker's seconds for plain PyTorch over its share of these items."""
-        return self._each("bare_seconds", self._deal(items, tokens))
+        return self._each("baseline_seconds", self._deal(items, tokens))
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
         """For benchmarks: seconds of the output heads and the KL over so many tokens, and of their bare matrix products."""
@@ -132,30 +131,30 @@ class LearnerGroup(Group):
         """A call of its own on every rank, at once. dealt: [worker][micro-batch] -> items; first: what comes before them, for all."""
         calls = []
         for worker, shares in zip(self.workers, zip(*dealt, strict=True), strict=True):
-            manifest = Manifest()
-            entries = [[[manifest.entry(item) for item in items] for items in microbatches] for microbatches in shares]
-            calls.append(getattr(worker, method).remote(*first, *entries, *manifest.parcels))
+            call_arguments = CallArguments()
+            entries = [[[call_arguments.argument(item) for item in items] for items in microbatches] for microbatches in shares]
+            calls.append(getattr(worker, method).remote(*first, *entries, *call_arguments.batches))
         return calls
 
-    def _rows(self, method: str, items: Items[Any], tokens: Items[int], first: tuple = ()) -> list[Any]:
+    def _rows(self, method: str, items: Sequence[Any], tokens: Sequence[int], first: tuple = ()) -> list[Any]:
         """One result an item, in the order of the items."""
         plan = self._plan(tokens)
         rows = self._each(method, _dealt(items, plan), first)
         order = [i for share in plan for microbatch in share for i in microbatch]
         return in_order(order, [row for share in rows for row in share])
 
-    def _plan(self, tokens: Items[int]) -> list[list[list[int]]]:
+    def _plan(self, tokens: Sequence[int]) -> list[list[list[int]]]:
         return plan_microbatches(list(tokens), self.config.workers, self.config.tokens_per_microbatch)
 
-    def _deal(self, items: Items[Any], tokens: Items[int]) -> list[list[list[Any]]]:
+    def _deal(self, items: Sequence[Any], tokens: Sequence[int]) -> list[list[list[Any]]]:
         return _dealt(items, self._plan(tokens))
 
 
-def _dealt(items: Items[Any], plan: list[list[list[int]]]) -> list[list[list[Any]]]:
+def _dealt(items: Sequence[Any], plan: list[list[list[int]]]) -> list[list[list[Any]]]:
     return [[[items[i] for i in microbatch] for microbatch in share] for share in plan]
 
 
-def _lengths(items: Items[SupervisedItem]) -> list[int]:
+def _lengths(items: Sequence[SupervisedItem]) -> list[int]:
     return [len(item.sequence.tokens) for item in items]
 
 

@@ -63,13 +63,13 @@ class CoreShare:
     cores: tuple[tuple[int, ...], ...] | None = None
 
 
-def in_turn(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> CoreShare:
+def share_all_cores(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> CoreShare:
     """For roles that take turns: the workers of one share all cores."""
     processes = role.workers * getattr(role, "tensor_parallel", 1)
     return CoreShare(config.threads_per_worker or max(1, (os.cpu_count() or 1) // processes))
 
 
-def at_once(config: ClusterConfig, roles: dict[str, EngineConfig | LearnerConfig], cores: Sequence[int]) -> dict[str, CoreShare]:
+def divide_cores(config: ClusterConfig, roles: dict[str, EngineConfig | LearnerConfig], cores: Sequence[int]) -> dict[str, CoreShare]:
     """For roles that compute at the same time (`max_staleness` above 0 on a CPU): half of the cores for the learner, the rest for the
     other two, which share it where it is a single one. Each worker is kept on cores of its own where there are enough.
     """

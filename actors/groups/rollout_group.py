@@ -4,14 +4,13 @@ from itertools import pairwise
 from typing import Any
 
 from actors.config import ClusterConfig, RolloutConfig
-from actors.groups.collection import Collection, SamplingCall
+from actors.groups.collection import Collection, SamplingCall, ScoringGroup
 from actors.groups.engine_group import EngineGroup
 from actors.groups.placement import CoreShare
-from actors.groups.teacher_group import TeacherGroup
 from actors.object_batches import fetch
-from actors.workers.ray_workers import RolloutShell
+from actors.workers.ray_workers import RolloutRayWorker
 from actors.workers.rollout import weight_transfer
-from minirl.training.roles import Sampled
+from minirl.training.roles import SampledRollout
 from minirl.types import Rollout, SamplingRequest
 
 
@@ -21,14 +20,14 @@ class RolloutGroup(EngineGroup):
     engine: what `RolloutWorker` takes besides. Raises InputError where the weights cannot reach it as configured.
     """
 
-    shell = RolloutShell
+    worker_class = RolloutRayWorker
     config: RolloutConfig
 
     def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, *, share: CoreShare | None = None, **engine: Any):
-        self.transfer, self.joined = weight_transfer(config, device), False
+        weight_transfer(config, device)
         super().__init__("rollout", config, cluster, device, share, engine)
 
-    def begin(self, requests: list[SamplingRequest], teacher: "TeacherGroup | None", **options: Any) -> Collection:
+    def begin(self, requests: list[SamplingRequest], teacher: ScoringGroup | None, **options: Any) -> Collection:
         """Have the requests sampled, after all that was asked before, and scored by `teacher`.
 
         options: those of `RolloutWorker.sample_each`.
@@ -36,16 +35,16 @@ class RolloutGroup(EngineGroup):
         calls, first = [], 0
         for worker, share in enumerate(_contiguous(requests, len(self.workers))):
             if share:
-                stream = self.workers[worker].sample_apart.options(num_returns="streaming").remote(share, options)
+                stream = self.workers[worker].sample_batches.options(num_returns="streaming").remote(share, options)
                 calls.append(SamplingCall(worker, stream, first))
             first += len(share)
         return Collection(self, calls, len(requests), teacher)
 
-    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Sampled]:
+    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[SampledRollout]:
         """The same, waited for, and not scored."""
         return self.begin(requests, None, **options).sampled()
 
-    def fetch(self, sampled: list[Sampled]) -> list[Rollout]:
+    def fetch(self, sampled: list[SampledRollout]) -> list[Rollout]:
         """The rollouts themselves: for evaluation, which reads their text."""
         return fetch([one.rollout for one in sampled], self.step_timeout_s)
 

@@ -1,9 +1,9 @@
 """Rollouts that wait to be scored, and which teacher worker gets how many of them."""
 
 from collections import deque
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
-from actors.object_batches import PARCEL
+from actors.object_batches import VALUES_PER_BATCH
 from minirl.model.microbatch import plan_microbatches
 
 CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
@@ -11,7 +11,7 @@ CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not w
 Piece = tuple[int, list[int]]  # a worker, and the positions of what it gets
 
 
-class Unscored:
+class ScoringQueue:
     """A queue of rollouts by position, dealt out in pieces. limit: tokens of a scoring pass.
 
     Whoever is idle gets its share of what waits, as if all workers would ask now: guided self-scheduling (Polychronopoulos and Kuck,
@@ -29,7 +29,7 @@ class Unscored:
         self._waiting.append((position, tokens))
         self.tokens += tokens
 
-    def pieces(self, calls: Items[int]) -> list[Piece]:
+    def pieces(self, calls: Sequence[int]) -> list[Piece]:
         """For idle workers, at most a pass each; for others where a whole pass waits for every worker. calls: that each worker has."""
         share, one_for_each = min(self.limit, -(-self.tokens // len(calls))), self.limit * len(calls)
         pieces, calls = [], list(calls)
@@ -51,11 +51,11 @@ class Unscored:
         return [(worker, [waiting[i][0] for i in share[0]]) for worker, share in enumerate(shares) if share and share[0]]
 
     def _take(self, share: int) -> list[int]:
-        """At most `share` tokens; within the limit also more, to fill a parcel with their scores."""
+        """At most `share` tokens; within the limit also more, to fill a batch with their scores."""
         taken, tokens = [], 0
         while self._waiting:
             position, length = self._waiting[0]
-            if taken and tokens + length > (self.limit if len(taken) < PARCEL else share):
+            if taken and tokens + length > (self.limit if len(taken) < VALUES_PER_BATCH else share):
                 break
             self._waiting.popleft()
             taken.append(position)

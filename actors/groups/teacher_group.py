@@ -1,15 +1,15 @@
 """The teacher group as the driver sees it: rollouts or sequences in, references to their scores out."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 from actors.config import ClusterConfig, TeacherConfig
 from actors.groups.engine_group import EngineGroup
 from actors.groups.placement import CoreShare
-from actors.object_batches import PARCEL, Manifest, Place, places
-from actors.workers.ray_workers import Ref, TeacherShell
+from actors.object_batches import VALUES_PER_BATCH, BatchedRef, CallArguments, batched_refs
+from actors.workers.ray_workers import Ref, TeacherRayWorker
 from minirl.model.microbatch import in_order, plan_microbatches
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 
 class TeacherGroup(EngineGroup):
@@ -19,7 +19,7 @@ class TeacherGroup(EngineGroup):
     that what is scored together, and with it the last bits, does not depend on time.
     """
 
-    shell = TeacherShell
+    worker_class = TeacherRayWorker
     config: TeacherConfig
 
     def __init__(
@@ -36,23 +36,23 @@ class TeacherGroup(EngineGroup):
         self.as_finished = as_finished
         super().__init__(role, config, cluster, device, share, engine)
 
-    def begin_score(self, worker: int, asked: Items[Place | Sequence]) -> tuple[Ref, list[Place]]:
+    def begin_score(self, worker: int, asked: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
         """Have one worker score rollouts (by place) or sequences (by value).
 
-        Returns a reference to an `Effort`, and the place of each item with its `TeacherScores`.
+        Returns a reference to an `CallCost`, and the place of each item with its `TeacherScores`.
         """
-        manifest = Manifest()
-        entries = [manifest.entry(one) for one in asked]
-        call = self.workers[worker].score_apart.options(num_returns=1 + -(-len(asked) // PARCEL))
-        told, *parcels = call.remote(entries, *manifest.parcels)
-        return told, places(parcels, len(asked))
+        call_arguments = CallArguments()
+        entries = [call_arguments.argument(one) for one in asked]
+        call = self.workers[worker].score_batches.options(num_returns=1 + -(-len(asked) // VALUES_PER_BATCH))
+        told, *batches = call.remote(entries, *call_arguments.batches)
+        return told, batched_refs(batches, len(asked))
 
-    def score(self, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
+    def score(self, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
         """The places of all with their `TeacherScores`, dealt out by tokens (the length of each) and waited for."""
         return score_dealt(self, asked, tokens)
 
 
-def score_dealt(group: Any, asked: Items[Place | Sequence], tokens: Items[int]) -> list[Place]:
+def score_dealt(group: Any, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
     """`score` of a group that begins to score at one worker."""
     shares = [share[0] for share in plan_microbatches(list(tokens), len(group.workers), 2**62)]
     calls = [group.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]

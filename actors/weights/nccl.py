@@ -6,7 +6,7 @@ one deadline for both ends, so that an engine that fails is reported at once and
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,14 @@ from actors.weights.host_memory import student_of
 from actors.weights.nccl_channel import NcclChannel
 from actors.weights.packed import SentSample, sample_of
 
-if TYPE_CHECKING:
-    from actors.workers.learner import Learner
+
+class PublishingLearner(Protocol):
+    """What the sender asks of a learner rank."""
+
+    rank: int
+
+    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+    def gathered_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]: ...
 
 
 class StudentNcclEngine(NCCLWeightTransferEngine):
@@ -32,7 +38,7 @@ class StudentNcclEngine(NCCLWeightTransferEngine):
 class LearnerWeights(WeightSource):
     """The learner's weights as vLLM's sender reads them. sent: a few elements of each tensor of the last pass, on rank 0."""
 
-    def __init__(self, learner: "Learner", dtype: str):
+    def __init__(self, learner: PublishingLearner, dtype: str):
         self.learner, self.dtype, self.sent = learner, dtype, []
 
     def metadata(self) -> list[ParamMeta]:
@@ -40,7 +46,7 @@ class LearnerWeights(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.sent: list[SentSample] = []
-        for name, tensor in self.learner.whole_weights(self.dtype):
+        for name, tensor in self.learner.gathered_weights(self.dtype):
             if self.learner.rank == 0:
                 self.sent.append(sample_of(name, tensor))
             yield name, tensor
@@ -62,7 +68,7 @@ class DrivenElsewhere:
         pass
 
 
-def open_sender(learner: "Learner", channel: NcclChannel, dtype: str) -> Any:
+def open_sender(learner: PublishingLearner, channel: NcclChannel, dtype: str) -> Any:
     """The learner's end; `send_weights()` publishes once. Every rank opens and sends: gathering ZeRO-3 shards is a collective."""
     info = NCCLTrainerInitInfo(
         channel.address,

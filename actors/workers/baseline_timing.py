@@ -9,14 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from minirl.model.chunked_head import widened
-from minirl.model.matmul import product_into
+from minirl.model.matmul import matmul_into
 from minirl.model.microbatch import MicroBatch
 from minirl.model.student import StudentHead
 
 TIMES = 3  # measured, after one that is not
 
 
-def bare_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> float:
+def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> float:
     """Forward and backward of the plain model: logits of every position in its dtype, cross-entropy of the targets in float32.
 
     The model's gradients are gone afterwards, so it must not be one that is being trained.
@@ -52,12 +52,12 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
 
     @torch.no_grad()
     def products() -> None:
-        with widened(student, hidden, head.workspaces) as own:
+        with widened(student, hidden, head.buffer_pool) as own:
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))
                 count = rows.stop - rows.start
-                product_into(logits[:count], hidden[rows], own.weight[: own.vocabulary])
-                product_into(logits[:count], teacher_hidden[rows], teacher.weight[: teacher.vocabulary])
+                matmul_into(logits[:count], hidden[rows], own.weight[: own.vocabulary])
+                matmul_into(logits[:count], teacher_hidden[rows], teacher.weight[: teacher.vocabulary])
                 torch.mm(gradient[:count], student.weight[: student.vocabulary])
                 if student.weight.requires_grad:
                     torch.mm(gradient[:count].T, hidden[rows])

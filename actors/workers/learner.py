@@ -15,7 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from actors.config import LearnerSetup
 from actors.weights.packed import PackedWeights, pack
-from actors.workers.baseline_timing import bare_seconds, head_seconds
+from actors.workers.baseline_timing import baseline_seconds, head_seconds
 from actors.workers.deepspeed_config import attention_kernel, deepspeed_config
 from actors.workers.gathered_weights import export, merged_weights, weight_shapes
 from actors.workers.sanity_checks import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
@@ -28,10 +28,10 @@ from minirl.model.student import StudentModule, packing_gap
 from minirl.model.teacher_ensemble import read_teacher
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.training.update import (
+    LossDivisors,
     OnPolicyItem,
     Sums,
     SupervisedItem,
-    UpdateScale,
     UpdateStep,
     add_sums,
     diagnose,
@@ -145,7 +145,7 @@ class Learner:
         total: Sums = {}
         self.engine.eval()
         for items in microbatches:
-            add_sums(total, self._supervised_loss(items, UpdateScale())[1])
+            add_sums(total, self._supervised_loss(items, LossDivisors())[1])
         self.engine.train()
         refuse_bad_teacher(total, self.setup)
         return {name: float(value) for name, value in total.items()}
@@ -163,7 +163,7 @@ class Learner:
         refuse_bad_teacher(total, self.setup)
         return found
 
-    def bare_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
+    def baseline_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
         """For benchmarks: a bare PyTorch pass over the same micro-batches, by a fresh copy of the student; None where it is sharded."""
         setup = self.setup
         if setup.config.zero_stage == 3:
@@ -171,7 +171,7 @@ class Learner:
         model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
         if setup.lora is not None:
             attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
-        return bare_seconds(
+        return baseline_seconds(
             model.to(setup.device), [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches]
         )
 
@@ -185,7 +185,7 @@ class Learner:
         """Name and whole shape of each of the student's weights, in the order in which they are published."""
         return weight_shapes(self.model)
 
-    def whole_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
+    def gathered_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
         """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
         sharded = self.setup.config.zero_stage == 3  # then the gathered tensor dies, and a copy has to outlive it
         for named in self._merged():
@@ -232,7 +232,7 @@ class Learner:
         if self.setup.device == "cuda":
             torch.cuda.set_rng_state(states["cuda"])
 
-    def _on_policy_loss(self, items: list[OnPolicyItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+    def _on_policy_loss(self, items: list[OnPolicyItem], scale: LossDivisors) -> tuple[Tensor, Sums]:
         setup = self.setup
         if setup.soft is not None:
             return self._soft_loss(items, scale.on_policy)
@@ -246,7 +246,7 @@ class Learner:
             teacher_share=setup.teacher_share,
         )
 
-    def _supervised_loss(self, items: list[SupervisedItem], scale: UpdateScale) -> tuple[Tensor, Sums]:
+    def _supervised_loss(self, items: list[SupervisedItem], scale: LossDivisors) -> tuple[Tensor, Sums]:
         if self.setup.soft is not None:
             return self._soft_loss(items, scale.supervised)
         objective = self.setup.objective

@@ -14,9 +14,9 @@ import numpy as np
 import ray
 import torch
 
-from actors.call_cost import Effort, Meter, payload_bytes
+from actors.call_cost import BusyMeter, CallCost, payload_bytes
 from actors.config import LearnerSetup
-from actors.object_batches import PARCEL, Entry, split, unpack
+from actors.object_batches import VALUES_PER_BATCH, BatchedArgument, resolve, split_into_batches
 from actors.weights.nccl_channel import NcclChannel
 from actors.weights.packed import SentSample, checksum
 from actors.workers.rendezvous import host, join
@@ -24,16 +24,16 @@ from actors.workers.rollout import RolloutWorker
 from actors.workers.teacher import TeacherWorker
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
-from minirl.types import EnsembleScores, Rollout, SamplingRequest, Sequence, TeacherScores
+from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence
 
 if TYPE_CHECKING:
     from actors.workers.learner import Learner
 
 Ref = ray.ObjectRef
-MicroBatches = list[list[Entry | OnPolicyItem | SupervisedItem]]
+MicroBatches = list[list[BatchedArgument | OnPolicyItem | SupervisedItem]]
 
 
-class Shell:
+class RayWorker:
     """What every worker process answers besides its own calls. cores: those that it is kept on, None for all."""
 
     def __init__(self, *, cores: tuple[int, ...] | None = None, **worker: Any):
@@ -46,49 +46,54 @@ class Shell:
         device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + device
 
+    def devices(self) -> set[tuple]:
+        """(node, device) of each GPU of this process; without GPUs, (node, core) of each core that it may use."""
+        node, gpus = ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
+        return {(node, device) for device in gpus or os.sched_getaffinity(0)}
 
-class RolloutShell(Shell, RolloutWorker):
-    def sample_apart(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
-        """As the rollouts finish: a parcel of them, then an `Effort` and of each its (position among the requests, summary).
 
-        A stream, so that others can work on rollouts while this worker samples. A parcel takes half of those that are left, at most:
+class RolloutRayWorker(RayWorker, RolloutWorker):
+    def sample_batches(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
+        """As the rollouts finish: a batch of them, then an `CallCost` and of each its (position among the requests, summary).
+
+        A stream, so that others can work on rollouts while this worker samples. A batch takes half of those that are left, at most:
         the last ones come singly, since an iteration waits for them.
         """
-        meter, finished, waiting, left = Meter(), self.sample_each(requests, **options), [], len(requests)
+        meter, finished, waiting, left = BusyMeter(), self.sample_each(requests, **options), [], len(requests)
         while True:
             with meter():
                 rollouts = next(finished, None)
             if rollouts is None:
                 return
             waiting += rollouts
-            while len(waiting) >= (most := min(PARCEL, max(1, left // 2))):
-                parcel, waiting, left = waiting[:most], waiting[most:], left - most
-                yield [rollout for _, rollout in parcel]
-                told = [(position, rollout.summary) for position, rollout in parcel]
-                yield Effort(meter.take(), payload_bytes(rollout for _, rollout in parcel)), told
+            while len(waiting) >= (most := min(VALUES_PER_BATCH, max(1, left // 2))):
+                batch, waiting, left = waiting[:most], waiting[most:], left - most
+                yield [rollout for _, rollout in batch]
+                told = [(position, rollout.summary) for position, rollout in batch]
+                yield CallCost(meter.take(), payload_bytes(rollout for _, rollout in batch)), told
 
 
-class TeacherShell(Shell, TeacherWorker):
-    """place: of this teacher among several, None for the only one. speaks_for: its id, and it passes on what another one speaks for."""
+class TeacherRayWorker(RayWorker, TeacherWorker):
+    """place: of this teacher among several, None for the only one. teacher_id: its id, and it passes on what another one speaks for."""
 
     place: int | None = None
-    speaks_for: str | None = None
+    teacher_id: str | None = None
 
-    def __init__(self, *, place: int | None = None, speaks_for: str | None = None, cores: tuple[int, ...] | None = None, **settings: Any):
+    def __init__(self, *, place: int | None = None, teacher_id: str | None = None, cores: tuple[int, ...] | None = None, **settings: Any):
         super().__init__(cores=cores, **settings)
-        self.place, self.speaks_for = place, speaks_for
+        self.place, self.teacher_id = place, teacher_id
 
-    def score_apart(self, asked: list[Entry | Sequence], *parcels: list[Any]) -> list[Any]:
-        """An `Effort`, then parcels of the items with their scores."""
-        meter = Meter()
+    def score_batches(self, asked: list[BatchedArgument | TokenSequence], *batches: list[Any]) -> list[Any]:
+        """An `CallCost`, then batches of the items with their scores."""
+        meter = BusyMeter()
         with meter():
-            found = [unpack(one, parcels) for one in asked]
-            sequences = [item if isinstance(item, Sequence) else item.sequence for item in found]
-            mine = [self.speaks_for is None or sequence.teacher in (None, self.speaks_for) for sequence in sequences]
+            found = [resolve(one, batches) for one in asked]
+            sequences = [item if isinstance(item, TokenSequence) else item.sequence for item in found]
+            mine = [self.teacher_id is None or sequence.teacher in (None, self.teacher_id) for sequence in sequences]
             scores = iter(self.score([sequence for sequence, own in zip(sequences, mine, strict=True) if own]))
             told = [next(scores) if own else None for own in mine]
         items = [self._scored(item, score) for item, score in zip(found, told, strict=True)]
-        return [Effort(meter.take(), payload_bytes([score for score in told if score])), *split(items)]
+        return [CallCost(meter.take(), payload_bytes([score for score in told if score])), *split_into_batches(items)]
 
     def _scored(self, item: Any, score: TeacherScores | None) -> OnPolicyItem | SupervisedItem:
         """The item with the scores that it brought and this one's beside them."""
@@ -98,7 +103,7 @@ class TeacherShell(Shell, TeacherWorker):
         return OnPolicyItem(item, scores) if isinstance(item, Rollout) else SupervisedItem(item, scores)
 
 
-class LearnerShell(Shell):
+class LearnerRayWorker(RayWorker):
     """`Learner`, once this process has joined the other ranks."""
 
     learner: "Learner"
@@ -106,7 +111,7 @@ class LearnerShell(Shell):
     def __init__(self, rank: int, workers: int, timeout_s: float, cores: tuple[int, ...] | None = None):
         super().__init__(cores=cores)
         self.rank, self.workers, self.timeout_s, self._store = rank, workers, timeout_s, None
-        self._meter = Meter()
+        self._meter = BusyMeter()
 
     def host(self) -> tuple[str, int]:
         self._store, address, port = host(self.timeout_s)
@@ -120,28 +125,32 @@ class LearnerShell(Shell):
         self.learner = Learner(setup)
         return self.learner.packing_refused
 
+    def packs_sequences(self) -> bool:
+        """Whether the learner puts several sequences into one row, without padding."""
+        return self.learner.module.packed
+
     def run(self, method: str, *arguments: Any) -> Any:
         """A method of the learner whose arguments and result are small."""
         return getattr(self.learner, method)(*arguments)
 
-    def update(self, step: UpdateStep, on_policy: MicroBatches, supervised: MicroBatches, *parcels: list[Any]) -> dict[str, float]:
+    def update(self, step: UpdateStep, on_policy: MicroBatches, supervised: MicroBatches, *batches: list[Any]) -> dict[str, float]:
         """The learner's sums, and `busy_seconds`: what this worker spent since its last update."""
         with self._meter():
-            sums = self.learner.update(step, _unpacked(on_policy, parcels), _unpacked(supervised, parcels))
+            sums = self.learner.update(step, _unpacked(on_policy, batches), _unpacked(supervised, batches))
         return sums | {"busy_seconds": self._meter.take()}
 
-    def frozen_advantages(self, microbatches: MicroBatches, *parcels: list[Any]) -> list[np.ndarray]:
+    def frozen_advantages(self, microbatches: MicroBatches, *batches: list[Any]) -> list[np.ndarray]:
         with self._meter():
-            return self.learner.frozen_advantages(_unpacked(microbatches, parcels))
+            return self.learner.frozen_advantages(_unpacked(microbatches, batches))
 
-    def bare_seconds(self, microbatches: MicroBatches, *parcels: list[Any]) -> float | None:
-        return self.learner.bare_seconds(_unpacked(microbatches, parcels))
+    def baseline_seconds(self, microbatches: MicroBatches, *batches: list[Any]) -> float | None:
+        return self.learner.baseline_seconds(_unpacked(microbatches, batches))
 
-    def diagnostics(self, top_k: int, microbatches: MicroBatches, *parcels: list[Any]) -> list[Diagnostics]:
-        return self.learner.diagnostics(_unpacked(microbatches, parcels), top_k)
+    def diagnostics(self, top_k: int, microbatches: MicroBatches, *batches: list[Any]) -> list[Diagnostics]:
+        return self.learner.diagnostics(_unpacked(microbatches, batches), top_k)
 
-    def supervised_sums(self, microbatches: MicroBatches, *parcels: list[Any]) -> dict[str, float]:
-        return self.learner.supervised_sums(_unpacked(microbatches, parcels))
+    def supervised_sums(self, microbatches: MicroBatches, *batches: list[Any]) -> dict[str, float]:
+        return self.learner.supervised_sums(_unpacked(microbatches, batches))
 
     def pack_weights(self, dtype: str) -> Iterator[Any]:
         """Bucket after bucket, on rank 0 alone: its checksum and bytes, then the bucket itself.
@@ -175,5 +184,5 @@ class LearnerShell(Shell):
         return self._sender.source.sent
 
 
-def _unpacked(microbatches: MicroBatches, parcels: tuple[list[Any], ...]) -> list[list[Any]]:
-    return [[unpack(item, parcels) for item in items] for items in microbatches]
+def _unpacked(microbatches: MicroBatches, batches: tuple[list[Any], ...]) -> list[list[Any]]:
+    return [[resolve(item, batches) for item in items] for items in microbatches]

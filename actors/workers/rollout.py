@@ -55,7 +55,7 @@ class RolloutWorker:
         self._from_disk, self._updating = True, False
         self._sent: list[SentSample] = []
 
-    def begin_update(self) -> None:
+    def begin_weights(self) -> None:
         """Start loading new weights: from here on no version is loaded. Raises RunError where an update is half-way."""
         if self._updating:
             raise RunError("a weight update was begun while another one is half-way; the rollout worker has to be started again")
@@ -72,14 +72,14 @@ class RolloutWorker:
         self._sent += sent_samples(bucket)
         self._engine.update_weights({"update_info": {"bucket": bucket}})
 
-    def finish_update(self, version: int, sent: list[SentSample] | None = None) -> None:
+    def finish_weights(self, version: int, sent: list[SentSample] | None = None) -> None:
         """End the update: compare what the engine holds with what was sent, drop the prefix cache, record the version.
 
         sent: samples of what `receive` received, since NCCL's data never passes here.
 
         Raises RunError where the two differ, or where the stream left the output head out.
         """
-        self._require_update("finish_update")
+        self._require_update("finish_weights")
         self._sent += sent or []
         self._engine.finish_weight_update()
         self._compare_loaded()
@@ -91,7 +91,7 @@ class RolloutWorker:
         self._engine.init_weight_transfer_engine({"init_info": init_info})
 
     def receive(self, update_info: dict[str, Any]) -> None:
-        """Receive all weights through vLLM's own transfer, between `begin_update` and `finish_update`. Needs GPUs, as above."""
+        """Receive all weights through vLLM's own transfer, between `begin_weights` and `finish_weights`. Needs GPUs, as above."""
         self._require_update("receive")
         self._engine.update_weights({"update_info": update_info})
 
@@ -181,7 +181,7 @@ class RolloutWorker:
 
     def _require_update(self, call: str) -> None:
         if not self._updating:
-            raise RunError(f"{call} outside of a weight update; begin_update comes first")
+            raise RunError(f"{call} outside of a weight update; begin_weights comes first")
 
     def _require_version(self, wanted: int | None) -> None:
         if self._updating:

@@ -6,7 +6,7 @@ import torch
 from actors.config import TeacherConfig
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
 from minirl.errors import RunError
-from minirl.types import Sequence, TeacherScores, array_of
+from minirl.types import TeacherScores, TokenSequence, array_of
 
 
 class TeacherWorker:
@@ -47,7 +47,7 @@ class TeacherWorker:
             max_num_batched_tokens=max(config.micro_batch_tokens, max_model_len),
         )
 
-    def score(self, sequences: list[Sequence]) -> list[TeacherScores]:
+    def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
         """Score every sequence's targets, in order. Raises RunError where a sequence is too long or a target is not shared."""
         from vllm import PoolingParams
 
@@ -70,7 +70,7 @@ class TeacherWorker:
         """Stop the engine and the processes that it started."""
         stop_engine(self._engine)
 
-    def _scores(self, sequence: Sequence, rows: torch.Tensor | None) -> TeacherScores:
+    def _scores(self, sequence: TokenSequence, rows: torch.Tensor | None) -> TeacherScores:
         if rows is None:
             nothing = np.empty(0, np.float32)
             return TeacherScores(nothing, nothing, array_of(torch.empty(0, self._width, dtype=self._dtype)))
@@ -79,7 +79,7 @@ class TeacherWorker:
         # The pooler's float32 is exact for a bfloat16 state, and so is the way back: half the bytes to ship.
         return TeacherScores(array_of(logprobs.squeeze(-1)), array_of(normalizers.squeeze(-1)), array_of(hidden.to(self._dtype)))
 
-    def _check(self, sequence: Sequence) -> None:
+    def _check(self, sequence: TokenSequence) -> None:
         if len(sequence.tokens) > self._max_model_len:
             raise RunError(f"a sequence of {len(sequence.tokens)} tokens exceeds the teacher engine's {self._max_model_len}")
         highest = int(sequence.tokens[sequence.is_target].max(initial=-1))
@@ -89,6 +89,6 @@ class TeacherWorker:
             )
 
 
-def _first_row(sequence: Sequence) -> int:
+def _first_row(sequence: TokenSequence) -> int:
     """The first position whose row is wanted: the one before the first target."""
     return int(np.argmax(sequence.is_target)) - 1

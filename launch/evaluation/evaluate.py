@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from actors.groups.publishing import publish
-from launch.evaluation.given_models import candidates, teachers_of
-from launch.evaluation.measure_model import Measuring
+from actors.groups.publishing import make_publisher
+from launch.evaluation.given_models import given_models, trained_teachers
+from launch.evaluation.measure_model import ModelMeasurer
 from launch.groups import Groups
-from launch.observer import Watcher
-from launch.prepare import Prepared
-from minirl.evaluation.figures import measures_of, rouge_scores
+from launch.observer import Observer
+from launch.prepare import PreparedRun
+from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.plots import TEACHER
 from minirl.evaluation.report import EvaluatedModel, EvaluationReport, Row, row_of
-from minirl.evaluation.samples import Judged, sequences_of
+from minirl.evaluation.samples import EvaluatedSamples, sequences_of
 from minirl.evaluation.sets import EvaluationSet
 from minirl.files import digest, write_json
-from minirl.model.loading import fingerprint, shape_of
-from minirl.types import Sequence
+from minirl.model.loading import architecture_signature, fingerprint
+from minirl.types import TokenSequence
 
 
 class Evaluation:
@@ -28,21 +28,21 @@ class Evaluation:
     settings, data and weights is not made again.
 
     <directory>/<model>.json                    the row of the closing table, every figure, and what they stand for
-    <directory>/<set>/<model>.npz               every response and what was measured of its tokens (`Judged.arrays`)
+    <directory>/<set>/<model>.npz               every response and what was measured of its tokens (`EvaluatedSamples.arrays`)
     <directory>/<set>/<model>.samples.jsonl     the first seed's responses, to read
     <directory>/evaluation.json, .md, *.png     all of it together
     """
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedRun,
         groups: Groups,
-        watcher: Watcher,
+        observer: Observer,
         teachers: tuple[str, ...],
         models: dict[str, str],
         directory: Path | None = None,
     ):
-        self.prepared, self.groups, self.watcher, self.teachers, self.models = prepared, groups, watcher, teachers, models
+        self.prepared, self.groups, self.observer, self.teachers, self.models = prepared, groups, observer, teachers, models
         self.config, self.directory = prepared.config.stages.evaluate, directory or prepared.directory / "evaluate"
 
     def run(self) -> dict[str, Row]:
@@ -50,7 +50,7 @@ class Evaluation:
         self.directory.mkdir(parents=True, exist_ok=True)
         missing, self._done = [name for name in self.models if self._found(name) is None], 0
         if missing:
-            self.watcher.total_of("evaluate", len(missing), 0, "model")
+            self.observer.stage_started("evaluate", len(missing), 0, "model")
         for names in self._alike(missing):
             self._measure(names)
         self._report().save(self.directory)
@@ -61,29 +61,30 @@ class Evaluation:
         alike: dict[str, list[str]] = {}
         for name in missing:
             if name != TEACHER:
-                alike.setdefault(shape_of(self.models[name]), []).append(name)
+                alike.setdefault(architecture_signature(self.models[name]), []).append(name)
         runs = list(alike.values())
         return runs if TEACHER not in missing else [[TEACHER, *(runs[0] if runs else [])], *runs[1:]]
 
     def _measure(self, names: list[str]) -> None:
-        self.watcher.doing("evaluate", "starting the rollout, teacher and learner groups")
+        self.observer.doing("evaluate", "starting the rollout, teacher and learner groups")
         students = [name for name in (*names, *self.models) if name != TEACHER]
         blocking = self.config.no_repeat_ngram
-        with self.groups.all(
+        with self.groups.rollout_teacher_learner(
             self.models[students[0]], self.teachers, teacher_in_rollout=TEACHER in names, no_repeat_ngram=blocking
         ) as groups:
             rollout, _, learner = groups
-            measuring = Measuring(self.prepared, groups)
+            publisher = make_publisher(learner, rollout)
+            measuring = ModelMeasurer(self.prepared, groups)
             for version, name in enumerate(names, start=1):
-                self.watcher.doing("evaluate", name)
+                self.observer.doing("evaluate", name)
                 learner.load_model(self.models[name])
                 if name != TEACHER:
-                    publish(learner, rollout, version).wait()
+                    publisher.publish(version).wait()
                 self._measure_one(name, version, measuring)
                 self._done += 1
-                self.watcher.reached(self._done)
+                self.observer.progressed(self._done)
 
-    def _measure_one(self, name: str, version: int, measuring: Measuring) -> None:
+    def _measure_one(self, name: str, version: int, measuring: ModelMeasurer) -> None:
         # The engines hold the teacher too: with a share of 1 they sample from it alone. Its row comes before anything is published.
         share, version = (1.0, 0) if name == TEACHER else (0.0, version)
         found = {}
@@ -91,13 +92,13 @@ class Evaluation:
             samples = self._teachers_samples(asked) if self.config.exposure_bias and name != TEACHER else None
             judged = measuring.judge(asked, teacher_share=share, weight_version=version, teachers_samples=samples)
             scores = rouge_scores(judged, asked.references)
-            found[asked.name] = measures_of(judged, asked.references, scores, top_k=self.config.top_k)
+            found[asked.name] = figures_of(judged, asked.references, scores, top_k=self.config.top_k)
             self._write_samples(name, asked, judged, scores)
         row = {"row": row_of(next(iter(found.values()))), "lm_loss_corpus": measuring.corpus_loss(), "sets": found}
         about = {"directory": self.models[name], "weights_sha256": _hashes(self.models[name])}
         write_json(self.directory / f"{name}.json", self._identity(name) | about | row)
 
-    def _write_samples(self, name: str, asked: EvaluationSet, judged: Judged, scores: np.ndarray) -> None:
+    def _write_samples(self, name: str, asked: EvaluationSet, judged: EvaluatedSamples, scores: np.ndarray) -> None:
         folder = self.directory / asked.name
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{name}.npz", **judged.arrays(scores))
@@ -107,7 +108,7 @@ class Evaluation:
                 said = {"question": example.prompt.text, "prompt": prompt, "response": text, "references": example.prompt.references}
                 file.write(json.dumps(said) + "\n")
 
-    def _teachers_samples(self, asked: EvaluationSet) -> list[list[Sequence]]:
+    def _teachers_samples(self, asked: EvaluationSet) -> list[list[TokenSequence]]:
         """As the teacher's row left them, so that rows which are made later have the same."""
         with np.load(self.directory / asked.name / f"{TEACHER}.npz") as arrays:
             return sequences_of(arrays, [example.prompt for example in asked.examples])
@@ -151,13 +152,13 @@ class Evaluation:
         )
 
 
-def evaluate_models(prepared: Prepared, given: list[str], directory: Path, watcher: Watcher) -> dict[str, Row]:
+def evaluate_models(prepared: PreparedRun, given: list[str], directory: Path, observer: Observer) -> dict[str, Row]:
     """The command: the teacher and the given models (`launch.evaluation.given_models`), in `directory`."""
-    teachers, models = teachers_of(prepared), candidates(given, prepared)
+    teachers, models = trained_teachers(prepared), given_models(given, prepared)
     if len(teachers) == 1:  # an average is sampled by no engine
         models = {TEACHER: teachers[0]} | models
     with Groups(prepared) as groups:
-        return Evaluation(prepared, groups, watcher, teachers, models, directory).run()
+        return Evaluation(prepared, groups, observer, teachers, models, directory).run()
 
 
 def _hashes(directory: str) -> dict[str, str]:

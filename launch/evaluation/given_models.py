@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from launch.prepare import Prepared, check_positions, read_tokenizer
+from launch.prepare import PreparedRun, check_positions, read_tokenizer
 from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.plots import TEACHER
 from minirl.model.loading import check_supported, resolve_model
 
 
-def candidates(given: list[str], prepared: Prepared) -> dict[str, str]:
+def given_models(given: list[str], prepared: PreparedRun) -> dict[str, str]:
     """Name -> directory of each `DIR` or `NAME=DIR`. Raises InputError for what cannot be compared with this run's teacher.
 
     A directory without a name gets the end of its path, as much of it as tells it from the others: distill-best, sft-best.
@@ -28,7 +28,7 @@ def candidates(given: list[str], prepared: Prepared) -> dict[str, str]:
     return named
 
 
-def teachers_of(prepared: Prepared) -> tuple[str, ...]:
+def trained_teachers(prepared: PreparedRun) -> tuple[str, ...]:
     """As the stages left them: a run that fine-tunes its teacher first judges by that one."""
     if not prepared.config.stages.sft_teacher:
         return prepared.teachers
@@ -56,7 +56,7 @@ def _ends(paths: list[Path]) -> dict[Path, str]:
     return ends
 
 
-def _check(key: str, directory: str, prepared: Prepared) -> None:
+def _check(key: str, directory: str, prepared: PreparedRun) -> None:
     network = check_supported(directory, key)
     check_positions(prepared.config, key, network)
     tokenizer = read_tokenizer(directory, key)

@@ -1,7 +1,6 @@
 """Judging one model after another with three started groups: its own samples, gold responses, the teacher's samples, plain text."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from actors.groups.ensemble_group import EnsembleGroup
@@ -9,30 +8,30 @@ from actors.groups.learner_group import LearnerGroup
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from launch.groups import RESPONSES_IN_FLIGHT
-from launch.prepare import Prepared
+from launch.prepare import PreparedRun
 from minirl.data.examples import Example
-from minirl.evaluation.samples import Judged, PerSample
+from minirl.evaluation.samples import EvaluatedSamples, PerSample
 from minirl.evaluation.sets import EvaluationSet
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.training.on_policy_loop import sampling_requests
-from minirl.training.roles import Sampled
+from minirl.training.roles import SampledRollout
 from minirl.training.update import SupervisedItem
-from minirl.types import Rollout, Sequence
+from minirl.types import Rollout, TokenSequence
 
 T = TypeVar("T")
 
 
-class Measuring:
+class ModelMeasurer:
     """What the groups hold is judged: the learner's model, and for samples the engines' at `weight_version`."""
 
-    def __init__(self, prepared: Prepared, groups: tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]):
+    def __init__(self, prepared: PreparedRun, groups: tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]):
         self.prepared, self.config = prepared, prepared.config.stages.evaluate
         self.rollout, self.teacher, self.learner = groups
         self._kept: dict[str, list[SupervisedItem]] = {}
 
     def judge(
-        self, asked: EvaluationSet, *, teacher_share: float, weight_version: int, teachers_samples: list[list[Sequence]] | None
-    ) -> Judged:
+        self, asked: EvaluationSet, *, teacher_share: float, weight_version: int, teachers_samples: list[list[TokenSequence]] | None
+    ) -> EvaluatedSamples:
         """teachers_samples: [seeds][prompts], what ExAccErr compares with; None leaves it out."""
         rollouts, own = [], []
         for seed in self.config.seeds:
@@ -40,7 +39,7 @@ class Measuring:
             rollouts.append(one_seed)
             own.append(found)
         gold = [example.sequence for example in asked.examples if example.sequence.targets]
-        return Judged(
+        return EvaluatedSamples(
             texts=[texts_of(self.prepared, one_seed) for one_seed in rollouts],
             rollouts=rollouts,
             own=None if self.config.no_repeat_ngram else own,
@@ -70,10 +69,10 @@ class Measuring:
                 found += self.learner.diagnostics(items, tokens, top_k=self.config.top_k)
         return rollouts, found
 
-    def _on_teacher(self, asked: EvaluationSet, samples: list[list[Sequence]]) -> PerSample:
+    def _on_teacher(self, asked: EvaluationSet, samples: list[list[TokenSequence]]) -> PerSample:
         return [self._diagnosed(f"{asked.name} {seed}", one_seed) for seed, one_seed in zip(self.config.seeds, samples, strict=True)]
 
-    def _diagnosed(self, key: str, sequences: list[Sequence]) -> list[Diagnostics]:
+    def _diagnosed(self, key: str, sequences: list[TokenSequence]) -> list[Diagnostics]:
         """Of sequences that are the same for every model: the teacher scores them once, what Ray has no room for goes to its disk."""
         if key not in self._kept:
             scores = [score for part in _parts(sequences) for score in self.teacher.score(part, _lengths(part))]
@@ -90,8 +89,8 @@ def with_references(examples: list[Example]) -> list[Example]:
 
 
 def sample(
-    prepared: Prepared, rollout: RolloutGroup, examples: list[Example], *, seed: int, teacher_share: float, weight_version: int
-) -> list[Sampled]:
+    prepared: PreparedRun, rollout: RolloutGroup, examples: list[Example], *, seed: int, teacher_share: float, weight_version: int
+) -> list[SampledRollout]:
     """One response to each example, at the engine's temperature."""
     return rollout.sample(
         sampling_requests([example.prompt for example in examples], 1, seed, 0),
@@ -101,15 +100,15 @@ def sample(
     )
 
 
-def texts_of(prepared: Prepared, rollouts: list[Rollout]) -> list[str]:
+def texts_of(prepared: PreparedRun, rollouts: list[Rollout]) -> list[str]:
     """The responses as a person reads them, end tokens left out."""
     return prepared.tokenizer.batch_decode([one.response_tokens for one in rollouts], skip_special_tokens=True)
 
 
-def _parts(items: Items[T]) -> Iterator[Items[T]]:
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), RESPONSES_IN_FLIGHT):
         yield items[start : start + RESPONSES_IN_FLIGHT]
 
 
-def _lengths(sequences: Items[Sequence]) -> list[int]:
+def _lengths(sequences: Sequence[TokenSequence]) -> list[int]:
     return [len(sequence.tokens) for sequence in sequences]

@@ -14,7 +14,7 @@ import yaml
 
 from launch.config import STUDENT_STAGES, RunConfig
 from launch.experiment.subprocess import run_to_end
-from launch.observer import Watcher
+from launch.observer import Observer
 from minirl.config.experiment import ExperimentConfig, RowConfig
 from minirl.config.reader import validate_config
 from minirl.errors import InputError, RunError
@@ -48,8 +48,8 @@ class Experiment:
     <directory>/experiment.md, .json, .png
     """
 
-    def __init__(self, config: ExperimentConfig, watcher: Watcher):
-        self.config, self.watcher, self.directory = config, watcher, Path(config.directory)
+    def __init__(self, config: ExperimentConfig, observer: Observer):
+        self.config, self.observer, self.directory = config, observer, Path(config.directory)
         settings = merged(config.run, {"directory": str(self.directory / COMMON), "seed": config.common_seed, "stages": config.common})
         self.common = validate_config(RunConfig, settings)
 
@@ -64,19 +64,19 @@ class Experiment:
     def run(self, rows: list[str]) -> list[Table]:
         """Make what is missing, the first seed of every row before the second ones; then judge and report all that is there."""
         runs = sorted(self.runs(rows), key=lambda run: self.config.rows[run.row].seeds.index(run.seed))
-        self.watcher.total_of("experiment", len(runs), 0, "run")
-        self.watcher.doing("experiment", COMMON)
+        self.observer.stage_started("experiment", len(runs), 0, "run")
+        self.observer.doing("experiment", COMMON)
         self._command("run", self.common)
         for number, run in enumerate(runs):
-            self.watcher.reached(number)
+            self.observer.progressed(number)
             if self.finished(run) is None:
-                self.watcher.doing("experiment", run.name)
+                self.observer.doing("experiment", run.name)
                 self._command("run", run.config)
                 write_json(self._file(run), self._row(run))
             for unneeded in Path(run.config.directory).glob("*/checkpoints"):  # a gigabyte and more, of a run that goes on no further
                 shutil.rmtree(unneeded)
-        self.watcher.reached(len(runs))
-        self.watcher.doing("experiment", "evaluate")
+        self.observer.progressed(len(runs))
+        self.observer.doing("experiment", "evaluate")
         done = [run for run in self.runs([]) if self.finished(run)]
         self.evaluate(done)
         return self.report(done)

@@ -3,25 +3,25 @@
 from pathlib import Path
 
 from actors.groups.learner_group import LearnerGroup
-from launch.observer import Watcher
-from launch.prepare import Prepared
+from launch.observer import Observer
+from launch.prepare import PreparedRun
 from minirl.errors import InputError
 from minirl.training import checkpoint
 from minirl.training.log import MetricsLog
-from minirl.training.on_policy_loop import Driver
-from minirl.training.supervised_loop import SupervisedDriver
+from minirl.training.on_policy_loop import OnPolicyLoop
+from minirl.training.supervised_loop import SupervisedLoop
 
 
 class Stage:
     """`<directory>/<name>`. started_from: what it goes on from (weights, data), which a restart must find again. unit: what it counts."""
 
-    def __init__(self, prepared: Prepared, watcher: Watcher, name: str, unit: str, started_from: str):
-        self.prepared, self.watcher, self.name, self.started_from = prepared, watcher, name, started_from
+    def __init__(self, prepared: PreparedRun, observer: Observer, name: str, unit: str, started_from: str):
+        self.prepared, self.observer, self.name, self.started_from = prepared, observer, name, started_from
         self.directory, self.unit = prepared.directory / name, unit
-        self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=watcher.record)
+        self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=observer.record)
         self._checkpoints = self.directory / "checkpoints"
 
-    def resume(self, driver: Driver | SupervisedDriver) -> bool:
+    def resume(self, driver: OnPolicyLoop | SupervisedLoop) -> bool:
         """Bring the driver to where the newest checkpoint is. Returns whether anything is left to do."""
         self.driver, self._found = driver, checkpoint.latest(self._checkpoints)
         if self._found:
@@ -29,12 +29,12 @@ class Stage:
         if driver.finished:
             return False
         self.metrics.resume_at(driver.position)
-        self.watcher.total_of(self.name, driver.total, driver.position, self.unit)
+        self.observer.stage_started(self.name, driver.total, driver.position, self.unit)
         driver.watch.listener = self.doing
         return True
 
     def doing(self, what: str) -> None:
-        self.watcher.doing(self.name, what)
+        self.observer.doing(self.name, what)
 
     def start(self, learner: LearnerGroup) -> None:
         """Give the learner what the checkpoint holds of it."""

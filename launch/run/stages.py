@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from actors.groups.publishing import publish
+from actors.groups.publishing import make_publisher
 from actors.groups.rollout_group import RolloutGroup
 from launch.config import STUDENT_STAGES, on_policy_stage
 from launch.evaluation.evaluate import Evaluation
 from launch.evaluation.measure_model import sample, texts_of, with_references
 from launch.groups import Groups
-from launch.observer import Watcher
-from launch.prepare import Prepared
+from launch.observer import Observer
+from launch.prepare import PreparedRun
 from launch.run.on_policy import make_driver
 from launch.run.stage import Stage
 from launch.run.teacher_responses import TeacherResponses
@@ -18,15 +18,15 @@ from minirl.config.stages import SftConfig
 from minirl.evaluation.text import rouge_l
 from minirl.files import digest, write_json
 from minirl.model.loading import fingerprint
-from minirl.training.supervised_loop import SupervisedDriver
-from minirl.types import Sequence
+from minirl.training.supervised_loop import SupervisedLoop
+from minirl.types import TokenSequence
 
 
 class Recipe:
     """`run` takes the stages that the config names, in order; each goes on from the student that the one before it left."""
 
-    def __init__(self, prepared: Prepared, watcher: Watcher):
-        self.prepared, self.config, self.watcher = prepared, prepared.config, watcher
+    def __init__(self, prepared: PreparedRun, observer: Observer):
+        self.prepared, self.config, self.observer = prepared, prepared.config, observer
         self.teachers, self.student = prepared.teachers, prepared.student
 
     def run(self) -> None:
@@ -37,7 +37,7 @@ class Recipe:
                 if getattr(stages, name):
                     given.get(name, partial(self.on_policy, name))()
             if stages.evaluate:
-                rows = Evaluation(self.prepared, self.groups, self.watcher, self.teachers, self._models()).run()
+                rows = Evaluation(self.prepared, self.groups, self.observer, self.teachers, self._models()).run()
                 write_json(self.prepared.directory / "summary.json", rows)
 
     def sft_teacher(self) -> None:
@@ -53,20 +53,20 @@ class Recipe:
     def seqkd(self) -> None:
         config = self.config.stages.seqkd
         written = TeacherResponses(self.prepared, config, self.teachers, self.prepared.directory / "seqkd")
-        written.make(self.groups, self.watcher)
+        written.make(self.groups, self.observer)
         self.student = self._supervised("seqkd", config, self.student, written.sequences(), soft=config.soft, data=digest(written.rows))
 
-    def _gold(self) -> list[Sequence]:
+    def _gold(self) -> list[TokenSequence]:
         return [example.sequence for example in self.prepared.data.train]
 
     def _supervised(
-        self, name: str, config: SftConfig, model: str, train: list[Sequence], *, soft: SoftTargetsConfig | None = None, data: str = ""
+        self, name: str, config: SftConfig, model: str, train: list[TokenSequence], *, soft: SoftTargetsConfig | None = None, data: str = ""
     ) -> str:
         """Train `model` on given responses; returns the directory of the checkpoint with the lowest validation loss."""
         started_from = " ".join([fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data] if data else [])])
-        stage = Stage(self.prepared, self.watcher, name, "update", started_from)
+        stage = Stage(self.prepared, self.observer, name, "update", started_from)
         validation = [example.sequence for example in self.prepared.data.validation]
-        driver = SupervisedDriver(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
+        driver = SupervisedLoop(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
         best = str(stage.student("best"))
         if not stage.resume(driver):
             return best
@@ -86,14 +86,14 @@ class Recipe:
         """`best` is the student with the highest validation Rouge-L, `last` the final one."""
         kind = on_policy_stage(self.config, name)
         config = kind.config
-        stage = Stage(self.prepared, self.watcher, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
+        stage = Stage(self.prepared, self.observer, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
         driver = make_driver(self.prepared, kind, stage.metrics)
         source, self.student = self.student, str(stage.student(config.leaves))
         if not stage.resume(driver):
             return
         stage.doing("starting the rollout, teacher and learner groups")
-        with self.groups.all(source, self.teachers, on_policy=kind) as (rollout, teacher, learner):
-            driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+        with self.groups.rollout_teacher_learner(source, self.teachers, on_policy=kind) as (rollout, teacher, learner):
+            driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
             stage.start(learner)
             for progress in driver.run():
                 if driver.finished or progress.iteration % config.validate_every == 0:

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from actors.groups.rollout_group import RolloutGroup
-from actors.object_batches import split
+from actors.object_batches import split_into_batches
 from launch.groups import Groups
-from launch.observer import Watcher
-from launch.prepare import Prepared
+from launch.observer import Observer
+from launch.prepare import PreparedRun
 from minirl.config.stages import SeqkdConfig
 from minirl.data.examples import Example
 from minirl.files import drop_half_line, read_json_lines, write_json
 from minirl.model.loading import fingerprint
 from minirl.seeds import derive_seed
 from minirl.training.on_policy_loop import sampling_requests
-from minirl.types import SamplingRequest, Sequence
+from minirl.types import SamplingRequest, TokenSequence
 
 AT_ONCE = 512  # responses between two appends: what a kill may lose
 
@@ -29,12 +29,12 @@ class TeacherResponses:
     share of gold: those prompts are drawn once, from the run's seed, and get no response.
     """
 
-    def __init__(self, prepared: Prepared, config: SeqkdConfig, teachers: tuple[str, ...], directory: Path):
+    def __init__(self, prepared: PreparedRun, config: SeqkdConfig, teachers: tuple[str, ...], directory: Path):
         self.prepared, self.config, self.teachers, self.directory = prepared, config, teachers, directory
         self.rows, self.about = directory / "responses.jsonl", directory / "responses.json"
         self._gold, self._asked = _divide(prepared.data.train, config.gold_share, derive_seed(prepared.config.seed, "seqkd gold"))
 
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[TokenSequence]:
         """What the stage learns from: gold sequences of the one part of the prompts, the teacher's of the other."""
         return [example.sequence for example in self._gold] + [_sequence(row) for row in read_json_lines(self.rows)]
 
@@ -52,7 +52,7 @@ class TeacherResponses:
             "gold_share": self.config.gold_share,
         }
 
-    def make(self, groups: Groups, watcher: Watcher) -> None:
+    def make(self, groups: Groups, observer: Observer) -> None:
         """Sample what is not there yet. A file of other settings or weights is begun anew."""
         self.directory.mkdir(parents=True, exist_ok=True)
         provenance = json.loads(json.dumps(self.provenance()))
@@ -63,19 +63,19 @@ class TeacherResponses:
         wanted, done = sum(map(len, shares)), drop_half_line(self.rows)
         if done == wanted:
             return
-        watcher.total_of("seqkd", wanted, done, "response")
+        observer.stage_started("seqkd", wanted, done, "response")
         before = 0  # responses of the teachers that come before
         for teacher, requests in zip(self.teachers, shares, strict=True):
             if missing := requests[max(0, done - before) :]:
-                watcher.doing("seqkd", "starting the rollout group")
+                observer.doing("seqkd", "starting the rollout group")
                 with groups.rollout(teacher) as rollout, self.rows.open("a") as file:
-                    for batch in split(missing, AT_ONCE):
-                        watcher.doing("seqkd", f"the teacher's responses, {done} of {wanted}")
+                    for batch in split_into_batches(missing, AT_ONCE):
+                        observer.doing("seqkd", f"the teacher's responses, {done} of {wanted}")
                         for row in self._sample(rollout, batch):
                             file.write(json.dumps(row) + "\n")
                         file.flush()
                         done += len(batch)
-                        watcher.reached(done)
+                        observer.progressed(done)
             before += len(requests)
 
     def _shares(self) -> list[list[SamplingRequest]]:
@@ -110,6 +110,6 @@ def _divide(examples: list[Example], gold_share: float, seed: int) -> tuple[list
     return [e for i, e in enumerate(examples) if i in kept], [e for i, e in enumerate(examples) if i not in kept]
 
 
-def _sequence(row: dict[str, Any]) -> Sequence:
+def _sequence(row: dict[str, Any]) -> TokenSequence:
     tokens = np.array(row["prompt_tokens"] + row["response_tokens"], np.int64)
-    return Sequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]), row["teacher"])
+    return TokenSequence(tokens, np.arange(len(tokens)) >= len(row["prompt_tokens"]), row["teacher"])

@@ -3,7 +3,7 @@
 Every ratio compares two times of the same run on the same machine, so that it means the same on any machine. 1 is the limit.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -40,7 +40,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Measurements:
+class BenchResult:
     """One run of `minirl bench`.
 
     sharing: the roles in sets that stand on the same devices or cores, where one computes at the expense of the others; one set on a
@@ -125,7 +125,7 @@ class Ratio:
         return self.value < self.goal if self.at_most else self.value >= self.goal
 
 
-def ratios(m: Measurements) -> dict[str, Ratio]:
+def ratios(m: BenchResult) -> dict[str, Ratio]:
     bound = " + ".join(m.bound_by())
     mixed = m.alone["mixed"].rate * sum(1 / m.alone[name].rate for name in ("plain", "teacher_only"))
     overhead = median(driver_seconds(record) / record["time/iteration"] for record in m.iterations)
@@ -164,7 +164,7 @@ def sharing(places: dict[str, set]) -> list[list[str]]:
     return sets
 
 
-def padding_share(lengths: Items[int], workers: int, tokens_per_microbatch: int) -> float:
+def padding_share(lengths: Sequence[int], workers: int, tokens_per_microbatch: int) -> float:
     """The share of a step's computed tokens that is padding, for sequences of these lengths."""
     plans = plan_microbatches(lengths, workers, tokens_per_microbatch)
     computed = sum(len(batch) * max(lengths[i] for i in batch) for plan in plans for batch in plan if batch)
@@ -175,7 +175,7 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def advice(m: Measurements) -> str:
+def advice(m: BenchResult) -> str:
     """One sentence: what costs most beside the roles' own work, or where that has no fault, the part that is largest."""
     found = ratios(m)
     overhead, publishing = found["driver_overhead"].value, found["publish_share"].value
@@ -188,7 +188,7 @@ def advice(m: Measurements) -> str:
     return _advice_on_shared_cores(m) if m.shares_cores else _advice_on_own_devices(m)
 
 
-def _advice_on_own_devices(m: Measurements) -> str:
+def _advice_on_own_devices(m: BenchResult) -> str:
     slowest = m.slowest()
     idle = {role: m.idle(role) for role in ROLES}
     idlest = max(ROLES, key=idle.get)
@@ -202,7 +202,7 @@ def _advice_on_own_devices(m: Measurements) -> str:
     return f"{found}, {slowest} {percent(idle[slowest])} too: raise stages.distill.prompts_per_iteration, so that waiting weighs less"
 
 
-def _advice_on_shared_cores(m: Measurements) -> str:
+def _advice_on_shared_cores(m: BenchResult) -> str:
     """More workers or more overlap would take the cores from each other: only less work helps."""
     efficiency = ratios(m)["efficiency"]
     if m.max_staleness > 0 and not efficiency.met:
@@ -212,7 +212,7 @@ def _advice_on_shared_cores(m: Measurements) -> str:
     return f"{largest} {percent(share)} of an iteration: {_less_work(m, largest)}; roles share cores, so more workers do not help"
 
 
-def _less_work(m: Measurements, role: str) -> str:
+def _less_work(m: BenchResult, role: str) -> str:
     if role == "rollout":
         return "lower data.max_response_tokens"
     if role == "teacher":

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from minirl.bench.efficiency import ROLE_OF, ROLES, Measurements, Ratio, advice, percent, ratios
+from minirl.bench.efficiency import ROLE_OF, ROLES, BenchResult, Ratio, advice, percent, ratios
 from minirl.files import write_json
 from minirl.tables import Table
 
@@ -17,7 +17,7 @@ Part = tuple[str, str, float]  # of a bar: label, color, seconds
 SAMPLED = {"plain": "student alone", "teacher_only": "teacher alone", "mixed": "mixed"}
 
 
-def save(directory: Path, m: Measurements, about: dict[str, str]) -> list[Path]:
+def save(directory: Path, m: BenchResult, about: dict[str, str]) -> list[Path]:
     """Write bench.json, bench.md and bench.png; returns where they are. about: what was run and where, one line each."""
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / f"bench.{kind}" for kind in ("json", "md", "png")]
@@ -28,17 +28,17 @@ def save(directory: Path, m: Measurements, about: dict[str, str]) -> list[Path]:
     return files
 
 
-def tables(m: Measurements) -> list[Table]:
+def tables(m: BenchResult) -> list[Table]:
     return [_roles(m), _sampling(m), _verbs(m), _ratios(ratios(m)), _transport(m), _memory(m)]
 
 
-def markdown(m: Measurements, about: dict[str, str]) -> str:
+def markdown(m: BenchResult, about: dict[str, str]) -> str:
     parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in about.items()), "", f"**{advice(m)}**", ""]
     parts += [table.markdown() for table in tables(m)]
     return "\n".join([*parts, "![an iteration, by role and by verb](bench.png)", ""])
 
 
-def picture(m: Measurements, path: Path) -> None:
+def picture(m: BenchResult, path: Path) -> None:
     """Stacked bars over seconds of the median iteration: the roles alone, the verbs in the loop, and each role's busy and idle time."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
@@ -72,7 +72,7 @@ def _draw(axes: Axes, row: int, parts: list[Part], longest: float) -> None:
     axes.text(start + 0.01 * longest, row, "\n".join(narrow), ha="left", va="center", color="#333333", fontsize=8)
 
 
-def _bars(m: Measurements) -> dict[str, list[Part]]:
+def _bars(m: BenchResult) -> dict[str, list[Part]]:
     iteration = m.loop("time/iteration")
     alone = [(role, role, m.alone_seconds(role)) for role in ROLES]
     loop = [(verb, ROLE_OF.get(verb, verb), max(0.0, seconds)) for verb, seconds in m.verb_seconds().items()]
@@ -83,7 +83,7 @@ def _bars(m: Measurements) -> dict[str, list[Part]]:
     return bars
 
 
-def _roles(m: Measurements) -> Table:
+def _roles(m: BenchResult) -> Table:
     rows = [
         (
             role,
@@ -98,12 +98,12 @@ def _roles(m: Measurements) -> Table:
     return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
 
 
-def _sampling(m: Measurements) -> Table:
+def _sampling(m: BenchResult) -> Table:
     rows = [(label, _rate(m.alone[name].rate), _seconds(m.alone[name].seconds)) for name, label in SAMPLED.items()]
     return Table("Sampling equally long responses", ("from", "tok/s", "time"), rows)
 
 
-def _verbs(m: Measurements) -> Table:
+def _verbs(m: BenchResult) -> Table:
     iteration = m.loop("time/iteration")
     rows = [(verb, _seconds(seconds), percent(seconds / iteration, 1)) for verb, seconds in m.verb_seconds().items()]
     return Table("What the driver waited for", ("verb", "time", "share"), [*rows, ("iteration", _seconds(iteration), "100 %")])
@@ -117,7 +117,7 @@ def _ratios(found: dict[str, Ratio]) -> Table:
     return Table("Ratios to limits", ("ratio", "value", "goal", ""), rows)
 
 
-def _transport(m: Measurements) -> Table:
+def _transport(m: BenchResult) -> Table:
     alone = m.limits["publish"].seconds
     rows = [
         ("weights, one publish alone", _bytes(m.publish_bytes), _seconds(alone), f"{m.publish_bytes / alone / 1e9:.3g} GB/s"),
@@ -129,12 +129,12 @@ def _transport(m: Measurements) -> Table:
     return Table("Bytes moved", ("what", "size", "time", "speed"), rows)
 
 
-def _copy(m: Measurements) -> tuple[str, str]:
+def _copy(m: BenchResult) -> tuple[str, str]:
     seconds = m.limits["publish"].least
     return _seconds(seconds), f"{m.publish_bytes / seconds / 1e9:.3g} GB/s"
 
 
-def _memory(m: Measurements) -> Table:
+def _memory(m: BenchResult) -> Table:
     rows = [
         (f"{role} {worker}" if len(peaks) > 1 else role, _bytes(peak))
         for role, peaks in m.memory.items()

@@ -13,9 +13,9 @@ from minirl.data.records import read_rows
 from minirl.data.reference_files import check_ids, is_indexed, open_all
 from minirl.data.vocab import highest_id
 from minirl.errors import InputError
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
-_DOCUMENTS_AT_ONCE = 256
+_DOCUMENTS_PER_CALL = 256
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def block(self, index: int) -> Sequence:
+    def block(self, index: int) -> TokenSequence:
         """Block `index` with every token but the first, which nothing predicts, as a target."""
         return _sequence(self.blocks[index])
 
-    def held_out(self) -> list[Sequence]:
+    def held_out(self) -> list[TokenSequence]:
         """The test blocks, like `block`."""
         return [_sequence(block) for block in self.test_blocks]
 
@@ -96,13 +96,13 @@ def _block_count(config: CorpusConfig, tokens: int) -> int:
     return count
 
 
-def _sequence(block: np.ndarray) -> Sequence:
+def _sequence(block: np.ndarray) -> TokenSequence:
     tokens = block.astype(np.int64)
-    return Sequence(tokens, np.arange(len(tokens)) > 0)
+    return TokenSequence(tokens, np.arange(len(tokens)) > 0)
 
 
 def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[np.ndarray]:
-    while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+    while batch := list(islice(documents, _DOCUMENTS_PER_CALL)):
         for tokens in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids:
             yield np.array([*tokens, tokenizer.eos_token_id], np.int32)
 

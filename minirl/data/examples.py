@@ -15,7 +15,7 @@ from minirl.data.records import read_conversations
 from minirl.data.reference_files import is_indexed, tokenised_conversations
 from minirl.data.templates import Segment, Template, make_template
 from minirl.errors import InputError
-from minirl.types import Prompt, Sequence
+from minirl.types import Prompt, TokenSequence
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +29,7 @@ class Example:
     """
 
     prompt: Prompt
-    sequence: Sequence
+    sequence: TokenSequence
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Encoder:
         text = conversation.prompt_text
         prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher, text)
         targets = np.array(is_target + [True] * len(gold))
-        return Example(prompt, Sequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
+        return Example(prompt, TokenSequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
         if conversation.tokens is None:

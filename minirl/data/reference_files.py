@@ -26,7 +26,7 @@ from minirl.errors import InputError
 HEADER = struct.Struct("<9sQBQQ")
 MAGIC, VERSION = b"MMIDIDX\0\0", 1
 TYPES = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
-_SCANNED_AT_ONCE = 2**24
+_IDS_PER_SCAN = 2**24
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def open_indexed(path: Path) -> TokenFile:
 
 def check_ids(file: TokenFile, vocabulary: int, *, separators: bool, among: int | None = None) -> None:
     """Raises InputError where an id is not below `vocabulary`. separators: they may occur; among: only the first so many are read."""
-    for start in range(0, len(file.tokens) if among is None else among, _SCANNED_AT_ONCE):
-        part = np.asarray(file.tokens[start : start + _SCANNED_AT_ONCE])[: None if among is None else among - start]
+    for start in range(0, len(file.tokens) if among is None else among, _IDS_PER_SCAN):
+        part = np.asarray(file.tokens[start : start + _IDS_PER_SCAN])[: None if among is None else among - start]
         wrong = (part >= vocabulary) | (part < 0)
         if separators:
             wrong &= part != file.separator

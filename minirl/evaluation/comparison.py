@@ -63,7 +63,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparisonGroup:
     """Methods that are compared with one of them, the base."""
 
     base: Method
@@ -75,16 +75,16 @@ class Group:
         return f"Set {name}, against {self.base.about}{self.note}"
 
 
-def groups_of(methods: list[Method], baseline: str) -> list[Group]:
+def comparison_groups(methods: list[Method], baseline: str) -> list[ComparisonGroup]:
     """All against the baseline; then the changes of each row against that row, at the training seeds that they have."""
     named = {method.name: method for method in methods}
-    found, changed = [Group(named[baseline], methods)], {}
+    found, changed = [ComparisonGroup(named[baseline], methods)], {}
     for method in methods:
         if method.changes in named and set(method.seeds) <= set(named[method.changes].seeds):
             changed.setdefault((method.changes, *method.seeds), []).append(method)
     for (name, *seeds), group in changed.items():
         base = named[name].at(seeds)
-        found.append(Group(base, [base, *group], f" at training seed {', '.join(map(str, seeds))}"))
+        found.append(ComparisonGroup(base, [base, *group], f" at training seed {', '.join(map(str, seeds))}"))
     return found
 
 
@@ -128,7 +128,7 @@ def _kl_gain(ours: Scores, theirs: Scores) -> tuple[float, Interval]:
 
 def tables(methods: list[Method], baseline: str) -> list[Table]:
     """One a group and set, and what each method was given."""
-    found = [_of_set(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
+    found = [_of_set(group, name) for group in comparison_groups(methods, baseline) for name in group.base.sets]
     work = [
         (m.about, f"{m.target_tokens:,.0f}", f"{m.sampled_tokens:,.0f}", f"{m.training_seconds:.0f} s")
         for m in methods
@@ -138,10 +138,10 @@ def tables(methods: list[Method], baseline: str) -> list[Table]:
 
 def brief(methods: list[Method], baseline: str) -> list[Table]:
     """For a terminal of 80 columns: means, and differences from the baseline, starred where their interval leaves 0."""
-    return [_brief(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
+    return [_brief(group, name) for group in comparison_groups(methods, baseline) for name in group.base.sets]
 
 
-def _brief(group: Group, name: str) -> Table:
+def _brief(group: ComparisonGroup, name: str) -> Table:
     rows, base = [], group.base
     for method in group.methods:
         c, same = compare(method, base, name), method is base
@@ -155,7 +155,7 @@ def _star(gain: tuple[float, Interval], digits: int, is_baseline: bool) -> str:
     return "" if is_baseline else f"{mean:+.{digits}f}" + (" " if low <= 0 <= high else "*")
 
 
-def _of_set(group: Group, name: str) -> Table:
+def _of_set(group: ComparisonGroup, name: str) -> Table:
     rows, base = [], group.base
     for method in group.methods:
         c = compare(method, base, name)
@@ -182,7 +182,7 @@ def _gain(gain: tuple[float, Interval], digits: int) -> str:
 
 def picture(methods: list[Method], baseline: str) -> Figure:
     """Each method's difference from its base, Rouge-L and reverse KL side by side, one row of panels a group and set."""
-    rows = [(group, name) for group in groups_of(methods, baseline) for name in group.base.sets]
+    rows = [(group, name) for group in comparison_groups(methods, baseline) for name in group.base.sets]
     heights = [len(group.methods) - 1 for group, _ in rows]
     figure = Figure(figsize=(11, sum(0.9 + 0.3 * height for height in heights)), layout="constrained")
     panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=[2 + height for height in heights])

@@ -4,7 +4,7 @@ KL figures are exact, in nats, at temperature 1, over the whole shared vocabular
 of samples for which nothing was truncated or blocked.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,21 +14,21 @@ from minirl.evaluation.calibration import calibration
 from minirl.evaluation.exposure import FORMS, exposure_curve
 from minirl.evaluation.intervals import estimate, pooled
 from minirl.evaluation.positions import means_by_position
-from minirl.evaluation.samples import Judged, counts, flat, grid, sums
+from minirl.evaluation.samples import EvaluatedSamples, counts, flat, grid, sums
 from minirl.evaluation.sets import gold_words
 from minirl.evaluation.text import distinct_n, distinct_ngrams, repetition, rouge_l
 
 NGRAMS = (1, 2, 3, 4)
 GOLD_WORDS = ((0, 5), (6, 10), (11, None))  # the paper's classes of S-NI, by the length of the gold response
-Measures = dict[str, Any]
+ModelFigures = dict[str, Any]
 
 
-def rouge_scores(judged: Judged, references: Items[tuple[str, ...]]) -> np.ndarray:
+def rouge_scores(judged: EvaluatedSamples, references: Sequence[tuple[str, ...]]) -> np.ndarray:
     """[seeds, prompts]"""
     return np.array([[rouge_l(text, wanted) for text, wanted in zip(texts, references, strict=True)] for texts in judged.texts])
 
 
-def measures_of(judged: Judged, references: Items[tuple[str, ...]], scores: np.ndarray, *, top_k: int) -> Measures:
+def figures_of(judged: EvaluatedSamples, references: Sequence[tuple[str, ...]], scores: np.ndarray, *, top_k: int) -> ModelFigures:
     """scores: those of `rouge_scores`. A figure that was not measured is None."""
     return {
         "prompts": scores.shape[1],
@@ -47,7 +47,7 @@ def measures_of(judged: Judged, references: Items[tuple[str, ...]], scores: np.n
     }
 
 
-def _by_gold_words(scores: np.ndarray, references: Items[tuple[str, ...]]) -> list[Measures]:
+def _by_gold_words(scores: np.ndarray, references: Sequence[tuple[str, ...]]) -> list[ModelFigures]:
     words = np.array([gold_words(wanted) for wanted in references])
     rows = []
     for low, high in GOLD_WORDS:
@@ -57,7 +57,7 @@ def _by_gold_words(scores: np.ndarray, references: Items[tuple[str, ...]]) -> li
     return rows
 
 
-def _of_responses(judged: Judged) -> Measures:
+def _of_responses(judged: EvaluatedSamples) -> ModelFigures:
     texts = [text for one_seed in judged.texts for text in one_seed]
     rollouts = [rollout for one_seed in judged.rollouts for rollout in one_seed]
     tokens = [rollout.response_tokens.tolist() for rollout in rollouts]
@@ -72,7 +72,7 @@ def _of_responses(judged: Judged) -> Measures:
     }
 
 
-def _of_own_samples(judged: Judged) -> Measures:
+def _of_own_samples(judged: EvaluatedSamples) -> ModelFigures:
     own = judged.own
     if own is None:
         return dict.fromkeys(("reverse_kl", "reverse_kl_per_response", "kl_by_position"))
@@ -86,7 +86,7 @@ def _of_own_samples(judged: Judged) -> Measures:
     }
 
 
-def _of_gold(judged: Judged) -> Measures:
+def _of_gold(judged: EvaluatedSamples) -> ModelFigures:
     """None where no prompt has a gold response in tokens."""
     if not judged.gold:
         return dict.fromkeys(("forward_kl_gold", "reverse_kl_gold", "lm_loss_gold", "calibration"))
@@ -99,7 +99,7 @@ def _of_gold(judged: Judged) -> Measures:
     }
 
 
-def _exposure(judged: Judged) -> Measures | None:
+def _exposure(judged: EvaluatedSamples) -> ModelFigures | None:
     if judged.own is None or judged.on_teacher is None:
         return None
     own, teachers = (grid(rows, "forward_kl") for rows in (judged.own, judged.on_teacher))

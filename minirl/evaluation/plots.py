@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minirl.evaluation.figures import GOLD_WORDS, Measures
+from minirl.evaluation.figures import GOLD_WORDS, ModelFigures
 
 TEACHER = "teacher"
 GRAY = "#7f7f7f"
@@ -22,7 +22,7 @@ MOST_BANDS = 4  # more would cover one another
 FINISHED = {"zero": "finished responses count 0", "drop": "finished responses left out"}
 
 BARS = {"elinewidth": 1, "capsize": 2, "ecolor": INK}
-Models = dict[str, dict[str, Measures]]  # by model, then by set
+Models = dict[str, dict[str, ModelFigures]]  # by model, then by set
 
 
 def draw_all(models: Models, directory: Path) -> list[Path]:
@@ -121,7 +121,7 @@ def exposure_bias(models: Models) -> Figure | None:
     return figure
 
 
-def _curves(axes: Axes, looks: list[tuple[Measures, str, str, str]]) -> None:
+def _curves(axes: Axes, looks: list[tuple[ModelFigures, str, str, str]]) -> None:
     """(curve, model, color, style), with 95 % of a bootstrap: a band, or where bands would be too many a bar at the end."""
     for number, (curve, model, color, style) in enumerate(looks):
         percent, low, high = (np.array(curve[key], np.float64) for key in ("percent", "low", "high"))
@@ -136,7 +136,7 @@ def _curves(axes: Axes, looks: list[tuple[Measures, str, str, str]]) -> None:
     _tidy(axes)
 
 
-def _bars(axes: Axes, models: Models, labels: list[str], estimates: Callable[[dict[str, Measures]], list[Measures | None]]) -> None:
+def _bars(axes: Axes, models: Models, labels: list[str], estimates: Callable[[dict[str, ModelFigures]], list[ModelFigures | None]]) -> None:
     """A group of bars for each label, a bar for each model that has an estimate there."""
     width = 0.8 / len(models)
     for number, (model, color, _) in enumerate(_styled(models, models)):
@@ -197,5 +197,5 @@ def _prompts(models: Models, name: str) -> int:
     return next(iter(models.values()))[name]["prompts"]
 
 
-def _words(row: Measures) -> str:
+def _words(row: ModelFigures) -> str:
     return f"{row['low']} or more" if row["high"] is None else f"{row['low']} to {row['high']}"

@@ -1,6 +1,6 @@
 """Values of tokens by their place in the response: grids that keep samples and prompts apart, and means over what is alive at a place."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ class TokenGrid(NamedTuple):
         return np.arange(self.values.shape[-1]) < self.lengths[..., None]
 
 
-def token_grid(rows: Items[Items[np.ndarray]]) -> TokenGrid:
+def token_grid(rows: Sequence[Sequence[np.ndarray]]) -> TokenGrid:
     """rows: [samples][prompts] of one value a token."""
     lengths = np.array([[len(row) for row in sample] for sample in rows])
     values = np.zeros((*lengths.shape, lengths.max(initial=0)))

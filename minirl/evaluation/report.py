@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minirl.evaluation.figures import Measures
+from minirl.evaluation.figures import ModelFigures
 from minirl.evaluation.plots import draw_all
 from minirl.files import write_json
 from minirl.tables import Table
@@ -17,7 +17,7 @@ CAPTIONS = {
     "exposure_bias.png": "ExAccErr by length",
 }
 ROUNDING = 1e-6  # a KL of float32 that is nothing comes out as a few 1e-8, of either sign
-Columns = dict[str, Callable[[Measures], str]]
+Columns = dict[str, Callable[[ModelFigures], str]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EvaluatedModel:
     directory: str
     weights_sha256: dict[str, str]
     lm_loss_corpus: float | None
-    sets: dict[str, Measures]
+    sets: dict[str, ModelFigures]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ NOTE = (
 )
 
 
-def _mean(name: str) -> Callable[[Measures], str]:
+def _mean(name: str) -> Callable[[ModelFigures], str]:
     return lambda measures: _number((measures[name] or {}).get("mean"))
 
 
-def _interval(name: str) -> Callable[[Measures], str]:
+def _interval(name: str) -> Callable[[ModelFigures], str]:
     return lambda measures: "" if measures[name] is None else f"[{_number(measures[name]['low'])}, {_number(measures[name]['high'])}]"
 
 
@@ -112,7 +112,7 @@ DESCRIBED: Columns = {
 }
 
 
-def _by_gold_words(first: Measures) -> Columns:
+def _by_gold_words(first: ModelFigures) -> Columns:
     columns: Columns = {}
     for number, row in enumerate(first["rouge_l_by_gold_words"]):
         words = f">= {row['low']}" if row["high"] is None else f"{row['low']}-{row['high']}"
@@ -122,7 +122,7 @@ def _by_gold_words(first: Measures) -> Columns:
     return columns
 
 
-def _exposure(on_set: dict[str, Measures]) -> Columns:
+def _exposure(on_set: dict[str, ModelFigures]) -> Columns:
     """ExAccErr in both forms at the length to which all models have a curve."""
     curves = [m["exposure_bias"]["zero"]["percent"] for m in on_set.values() if m["exposure_bias"]]
     if not curves:
@@ -132,7 +132,7 @@ def _exposure(on_set: dict[str, Measures]) -> Columns:
     return {name: lambda m, form=form: _error_at(m, form, length) for form, name in names.items()}
 
 
-def _error_at(measures: Measures, form: str, length: int) -> str:
+def _error_at(measures: ModelFigures, form: str, length: int) -> str:
     if not measures["exposure_bias"]:
         return ""
     curve = measures["exposure_bias"][form]
@@ -140,7 +140,7 @@ def _error_at(measures: Measures, form: str, length: int) -> str:
     return percent and f"{percent} [{low}, {high}]"
 
 
-def _table(title: str, on_set: dict[str, Measures], columns: Columns) -> Table:
+def _table(title: str, on_set: dict[str, ModelFigures], columns: Columns) -> Table:
     cells = {column: [cell(measures) for measures in on_set.values()] for column, cell in columns.items()}
     cells = {column: values for column, values in cells.items() if any(values)}
     return Table(title, ("model", *cells), [(model, *row) for model, row in zip(on_set, zip(*cells.values(), strict=True), strict=True)])
@@ -153,7 +153,7 @@ def _number(value: float | None) -> str:
 Row = dict[str, float | int | None]
 
 
-def row_of(measures: Measures) -> Row:
+def row_of(measures: ModelFigures) -> Row:
     """A figure that was not measured is None."""
     rouge, reverse, per_response = (measures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response"))
     return {

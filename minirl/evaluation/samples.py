@@ -1,21 +1,20 @@
 """What one model said to one set of prompts and what was measured of it: kept as it is, so that other figures can be made of it later."""
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from minirl.evaluation.positions import TokenGrid, token_grid
 from minirl.model.token_diagnostics import Diagnostics
-from minirl.types import Prompt, Rollout, Sequence
+from minirl.types import Prompt, Rollout, TokenSequence
 
 PerSample = list[list[Diagnostics]]  # [seeds][prompts]
 DIAGNOSED = tuple(field.name for field in fields(Diagnostics))
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedSamples:
     """Lists [seeds][prompts]: texts, rollouts, and what student and teacher make of their tokens.
 
     own: of the model's own samples, None where something was blocked while they were sampled. on_teacher: of the teacher's samples, None
@@ -46,16 +45,16 @@ class Judged:
         return found
 
 
-def sequences_of(arrays: Mapping[str, np.ndarray], prompts: Items[Prompt]) -> list[list[Sequence]]:
+def sequences_of(arrays: Mapping[str, np.ndarray], prompts: Sequence[Prompt]) -> list[list[TokenSequence]]:
     """[seeds][prompts], from the `arrays` of a model that answered these prompts; the targets are the responses."""
     ends = arrays["lengths"].cumsum()[:-1]
     responses = iter(np.split(arrays["tokens"].astype(np.int64), ends))
     return [[_sequence(prompt, next(responses)) for prompt in prompts] for _ in arrays["lengths"]]
 
 
-def _sequence(prompt: Prompt, response: np.ndarray) -> Sequence:
+def _sequence(prompt: Prompt, response: np.ndarray) -> TokenSequence:
     tokens = np.concatenate([prompt.tokens, response])
-    return Sequence(tokens, np.arange(len(tokens)) >= len(prompt.tokens), prompt.teacher)
+    return TokenSequence(tokens, np.arange(len(tokens)) >= len(prompt.tokens), prompt.teacher)
 
 
 def sums(rows: PerSample, field: str) -> np.ndarray:
@@ -71,7 +70,7 @@ def grid(rows: PerSample, field: str) -> TokenGrid:
     return token_grid([[getattr(one, field) for one in prompts] for prompts in rows])
 
 
-def flat(rows: Items[Diagnostics], field: str) -> np.ndarray:
+def flat(rows: Sequence[Diagnostics], field: str) -> np.ndarray:
     return np.concatenate([getattr(one, field) for one in rows])
 
 

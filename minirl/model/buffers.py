@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Workspaces:
+class BufferPool:
     """Big buffers that outlive a pass on a CPU, where fresh memory costs more than the arithmetic done in it; an accelerator's
     allocator keeps them itself. A buffer is lent to one asker at a time, another gets a fresh one, so that passes may overlap.
     """

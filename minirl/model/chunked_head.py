@@ -1,7 +1,7 @@
 """The output heads of student and teacher and what they say of each target token, never with more than a chunk of logits in memory.
 
 One autograd function with its gradient written out: left to autograd, whole passes over [tokens, vocabulary] leave the cache and come
-from fresh memory, and cost more than the matrix products. A chunk's logits lie in workspaces that outlive the pass; all else is done in
+from fresh memory, and cost more than the matrix products. A chunk's logits lie in buffers that outlive the pass; all else is done in
 blocks of rows. The last chunk's logits are kept for the backward pass, which writes its gradient over them; those of earlier chunks are
 multiplied out again. Where a micro-batch's targets fit one chunk, nothing is.
 """
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from minirl.config.objective import DivergenceConfig
-from minirl.model.buffers import Workspaces
-from minirl.model.matmul import multiplied_narrow
+from minirl.model.buffers import BufferPool
+from minirl.model.matmul import multiplies_natively
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import Derivatives, RowBlocks, RowStatistics
 from minirl.model.teacher_ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, joined, teacher_logits_into
@@ -35,7 +35,7 @@ class HeadCall:
     under_teacher: bool
     divergence: DivergenceConfig | None
     chunk_tokens: int
-    workspaces: Workspaces
+    buffer_pool: BufferPool
     keep: bool
 
     def chunks(self) -> list[slice]:
@@ -59,7 +59,7 @@ def head_statistics(
     temperature: float = 1.0,
     under_teacher: bool = True,
     divergence: DivergenceConfig | None = None,
-    workspaces: Workspaces | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> TokenStatistics:
     """`token_statistics` of the N targets, from hidden states [N, d] and heads; at most `chunk_tokens` rows of logits exist at once.
 
@@ -73,7 +73,7 @@ def head_statistics(
         under_teacher,
         divergence,
         chunk_tokens,
-        workspaces or Workspaces(),
+        buffer_pool or BufferPool(),
         keep=torch.is_grad_enabled(),
     )
     return TokenStatistics(*_HeadStatistics.apply(hidden, student.weight, student.bias, student, call))
@@ -83,7 +83,7 @@ class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
         logits, parts, members = _Logits(call, student.vocabulary, hidden), [], []
-        with widened(student, hidden, call.workspaces) as head:
+        with widened(student, hidden, call.buffer_pool) as head:
             for chunk in call.chunks():
                 members.append(logits.fill(chunk, hidden, head))
                 parts += _statistics_of(logits, call)
@@ -108,7 +108,7 @@ class _HeadStatistics(torch.autograd.Function):
         total = _Gradients(hidden, student, trained=ctx.needs_input_grad[1])
         for chunk in reversed(ctx.call.chunks()):
             if logits.chunk != chunk:
-                with widened(student, hidden, ctx.call.workspaces) as head:
+                with widened(student, hidden, ctx.call.buffer_pool) as head:
                     logits.fill(chunk, hidden, head)
             total.add(chunk, _gradient_of(logits, ctx.rows, ctx.call, upstream, student))
         logits.give_back()
@@ -116,14 +116,14 @@ class _HeadStatistics(torch.autograd.Function):
 
 
 class _Logits:
-    """The logits of one chunk at a time, [n, V] each, in borrowed workspaces."""
+    """The logits of one chunk at a time, [n, V] each, in borrowed buffer_pool."""
 
     def __init__(self, call: HeadCall, width: int, hidden: Tensor):
         self._call, self._width, self.chunk = call, width, None
         names = ("student logits", "teacher logits")[: 1 if call.teacher_hidden is None else 2]
         size = max((chunk.stop - chunk.start) for chunk in call.chunks()) * width
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        self._buffers = {name: call.workspaces.take(name, size, dtype, hidden.device) for name in names}
+        self._buffers = {name: call.buffer_pool.take(name, size, dtype, hidden.device) for name in names}
 
     def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> MemberStatistics | None:
         """Several teachers' logits are their average's log-probs; what each says by itself is returned."""
@@ -131,7 +131,7 @@ class _Logits:
         student.logits_into(self.student, hidden[chunk], call.temperature)
         if call.teacher_hidden is None:
             return None
-        how = {"temperature": call.temperature, "workspaces": call.workspaces}
+        how = {"temperature": call.temperature, "buffer_pool": call.buffer_pool}
         return teacher_logits_into(self.teacher, call.teacher, call.teacher_hidden[chunk], call.targets[chunk], **how)
 
     @property
@@ -149,7 +149,7 @@ class _Logits:
 
     def give_back(self) -> None:
         for name, buffer in self._buffers.items():
-            self._call.workspaces.give(name, buffer)
+            self._call.buffer_pool.give(name, buffer)
         self._buffers = {}
 
     def _rows(self, name: str) -> Tensor:
@@ -237,13 +237,13 @@ def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def widened(head: OutputHead, hidden: Tensor, workspaces: Workspaces) -> Iterator[OutputHead]:
+def widened(head: OutputHead, hidden: Tensor, buffer_pool: BufferPool) -> Iterator[OutputHead]:
     """The head for a pass of products: on a CPU its weight is widened once, and not once a chunk."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    if multiplied_narrow(head.weight) or head.weight.dtype == dtype:
+    if multiplies_natively(head.weight) or head.weight.dtype == dtype:
         yield head
         return
     weight = head.weight[: head.vocabulary]
-    buffer = workspaces.take("student weight", weight.numel(), dtype, weight.device)
+    buffer = buffer_pool.take("student weight", weight.numel(), dtype, weight.device)
     yield replace(head, weight=buffer[: weight.numel()].view(weight.shape).copy_(weight))
-    workspaces.give("student weight", buffer)
+    buffer_pool.give("student weight", buffer)

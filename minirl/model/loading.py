@@ -140,7 +140,7 @@ def fingerprint(path: str) -> str:
     return f"{crc:08x}"
 
 
-def shape_of(path: str) -> str:
+def architecture_signature(path: str) -> str:
     """The same for two directories whose weights have the same names and shapes: their configs but for what says nothing of that."""
     told = AutoConfig.from_pretrained(path).to_dict()
     silent = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}

@@ -3,7 +3,7 @@
 Padding goes to the right: under causal attention no real token sees it, so no attention mask is needed and the fastest kernels apply.
 """
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heapreplace
 from typing import TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 T = TypeVar("T")
 
@@ -61,11 +61,11 @@ class MicroBatch:
         return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
 
 
-EMPTY = Sequence(np.zeros(2, np.int64), np.zeros(2, bool))
+EMPTY = TokenSequence(np.zeros(2, np.int64), np.zeros(2, bool))
 """Two tokens and no target: what a worker runs when it has nothing left and the others do."""
 
 
-def make_microbatch(sequences: Items[Sequence]) -> MicroBatch:
+def make_microbatch(sequences: Sequence[TokenSequence]) -> MicroBatch:
     sequences = sequences or [EMPTY]
     width = max(len(s.tokens) for s in sequences)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
@@ -76,7 +76,7 @@ def make_microbatch(sequences: Items[Sequence]) -> MicroBatch:
     return MicroBatch(input_ids, is_target, torch.tensor([len(s.tokens) for s in sequences]), is_target.sum(1))
 
 
-def split_by_tokens(indices: Items[int], lengths: Items[int], tokens_per_microbatch: int) -> list[list[int]]:
+def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], tokens_per_microbatch: int) -> list[list[int]]:
     """Length-sorted groups of at most `tokens_per_microbatch` tokens, padding included; a longer sequence stands alone."""
     groups: list[list[int]] = []
     for index in sorted(indices, key=lambda i: (-lengths[i], i)):
@@ -87,7 +87,7 @@ def split_by_tokens(indices: Items[int], lengths: Items[int], tokens_per_microba
     return groups
 
 
-def plan_microbatches(lengths: Items[int], workers: int, tokens_per_microbatch: int) -> list[list[list[int]]]:
+def plan_microbatches(lengths: Sequence[int], workers: int, tokens_per_microbatch: int) -> list[list[list[int]]]:
     """[worker][micro-batch] -> indices into `lengths`; balanced by tokens, and equally many micro-batches for every worker.
 
     The short lists are filled with empty micro-batches: under ZeRO-3 a worker that runs fewer passes hangs the others.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from minirl.errors import InputError
-from minirl.model.matmul import multiplied_narrow, product_into
+from minirl.model.matmul import matmul_into, multiplies_natively
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OutputHead:
 
     def logits_into(self, out: Tensor, hidden: Tensor, temperature: float = 1.0) -> None:
         """The same into `out` [N, vocabulary], whose dtype is that of the result, float32 or wider; without gradient."""
-        product_into(out, hidden, self.weight[: self.vocabulary])
+        matmul_into(out, hidden, self.weight[: self.vocabulary])
         self._finish(out, temperature)
 
     def _finish(self, logits: Tensor, temperature: float) -> Tensor:
@@ -44,7 +44,7 @@ class OutputHead:
     def constant_on(self, device: torch.device | str) -> "OutputHead":
         """The head for many products on this device: where they need a wide weight, it is widened here once."""
         weight = self.weight.to(device)
-        if not multiplied_narrow(weight):
+        if not multiplies_natively(weight):
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(device))
 

@@ -48,7 +48,7 @@ class Derivatives(NamedTuple):
 
 
 class RowBlocks:
-    """Blocks of rows of [n, V] and two workspaces of a block's size. divergence: (student, teacher) [rows, V] -> [rows]."""
+    """Blocks of rows of [n, V] and two buffers of a block's size. divergence: (student, teacher) [rows, V] -> [rows]."""
 
     def __init__(self, logits: Tensor, divergence: Callable[[Tensor, Tensor], Tensor] | None = None):
         self._divergence = divergence

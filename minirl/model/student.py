@@ -6,14 +6,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minirl.config.objective import DivergenceConfig
-from minirl.model.buffers import Workspaces
+from minirl.model.buffers import BufferPool
 from minirl.model.chunked_head import head_statistics
 from minirl.model.microbatch import MicroBatch, make_microbatch
 from minirl.model.output_head import OutputHead, student_head
 from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.token_diagnostics import TokenDiagnostics, token_diagnostics
 from minirl.objective.divergence import TokenStatistics
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 # Measured on AVX-512, both passes: plain products take a third of the time of SDPA at 100 tokens, as long at about 200, twice at 512.
 EAGER_WIDTH = 192
@@ -72,7 +72,7 @@ def packing_gap(model: PreTrainedModel) -> float:
     """
     draw = torch.Generator().manual_seed(0)
     tokens = [torch.randint(1, 64, (length,), generator=draw).numpy() for length in (48, 5)]
-    sequences = [Sequence(t, np.arange(len(t)) > 0) for t in tokens]
+    sequences = [TokenSequence(t, np.arange(len(t)) > 0) for t in tokens]
     both, alone = (make_microbatch(part).to(model.device) for part in (sequences, sequences[1:]))
     was_training = model.training
     model.eval()
@@ -92,7 +92,7 @@ class StudentHead(nn.Module):
         self.weight, self.bias = own.weight, own.bias
         self.scale, self.soft_cap, self.vocabulary, self.chunk_tokens = own.scale, own.soft_cap, vocabulary, chunk_tokens
         self.teacher_head = teacher_head
-        self.workspaces = Workspaces()
+        self.buffer_pool = BufferPool()
 
     @property
     def student(self) -> OutputHead:
@@ -117,7 +117,7 @@ class StudentHead(nn.Module):
                 teacher_hidden=teacher_hidden,
                 top_k=top_k,
                 chunk_tokens=self.chunk_tokens,
-                workspaces=self.workspaces,
+                buffer_pool=self.buffer_pool,
             )
         return head_statistics(
             hidden,
@@ -129,5 +129,5 @@ class StudentHead(nn.Module):
             temperature=temperature,
             under_teacher=under_teacher,
             divergence=divergence,
-            workspaces=self.workspaces,
+            buffer_pool=self.buffer_pool,
         )

@@ -7,7 +7,7 @@ one alone speaks (each record has its teacher) p is that one's. Each teacher's c
 
 Worked example, three targets, teacher 0 speaking for the first two (weight 1), teacher 1 for the last two (weight 3):
 
-    speaks    [[1, 0], [1, 1], [0, 1]]         hidden  ([2, d_0], [2, d_1])
+    active    [[1, 0], [1, 1], [0, 1]]         hidden  ([2, d_0], [2, d_1])
     shares    [[1, 0], [1/4, 3/4], [0, 1]]     p(.|s_1) = p_0 / 4 + 3 p_1 / 4
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirl.model.buffers import Workspaces
+from minirl.model.buffers import BufferPool
 from minirl.model.loading import read_head
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import RowBlocks
@@ -34,10 +34,10 @@ class MemberStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class EnsembleStates:
-    """The teachers' hidden states for N targets. hidden: of teacher k the [N_k, d_k] for which it speaks; speaks: bool [N, K]."""
+    """The teachers' hidden states for N targets. hidden: of teacher k the [N_k, d_k] for which it speaks; active: bool [N, K]."""
 
     hidden: tuple[Tensor, ...]
-    speaks: np.ndarray
+    active: np.ndarray
 
     @classmethod
     def of(cls, scores: list[EnsembleScores], device: str) -> "EnsembleStates":
@@ -46,20 +46,20 @@ class EnsembleStates:
         for member in zip(*(s.scores for s in scores), strict=True):
             spoken = [tensor_of(s.hidden) for s in member if s is not None]
             hidden.append(torch.cat(spoken).to(device) if spoken else torch.empty(0, 0, device=device))
-        return cls(tuple(hidden), spoken_for(scores))
+        return cls(tuple(hidden), active_teachers(scores))
 
     def __getitem__(self, rows: slice) -> "EnsembleStates":
-        before, within = self.speaks[: rows.start].sum(0), self.speaks[rows].sum(0)
+        before, within = self.active[: rows.start].sum(0), self.active[rows].sum(0)
         hidden = tuple(h[b : b + w] for h, b, w in zip(self.hidden, before, within, strict=True))
-        return EnsembleStates(hidden, self.speaks[rows])
+        return EnsembleStates(hidden, self.active[rows])
 
 
-def spoken_for(scores: list[EnsembleScores]) -> np.ndarray:
+def active_teachers(scores: list[EnsembleScores]) -> np.ndarray:
     """bool [N, K]: which teacher speaks for which of the sequences' targets. Raises ValueError where nobody does."""
-    speaks = np.array([[member is not None for member in s.scores] for s in scores])
-    if not speaks.any(1).all():
+    active = np.array([[member is not None for member in s.scores] for s in scores])
+    if not active.any(1).all():
         raise ValueError("no teacher speaks for a sequence, so there is nothing to learn from it")
-    return np.repeat(speaks, [next(len(member.logprobs) for member in s.scores if member is not None) for s in scores], axis=0)
+    return np.repeat(active, [next(len(member.logprobs) for member in s.scores if member is not None) for s in scores], axis=0)
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class TeacherEnsemble:
     weights: tuple[float, ...]
 
     def logprobs_into(
-        self, out: Tensor, states: EnsembleStates, targets: Tensor, temperature: float, workspaces: Workspaces
+        self, out: Tensor, states: EnsembleStates, targets: Tensor, temperature: float, buffer_pool: BufferPool
     ) -> MemberStatistics:
         """Write the average's log-probs into `out` [n, V] and return what each teacher says of the targets [n]; without gradient."""
-        shares = states.speaks * np.array(self.weights)
+        shares = states.active * np.array(self.weights)
         with np.errstate(divide="ignore"):
             log_shares = torch.from_numpy(np.log(shares / shares.sum(1, keepdims=True))).to(out)
         found = MemberStatistics(*(torch.full_like(log_shares, torch.nan) for _ in MemberStatistics._fields))
         out.fill_(-torch.inf)
-        blocks, scratch = RowBlocks(out), workspaces.take("member logits", out.numel(), out.dtype, out.device)
+        blocks, scratch = RowBlocks(out), buffer_pool.take("member logits", out.numel(), out.dtype, out.device)
         for k, head in enumerate(self.heads):
-            rows = torch.from_numpy(np.flatnonzero(states.speaks[:, k])).to(out.device)
+            rows = torch.from_numpy(np.flatnonzero(states.active[:, k])).to(out.device)
             if not len(rows):
                 continue
             logits = scratch[: len(rows) * out.shape[1]].view(len(rows), -1)
@@ -91,7 +91,7 @@ class TeacherEnsemble:
             for block in blocks.slices(len(rows)):
                 own = logits[block].add_(shift[block, None])
                 out[rows[block]] = torch.logaddexp(out[rows[block]], own)
-        workspaces.give("member logits", scratch)
+        buffer_pool.give("member logits", scratch)
         return found
 
 
@@ -102,11 +102,11 @@ def teacher_logits_into(
     targets: Tensor,
     *,
     temperature: float,
-    workspaces: Workspaces,
+    buffer_pool: BufferPool,
 ) -> MemberStatistics | None:
     """One teacher's logits into `out` [n, V], or the log-probs of the average of several and what each of them says by itself."""
     if isinstance(teacher, TeacherEnsemble):
-        return teacher.logprobs_into(out, states, targets, temperature, workspaces)
+        return teacher.logprobs_into(out, states, targets, temperature, buffer_pool)
     return teacher.logits_into(out, states, temperature)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minirl.model.buffers import Workspaces
+from minirl.model.buffers import BufferPool
 from minirl.model.chunked_head import widened
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import RowBlocks
@@ -66,23 +66,23 @@ def token_diagnostics(
     teacher_hidden: Tensor | EnsembleStates,
     top_k: int,
     chunk_tokens: int,
-    workspaces: Workspaces | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> TokenDiagnostics:
     """hidden: [N, d]; teacher_hidden: [N, d_teacher]; targets: [N]. At most `chunk_tokens` rows of logits exist at once."""
-    workspaces, parts, members = workspaces or Workspaces(), [], []
+    buffer_pool, parts, members = buffer_pool or BufferPool(), [], []
     names, width = ("student logits", "teacher logits"), student.vocabulary
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    buffers = [workspaces.take(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
-    with widened(student, hidden, workspaces) as head:
+    buffers = [buffer_pool.take(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
+    with widened(student, hidden, buffer_pool) as head:
         for start in range(0, max(len(hidden), 1), chunk_tokens):
             chunk = slice(start, min(start + chunk_tokens, len(hidden)))
             logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
             head.logits_into(logits[0], hidden[chunk])
-            how = {"temperature": 1.0, "workspaces": workspaces}
+            how = {"temperature": 1.0, "buffer_pool": buffer_pool}
             members.append(teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], **how))
             parts += _of_chunk(*logits, targets[chunk], top_k)
     for name, buffer in zip(names, buffers, strict=True):
-        workspaces.give(name, buffer)
+        buffer_pool.give(name, buffer)
     member_logprobs, member_log_normalizers = joined(members)
     whole = [torch.cat(field) for field in zip(*parts, strict=True) if field[0] is not None]
     return TokenDiagnostics(*whole, member_logprobs, member_log_normalizers)

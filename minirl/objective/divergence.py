@@ -56,7 +56,7 @@ def _total_variation(student: Tensor, teacher: Tensor, config: DivergenceConfig)
     return (student.exp() - teacher.exp()).abs().sum(-1) / 2
 
 
-class Kind(NamedTuple):
+class DivergenceKind(NamedTuple):
     """rows: (log q, log p, config) -> [N], differentiable in the student. order: the power of a small difference of logits with which
     it grows; the temperature to that power keeps the loss's size when it divides the logits.
     """
@@ -65,14 +65,14 @@ class Kind(NamedTuple):
     order: int = 2
 
 
-KINDS = {
-    "forward_kl": Kind(_forward_kl),
-    "reverse_kl": Kind(_reverse_kl),
-    "jsd": Kind(_jsd),
-    "skew_forward_kl": Kind(_skew_forward_kl),
-    "skew_reverse_kl": Kind(_skew_reverse_kl),
-    "logit_mse": Kind(_logit_mse),
-    "total_variation": Kind(_total_variation, order=1),
+DIVERGENCES = {
+    "forward_kl": DivergenceKind(_forward_kl),
+    "reverse_kl": DivergenceKind(_reverse_kl),
+    "jsd": DivergenceKind(_jsd),
+    "skew_forward_kl": DivergenceKind(_skew_forward_kl),
+    "skew_reverse_kl": DivergenceKind(_skew_reverse_kl),
+    "logit_mse": DivergenceKind(_logit_mse),
+    "total_variation": DivergenceKind(_total_variation, order=1),
 }
 
 
@@ -83,7 +83,7 @@ def divergence_of(student_logits: Tensor, teacher_logits: Tensor, config: Diverg
     grows it tends to half of `logit_mse` for the KLs, beta (1 - beta) times that for jsd, (1 - skew)^2 times for the skew kinds; total
     variation times tau to half the mean absolute difference of centred logits.
     """
-    kind, softer = KINDS[config.kind], divided_by / config.temperature
+    kind, softer = DIVERGENCES[config.kind], divided_by / config.temperature
     student, teacher = ((logits if softer == 1.0 else logits * softer).log_softmax(-1) for logits in (student_logits, teacher_logits))
     return config.temperature**kind.order * kind.rows(student, teacher, config)
 

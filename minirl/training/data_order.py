@@ -8,7 +8,7 @@ from minirl.errors import InputError
 from minirl.seeds import derive_seed
 
 
-class Cursor:
+class DataOrder:
     """Yields indices below `size` in epochs; each epoch visits every index once, in an order of its own.
 
     The order follows from (seed, epoch) alone, so the whole state is four integers.

@@ -25,24 +25,24 @@ from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig, GkdConfig
 from minirl.objective.credit import whitening_statistics
 from minirl.seeds import derive_seed, sampling_seed
-from minirl.training.data_order import Cursor
+from minirl.training.data_order import DataOrder
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch, iteration_record
-from minirl.training.roles import Collection, GivenSequences, Learners, Publication, Rollouts, Sampled, Teachers
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
+from minirl.training.roles import GivenSequences, OnPolicyLearner, PendingRollouts, PendingWeights, SampledRollout, Sampler, Scorer
+from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import Prompt, RolloutSummary, SamplingRequest
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingIteration:
     """An iteration on its way, and where the prompts stood before it: a resume asks for it anew."""
 
-    collection: Collection
+    collection: PendingRollouts
     prompt_cursor: dict[str, Any]
 
 
 @dataclass
-class Progress:
+class OnPolicyProgress:
     """Where a run stands; with the learner's own state, all that a checkpoint needs."""
 
     iteration: int = 0
@@ -54,7 +54,7 @@ class Progress:
     cursors: dict[str, Any] = field(default_factory=dict)
 
 
-class Driver:
+class OnPolicyLoop:
     """The loop over the training prompts; `connect` it to the groups, then `run`.
 
     given: sequences that each update learns from besides, `given_per_update` of them: blocks of plain text for the pre-training loss, or
@@ -78,15 +78,15 @@ class Driver:
         self.soft = isinstance(config, GkdConfig)
         self.prompts, self.given, self.given_per_update = prompts, given, given_per_update
         self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
-        self.progress = Progress()
-        self.prompt_cursor = Cursor(len(prompts), derive_seed(seed, "prompts"))
-        self.given_cursor = Cursor(len(given), derive_seed(seed, "given")) if given and given_per_update else None
+        self.progress = OnPolicyProgress()
+        self.prompt_cursor = DataOrder(len(prompts), derive_seed(seed, "prompts"))
+        self.given_cursor = DataOrder(len(given), derive_seed(seed, "given")) if given and given_per_update else None
         self.watch = Stopwatch()
-        self.begun: deque[Begun] = deque()
-        self.publication: Publication | None = None
+        self.begun: deque[PendingIteration] = deque()
+        self.publication: PendingWeights | None = None
         self.effort: dict[str, float] = {}
 
-    def connect(self, rollout: Rollouts, teacher: Teachers, learner: Learners, *, publish: Callable[[int], Publication]) -> None:
+    def connect(self, rollout: Sampler, teacher: Scorer, learner: OnPolicyLearner, *, publish: Callable[[int], PendingWeights]) -> None:
         """`publish(version)` sends the learner's weights on their way into the rollout group."""
         self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
@@ -103,7 +103,7 @@ class Driver:
     def finished(self) -> bool:
         return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
 
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Iterator[OnPolicyProgress]:
         """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
         self.publish()
         while not self.finished:
@@ -118,7 +118,7 @@ class Driver:
             self.progress.iteration += 1
             yield self.progress
 
-    def sample(self) -> list[Sampled]:
+    def sample(self) -> list[SampledRollout]:
         """The rollouts of this iteration; those of the next `max_staleness` ones are begun too."""
         with self.watch("sample"):
             last = min(self.progress.iteration + self.config.max_staleness, self.config.iterations - 1)
@@ -136,7 +136,7 @@ class Driver:
             max_response_tokens=self.max_response_tokens,
             weight_version=self.progress.weight_version,
         )
-        self.begun.append(Begun(collection, cursor))
+        self.begun.append(PendingIteration(collection, cursor))
 
     def score(self) -> list[Any]:
         with self.watch("score"):
@@ -145,14 +145,14 @@ class Driver:
         self.effort = collection.effort
         return scores
 
-    def credit(self, sampled: list[Sampled], scores: list[Any]) -> list[np.ndarray] | None:
+    def credit(self, sampled: list[SampledRollout], scores: list[Any]) -> list[np.ndarray] | None:
         with self.watch("credit"):
             if self.objective.credit == "live":
                 return None
             items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
             return self.learner.frozen_advantages(items, [s.summary.tokens for s in sampled])
 
-    def update(self, sampled: list[Sampled], scores: list[Any], advantages: list[np.ndarray] | None) -> list[dict]:
+    def update(self, sampled: list[SampledRollout], scores: list[Any], advantages: list[np.ndarray] | None) -> list[dict]:
         items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
         if advantages is not None:
             items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
@@ -185,7 +185,7 @@ class Driver:
             if awaited:
                 awaited.wait()
 
-    def _staleness(self, sampled: list[Sampled]) -> int:
+    def _staleness(self, sampled: list[SampledRollout]) -> int:
         """How many publishes ago the oldest of these rollouts was sampled."""
         return self.progress.weight_version - min(s.summary.weight_version for s in sampled)
 
@@ -205,19 +205,19 @@ class Driver:
             scores = self.teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
         return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
 
-    def _scale(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> UpdateScale:
+    def _scale(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> LossDivisors:
         given = sum(i.sequence.targets for i in supervised)
         if self.soft:  # one mean over the tokens of both
             count = float(max(1, given + sum(s.response_tokens for s in summaries)))
-            return UpdateScale(count, count)
+            return LossDivisors(count, count)
         kept = [s for s in summaries if self.objective.truncated == "keep" or not s.truncated]
         count = len(kept) if self.objective.reduction == "response" else sum(s.response_tokens for s in kept)
         whitening = None
         if self.objective.whiten:
             whitening = whitening_statistics(advantages, self.max_response_tokens)
-        return UpdateScale(float(max(1, count)), float(max(1, given)), whitening)
+        return LossDivisors(float(max(1, count)), float(max(1, given)), whitening)
 
-    def log(self, sampled: list[Sampled], logged: list[dict], staleness: int, elapsed: float) -> None:
+    def log(self, sampled: list[SampledRollout], logged: list[dict], staleness: int, elapsed: float) -> None:
         progress = self.progress
         effort = self.effort | {"publish/bytes": self.publication.bytes}
         record = iteration_record([s.summary for s in sampled], logged, effort, self.config.epochs_per_iteration)
@@ -238,7 +238,7 @@ class Driver:
         return vars(self.progress) | {"cursors": cursors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.progress = Progress(**state)
+        self.progress = OnPolicyProgress(**state)
         self.progress.weight_version -= 1  # `run` publishes once more what that version was
         self.prompt_cursor.load_state_dict(state["cursors"]["prompts"])
         if self.given_cursor:

@@ -11,17 +11,17 @@ from typing import Any, Protocol
 
 from minirl.config.stages import SftConfig
 from minirl.seeds import derive_seed
-from minirl.training.data_order import Cursor
+from minirl.training.data_order import DataOrder
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch
-from minirl.training.roles import Teachers
-from minirl.training.update import SupervisedItem, UpdateScale, UpdateStep
-from minirl.types import Sequence
+from minirl.training.roles import Scorer
+from minirl.training.update import LossDivisors, SupervisedItem, UpdateStep
+from minirl.types import TokenSequence
 
 PER_TOKEN = ("divergence", "hard")
 
 
-class Learners(Protocol):
+class SupervisedLearner(Protocol):
     def update(self, step: UpdateStep, on_policy: list, supervised: list[SupervisedItem], tokens: list[int]) -> dict: ...
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]: ...
 
@@ -38,17 +38,19 @@ class SupervisedProgress:
     cursors: dict[str, Any] = field(default_factory=dict)
 
 
-class SupervisedDriver:
+class SupervisedLoop:
     """The loop over fixed sequences; `connect` it to the groups, then `run`. name: of the stage, whose data order is its own."""
 
-    def __init__(self, config: SftConfig, *, name: str, train: list[Sequence], validation: list[Sequence], seed: int, metrics: MetricsLog):
+    def __init__(
+        self, config: SftConfig, *, name: str, train: list[TokenSequence], validation: list[TokenSequence], seed: int, metrics: MetricsLog
+    ):
         self.config, self.metrics = config, metrics
         self.train, self.validation = ([sequence for sequence in part if sequence.targets] for part in (train, validation))
-        self.cursor = Cursor(len(self.train), derive_seed(seed, name))
+        self.cursor = DataOrder(len(self.train), derive_seed(seed, name))
         self.progress = SupervisedProgress()
         self.watch = Stopwatch()
 
-    def connect(self, learner: Learners, teacher: Teachers | None = None) -> None:
+    def connect(self, learner: SupervisedLearner, teacher: Scorer | None = None) -> None:
         self.learner, self.teacher = learner, teacher
         self._validation_items: list[SupervisedItem] = []
 
@@ -88,7 +90,7 @@ class SupervisedDriver:
         targets = sum(item.sequence.targets for item in items)
         rate = learning_rate(self.config, self.progress.updates, self.total)
         with self.watch("update"):
-            step = UpdateStep(0, self.progress.updates, rate, UpdateScale(supervised=float(targets)))
+            step = UpdateStep(0, self.progress.updates, rate, LossDivisors(supervised=float(targets)))
             sums = self.learner.update(step, [], items, [])
         self.progress.target_tokens += targets
         tokens = sum(len(item.sequence.tokens) for item in items)
@@ -114,7 +116,7 @@ class SupervisedDriver:
             progress.best_loss, progress.best_update = loss, progress.updates
         return {"eval/validation_loss": loss}
 
-    def _scored(self, sequences: list[Sequence]) -> list[SupervisedItem]:
+    def _scored(self, sequences: list[TokenSequence]) -> list[SupervisedItem]:
         if self.teacher is None:
             return [SupervisedItem(sequence) for sequence in sequences]
         with self.watch("score"):

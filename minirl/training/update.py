@@ -1,10 +1,9 @@
 """One optimizer step, micro-batch by micro-batch: what goes in, its loss, and the sums that are logged.
 
-Every loss is a sum over tokens; `UpdateScale` holds the counts of the whole step, over all workers and micro-batches, that divide it.
+Every loss is a sum over tokens; `LossDivisors` holds the counts of the whole step, over all workers and micro-batches, that divide it.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.model.microbatch import MicroBatch, make_microbatch
-from minirl.model.teacher_ensemble import EnsembleStates, spoken_for
+from minirl.model.teacher_ensemble import EnsembleStates, active_teachers
 from minirl.model.token_diagnostics import Diagnostics, TokenDiagnostics
 from minirl.objective.credit import whiten
 from minirl.objective.divergence import TokenStatistics
 from minirl.objective.losses import importance_ratios, pretrain_loss, soft_target_loss
 from minirl.objective.mixture import mixture_logprobs
 from minirl.objective.on_policy import advantages_of, kept_mask, on_policy_losses
-from minirl.types import EnsembleScores, Rollout, Sequence, TeacherScores, tensor_of
+from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence, tensor_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class OnPolicyItem:
     advantages: np.ndarray | None = None
 
     @property
-    def sequence(self) -> Sequence:
+    def sequence(self) -> TokenSequence:
         return self.rollout.sequence
 
 
@@ -40,12 +39,12 @@ class OnPolicyItem:
 class SupervisedItem:
     """A sequence with given targets: gold responses or plain text; scores only where the teacher's distribution is asked for."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     scores: TeacherScores | EnsembleScores | None = None
 
 
 @dataclass(frozen=True)
-class UpdateScale:
+class LossDivisors:
     """Counts of one optimizer step. on_policy: response tokens or responses; supervised: target tokens; whitening: mean and variance."""
 
     on_policy: float = 1.0
@@ -63,7 +62,7 @@ class UpdateStep:
     iteration: int
     update: int
     learning_rate: float
-    scale: UpdateScale
+    scale: LossDivisors
     check_behavior: bool = False
 
 
@@ -74,7 +73,7 @@ Sums = dict[str, Tensor]
 
 def forward(
     student: Student,
-    items: Items[OnPolicyItem | SupervisedItem],
+    items: Sequence[OnPolicyItem | SupervisedItem],
     device: str,
     temperature: float,
     *,
@@ -85,7 +84,7 @@ def forward(
     return batch, student(batch, hidden, temperature, under_teacher, divergence)
 
 
-def diagnose(student: Student, items: Items[OnPolicyItem | SupervisedItem], device: str, top_k: int) -> tuple[list[Diagnostics], Sums]:
+def diagnose(student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int) -> tuple[list[Diagnostics], Sums]:
     """What an evaluation asks of each sequence's targets, and the teacher's checksum; every item has scores. No gradient."""
     batch, hidden = _inputs(items, device)
     if not items:
@@ -95,7 +94,7 @@ def diagnose(student: Student, items: Items[OnPolicyItem | SupervisedItem], devi
     return tokens.split(batch.counts.tolist()), teacher_gap(tokens, [item.scores for item in items], device)
 
 
-def _inputs(items: Items[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
+def _inputs(items: Sequence[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
     hidden = None
     if items and isinstance(items[0].scores, EnsembleScores):
         hidden = EnsembleStates.of([item.scores for item in items], device)
@@ -108,7 +107,7 @@ def on_policy_loss(
     student: Student,
     items: list[OnPolicyItem],
     config: ObjectiveConfig,
-    scale: UpdateScale,
+    scale: LossDivisors,
     *,
     device: str,
     temperature: float,
@@ -156,7 +155,7 @@ def on_policy_loss(
 
 
 def supervised_loss(
-    student: Student, items: list[SupervisedItem], scale: UpdateScale, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
+    student: Student, items: list[SupervisedItem], scale: LossDivisors, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
 ) -> tuple[Tensor, Sums]:
     """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log."""
     batch, tokens = forward(student, items, device, 1.0)
@@ -170,7 +169,7 @@ def supervised_loss(
 
 def soft_update_loss(
     student: Student,
-    items: Items[OnPolicyItem | SupervisedItem],
+    items: Sequence[OnPolicyItem | SupervisedItem],
     config: SoftTargetsConfig,
     divisor: float,
     *,
@@ -210,21 +209,21 @@ def frozen_advantages(
     return advantages, teacher_gap(tokens, [i.scores for i in items], device)
 
 
-def teacher_gap(tokens: TokenStatistics | TokenDiagnostics, scores: Items[TeacherScores | EnsembleScores], device: str) -> Sums:
+def teacher_gap(tokens: TokenStatistics | TokenDiagnostics, scores: Sequence[TeacherScores | EnsembleScores], device: str) -> Sums:
     """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size;
     of several teachers the largest of each one's own.
     """
     if not isinstance(scores[0], EnsembleScores):
         return {"teacher_gap_max": _gap(tokens.teacher_logprobs, tokens.teacher_log_normalizers, scores, device)}
-    gaps, speaks = [], torch.from_numpy(spoken_for(scores)).to(device)
+    gaps, active = [], torch.from_numpy(active_teachers(scores)).to(device)
     for k, member in enumerate(zip(*(s.scores for s in scores), strict=True)):
-        spoken, rows = [s for s in member if s is not None], speaks[:, k]
+        spoken, rows = [s for s in member if s is not None], active[:, k]
         if spoken:
             gaps.append(_gap(tokens.member_logprobs[rows, k], tokens.member_log_normalizers[rows, k], spoken, device))
     return {"teacher_gap_max": torch.stack(gaps).max()}
 
 
-def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Items[TeacherScores], device: str) -> Tensor:
+def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Sequence[TeacherScores], device: str) -> Tensor:
     """The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too."""
     shipped = _joined([s.log_normalizers for s in scores], device)
     size = shipped.abs().clamp(min=1.0)

@@ -99,7 +99,7 @@ def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
 
 
 def publish(worker: RolloutWorker, model: PreTrainedModel, version: int, bucket_bytes: int = 100_000) -> None:
-    worker.begin_update()
+    worker.begin_weights()
     for bucket in pack(named_weights(model), bucket_bytes):
         worker.load_bucket(bucket, checksum(bucket))
-    worker.finish_update(version)
+    worker.finish_weights(version)

@@ -14,7 +14,7 @@ from minirl.config.stages import SftConfig
 from minirl.config.student import LoraConfig
 from minirl.model.loading import read_head
 from minirl.training.update import OnPolicyItem, SupervisedItem
-from minirl.types import Rollout, Sequence, TeacherScores, array_of
+from minirl.types import Rollout, TeacherScores, TokenSequence, array_of
 from tests.actors.conftest import hugging_face
 
 VOCABULARY = 256
@@ -59,10 +59,10 @@ def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
 def blocks(lengths: tuple[int, ...] = (30, 17, 9), vocabulary: int = VOCABULARY) -> list[SupervisedItem]:
     """Plain text: every token but the first is a target."""
     draw = np.random.default_rng(5)
-    return [SupervisedItem(Sequence(draw.integers(3, vocabulary, n), np.arange(n) > 0)) for n in lengths]
+    return [SupervisedItem(TokenSequence(draw.integers(3, vocabulary, n), np.arange(n) > 0)) for n in lengths]
 
 
-def scored(teacher: str, sequences: list[Sequence], vocabulary: int = VOCABULARY) -> list[TeacherScores]:
+def scored(teacher: str, sequences: list[TokenSequence], vocabulary: int = VOCABULARY) -> list[TeacherScores]:
     """What the model in the directory `teacher` says of the targets, by Hugging Face."""
     network, head = hugging_face(teacher), read_head(teacher, vocabulary)
     scores = []

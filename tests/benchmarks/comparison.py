@@ -1,6 +1,6 @@
 """What the turns of all contestants say: medians, ratios within rounds, the time to a given reverse KL; as tables and as a picture."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -51,7 +51,7 @@ def ratios(ours: Figures, other: Figures, what: str) -> list[float]:
     return [mine / theirs for mine, theirs in zip(ours.per_second(what), other.per_second(what), strict=True)]
 
 
-def seconds_until(curve: Items[Point], target: float) -> float | None:
+def seconds_until(curve: Sequence[Point], target: float) -> float | None:
     """When the reverse KL first came down to `target`, between two points by a straight line; None: never."""
     for before, after in zip(curve, curve[1:], strict=False):
         if after.reverse_kl <= target < before.reverse_kl:

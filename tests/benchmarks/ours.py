@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from actors.groups.publishing import publish
+from actors.groups.publishing import make_publisher
 from launch.config import RunConfig, on_policy_stage
 from launch.groups import Groups
 from launch.prepare import prepare
@@ -29,8 +29,11 @@ def main() -> None:
         tokens, responses = int(records[-1]["rollout/tokens"]), int(records[-1]["rollout/response_tokens"])
         return Worked(kind.config.responses_per_iteration, tokens - responses, responses)
 
-    with Groups(prepared) as groups, groups.all(student, prepared.teachers, on_policy=kind) as (rollout, teacher, learner):
-        driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+    with (
+        Groups(prepared) as groups,
+        groups.rollout_teacher_learner(student, prepared.teachers, on_policy=kind) as (rollout, teacher, learner),
+    ):
+        driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
         turns.serve(update, partial(learner.export, student))
 
 

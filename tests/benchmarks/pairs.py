@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 
 from launch.config import RunConfig
-from launch.prepare import EMBEDDED_TEACHER, Prepared, prepare
+from launch.prepare import EMBEDDED_TEACHER, PreparedRun, prepare
 from minirl.config.reader import read_config
 from minirl.seeds import derive_seed
-from minirl.training.data_order import Cursor
+from minirl.training.data_order import DataOrder
 from tests.benchmarks.turns import Job
 from tests.tiny import tiny_model
 
@@ -74,7 +74,7 @@ def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
     config.write_text(yaml.safe_dump(_settings(pair, updates, threads, directory)))
     prepared = prepare(read_config(RunConfig, config, []))
     prompts = [example.prompt.tokens.tolist() for example in prepared.data.train]
-    cursor = Cursor(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the driver takes them
+    cursor = DataOrder(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the driver takes them
     taken = [[prompts[index] for index in cursor.next(pair.prompts)] for _ in range(updates)]
     return Job(
         student=prepared.student,
@@ -117,7 +117,7 @@ def _settings(pair: Pair, updates: int, threads: int, directory: Path) -> dict:
     }
 
 
-def _text(prepared: Prepared, prompt: list[int]) -> str:
+def _text(prepared: PreparedRun, prompt: list[int]) -> str:
     """For a contestant that is given text: it must become the same tokens again."""
     text = prepared.tokenizer.decode(prompt)
     if prepared.tokenizer(text)["input_ids"] != prompt:

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from actors.config import ClusterConfig
 from actors.groups.placement import cluster
-from actors.groups.publishing import publish
+from actors.groups.publishing import make_publisher
 from launch.progress import shown
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
 from minirl.training.log import MetricsLog
-from minirl.training.on_policy_loop import Driver
+from minirl.training.on_policy_loop import OnPolicyLoop
 from minirl.types import Prompt
 from tests.benchmarks.scale_results import (
     PROMPT_TOKENS,
@@ -86,7 +86,7 @@ class Simulation:
         collecting = [one.cpu_seconds for one in self.groups[0].collections[warm_up : warm_up + MEASURED]]
         return found_in(scale, records[warm_up:], clock[warm_up - 1 :], float(np.mean(collecting)), journals)
 
-    def _driver(self, scale: Scale, iterations: int, metrics: MetricsLog) -> Driver:
+    def _driver(self, scale: Scale, iterations: int, metrics: MetricsLog) -> OnPolicyLoop:
         draw, prompts = np.random.default_rng(0), scale.rollouts // SAMPLES_PER_PROMPT
         config = DistillConfig(
             iterations=iterations + scale.max_staleness,
@@ -96,7 +96,7 @@ class Simulation:
             updates_per_epoch=UPDATES,
             max_staleness=scale.max_staleness,
         )
-        driver = Driver(
+        driver = OnPolicyLoop(
             config,
             ObjectiveConfig(),
             prompts=[Prompt(draw.integers(0, 50000, PROMPT_TOKENS), index) for index in range(prompts)],
@@ -108,7 +108,7 @@ class Simulation:
             metrics=metrics,
         )
         rollout, teacher, learner = self.groups
-        driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+        driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
         return driver
 
 

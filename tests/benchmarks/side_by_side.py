@@ -93,7 +93,7 @@ class SideBySide:
             raise RuntimeError(f"the contestants did not get the same prompts: (samples, prompt tokens) were {sorted(given)}")
 
     def curves(self) -> dict[str, list[Point]]:
-        """Judged after all contestants have ended, each from the same initial student."""
+        """EvaluatedSamples after all contestants have ended, each from the same initial student."""
         from tests.benchmarks.held_out import Judge
 
         judge = Judge(self.job, self.arguments.quality_prompts)

@@ -22,9 +22,9 @@ from actors.groups.learner_group import LearnerGroup
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.weights.packed import PackedWeights, pack
-from actors.workers.ray_workers import LearnerShell, RolloutShell, TeacherShell
+from actors.workers.ray_workers import LearnerRayWorker, RolloutRayWorker, TeacherRayWorker
 from minirl.training.update import OnPolicyItem, UpdateStep
-from minirl.types import Rollout, SamplingRequest, Sequence, TeacherScores
+from minirl.types import Rollout, SamplingRequest, TeacherScores, TokenSequence
 
 THREADS = 256  # workers that a process can hold
 
@@ -79,17 +79,17 @@ class Sleeper:
         self.journal.append(Call(worker, method, asked, began, time.monotonic()))
 
 
-class SleepingRollout(Sleeper, RolloutShell):
+class SleepingRollout(Sleeper, RolloutRayWorker):
     def __init__(self, **engine: Any):
         pass
 
-    def begin_update(self) -> None:
+    def begin_weights(self) -> None:
         pass
 
     def load_bucket(self, bucket: PackedWeights, expected_checksum: int) -> None:
         time.sleep(self.sleeps.loading)
 
-    def finish_update(self, version: int) -> None:
+    def finish_weights(self, version: int) -> None:
         pass
 
     def sample_each(
@@ -118,18 +118,18 @@ class SleepingRollout(Sleeper, RolloutShell):
             ]
 
 
-class SleepingTeacher(Sleeper, TeacherShell):
+class SleepingTeacher(Sleeper, TeacherRayWorker):
     def __init__(self, **engine: Any):
         pass
 
-    def score(self, sequences: list[Sequence]) -> list[TeacherScores]:
+    def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
         time.sleep(self.sleeps.scoring * sum(len(sequence.tokens) for sequence in sequences))
         rows = [sequence.targets for sequence in sequences]
         floats = [np.zeros(count, np.float32) for count in rows]
         return [TeacherScores(f, f, np.zeros((len(f), self.sleeps.hidden), np.uint16)) for f in floats]
 
 
-class SleepingLearner(Sleeper, LearnerShell):
+class SleepingLearner(Sleeper, LearnerRayWorker):
     def host(self) -> tuple[str, int]:
         return "", 0
 
@@ -219,7 +219,7 @@ class Many(Group):
 
 
 class Rollouts(Many, RolloutGroup):
-    shell = SleepingRollout
+    worker_class = SleepingRollout
     collections: list[Collection]
 
     def begin(self, *arguments: Any, **options: Any) -> Collection:
@@ -232,11 +232,11 @@ class Rollouts(Many, RolloutGroup):
 
 
 class Teachers(Many, TeacherGroup):
-    shell = SleepingTeacher
+    worker_class = SleepingTeacher
 
 
 class Learners(Many, LearnerGroup):
-    shell = SleepingLearner
+    worker_class = SleepingLearner
 
 
 def start_groups(processes: dict[str, int], tokens_per_call: int, cluster: ClusterConfig) -> tuple[Rollouts, Teachers, Learners]:

@@ -65,7 +65,7 @@ def test_rollouts_come_in_parcels_and_the_last_ones_singly(count, sizes):
     worker = SleepingRollout()
     worker.set(Scale(8, count, "sampling", 1, 0.01).sleeps)
     asked = [SamplingRequest(np.arange(4), 0, number, 77 * number) for number in range(count)]
-    results = list(worker.sample_apart(asked, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
+    results = list(worker.sample_batches(asked, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
     parcels, told = results[::2], [summaries for _, summaries in results[1::2]]
     assert [len(parcel) for parcel in parcels] == sizes
     assert sorted(position for summaries in told for position, _ in summaries) == list(range(count))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import launch.run.stages
 from launch.cli import main
 from launch.config import RunConfig
-from launch.prepare import claimed
+from launch.prepare import claim_directory
 from minirl.config.reader import read_config
 from minirl.errors import RunError
 from tests.launch.conftest import COMMAND, VOCABULARY
@@ -209,7 +209,7 @@ def test_a_tokenizer_without_a_chat_template(minirl, config, started, tmp_path, 
 
 
 def test_a_directory_in_use_is_refused(minirl, config, started):
-    with claimed(read_config(RunConfig, config, [])):
+    with claim_directory(read_config(RunConfig, config, [])):
         code, error = minirl(config)
     assert code == 2 and "another run (process " in error and not started
     assert minirl(config)[0] == 0 and started

@@ -10,7 +10,7 @@ import pytest
 
 from actors.config import ClusterConfig, LearnerConfig
 from actors.groups.base import Group
-from actors.groups.placement import bundle, in_turn, worker_environment
+from actors.groups.placement import bundle, share_all_cores, worker_environment
 from minirl.errors import InputError, RunError
 
 pytestmark = pytest.mark.slow
@@ -222,5 +222,5 @@ def test_what_a_worker_reserves():
 
 def test_threads_are_shared_out_among_the_workers_of_a_role(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [in_turn(ClusterConfig(), LearnerConfig(workers=n)).threads for n in (1, 2, 3, 20)] == [8, 4, 2, 1]
-    assert in_turn(ClusterConfig(threads_per_worker=5), LearnerConfig(workers=2)).threads == 5
+    assert [share_all_cores(ClusterConfig(), LearnerConfig(workers=n)).threads for n in (1, 2, 3, 20)] == [8, 4, 2, 1]
+    assert share_all_cores(ClusterConfig(threads_per_worker=5), LearnerConfig(workers=2)).threads == 5

@@ -11,7 +11,7 @@ from actors.config import ClusterConfig, RolloutConfig, TeacherConfig
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.object_batches import fetch
-from actors.workers.ray_workers import RolloutShell, TeacherShell
+from actors.workers.ray_workers import RolloutRayWorker, TeacherRayWorker
 from minirl.errors import RunError
 from minirl.types import Rollout, SamplingRequest, TeacherScores
 
@@ -21,7 +21,7 @@ CLUSTER = ClusterConfig(start_timeout_s=60, step_timeout_s=6)
 REQUESTS = [SamplingRequest(np.arange(4), number, 0, number) for number in range(24)]
 
 
-class Sampler(RolloutShell):
+class Sampler(RolloutRayWorker):
     """A response of 1 + prompt_index tokens each; `slow` seconds before the last; then what `then` says."""
 
     def __init__(self, **_):
@@ -39,7 +39,7 @@ class Sampler(RolloutShell):
         raise RunError("the engine has had enough")
 
 
-class Scorer(TeacherShell):
+class Scorer(TeacherRayWorker):
     """Notes when it was asked; its scores name the response's length."""
 
     def __init__(self, **_):
@@ -54,11 +54,11 @@ class Scorer(TeacherShell):
 
 
 class Samplers(RolloutGroup):
-    shell = Sampler
+    worker_class = Sampler
 
 
 class Scorers(TeacherGroup):
-    shell = Scorer
+    worker_class = Scorer
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,18 +10,18 @@ import ray
 import torch
 
 from actors.config import RolloutConfig, TeacherConfig
-from actors.groups.publishing import publish
+from actors.groups.publishing import make_publisher
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
-from actors.object_batches import fetch, places
+from actors.object_batches import batched_refs, fetch
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
 from minirl.data.corpus import Corpus
 from minirl.errors import RunError
 from minirl.training.log import MetricsLog
-from minirl.training.on_policy_loop import Driver
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
-from minirl.types import Prompt, Rollout, Sequence
+from minirl.training.on_policy_loop import OnPolicyLoop
+from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.types import Prompt, Rollout, TokenSequence
 from tests.actors.conftest import MAX_LENGTH, hugging_face, requests, worst_gap
 from tests.actors.learners import CLUSTER, blocks, learner_group, lengths_of, rollouts_of, scored
 from tests.tiny import END_TOKEN
@@ -101,9 +100,9 @@ def test_teacher_scores_come_in_the_order_of_the_questions(engines, pair):
     rollouts = rollouts_of(7, VOCABULARY)
     sequences = [rollout.sequence for rollout in rollouts]
     tokens = [len(sequence.tokens) for sequence in sequences]
-    parcels = places([ray.put(rollouts[:4]), ray.put(rollouts[4:])], 7)
+    batches = batched_refs([ray.put(rollouts[:4]), ray.put(rollouts[4:])], 7)
     by_value = fetch(engines[1].score(sequences, tokens), 60)
-    by_place = fetch(engines[1].score(parcels, tokens), 60)
+    by_place = fetch(engines[1].score(batches, tokens), 60)
     with started(teacher_group(pair[1], 1)) as alone:
         one = fetch(alone.score(sequences, tokens), 60)
     for *items, expected in zip(by_value, by_place, one, scored(pair[1], sequences, VOCABULARY), strict=True):
@@ -119,7 +118,7 @@ def visible_update(learner, teacher: str) -> None:
     items = [OnPolicyItem(r, s) for r, s in zip(rollouts, scored(teacher, [r.sequence for r in rollouts], VOCABULARY), strict=True)]
     count = sum(len(rollout.response_tokens) for rollout in rollouts)
     plain = blocks(vocabulary=VOCABULARY)
-    learner.update(UpdateStep(0, 0, 0.3, UpdateScale(count, 53.0)), items, plain, lengths_of(items))
+    learner.update(UpdateStep(0, 0, 0.3, LossDivisors(count, 53.0)), items, plain, lengths_of(items))
 
 
 def assert_published(rollout, learner, student: str, teacher: str, shares: tuple[float, ...], directory) -> None:
@@ -127,7 +126,7 @@ def assert_published(rollout, learner, student: str, teacher: str, shares: tuple
     learner.load_model(student)
     network, asked = hugging_face(teacher), requests(5, seed=4)
     for version in (1, 2):
-        publish(learner, rollout, version).wait()
+        make_publisher(learner, rollout).publish(version).wait()
         learner.export(student, str(directory / str(version)))
         exported = hugging_face(directory / str(version))
         for share in shares:
@@ -183,18 +182,18 @@ def assert_diagnostics(learner, pair) -> None:
 
 
 @torch.no_grad()
-def next_logprobs(network, sequence: Sequence) -> torch.Tensor:
+def next_logprobs(network, sequence: TokenSequence) -> torch.Tensor:
     """Rows that predict the targets, float64 [N, V]."""
     logits = network(torch.from_numpy(sequence.tokens)[None]).logits[0].double().log_softmax(-1)
     return logits[np.flatnonzero(sequence.is_target) - 1]
 
 
-def driver_of(preset: str, directory) -> Driver:
+def driver_of(preset: str, directory) -> OnPolicyLoop:
     config = DistillConfig(
         iterations=2, learning_rate=0.05, prompts_per_iteration=3, samples_per_prompt=2, epochs_per_iteration=2, updates_per_epoch=1
     )
     draw = np.random.default_rng(1)
-    return Driver(
+    return OnPolicyLoop(
         config,
         ObjectiveConfig(preset=preset),
         prompts=[Prompt(draw.integers(3, VOCABULARY, 5 + 3 * i), i) for i in range(7)],
@@ -217,7 +216,7 @@ def test_whole_iterations_of_the_driver(preset, engines, learner, pair, tmp_path
             learner.load_model(pair[0])
         else:
             learner = stack.enter_context(learner_group(*pair, preset=preset, workers=2, zero_stage=2, vocabulary=VOCABULARY))
-        driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+        driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
         kept, updates = [], []
         verbs = driver.sample, driver.update
         driver.sample = lambda: kept.append(verbs[0]()) or kept[-1]
@@ -253,7 +252,7 @@ def test_iterations_sampled_ahead_are_stale_and_the_importance_ratio_knows(as_fi
     learner.load_model(pair[0])
     driver = driver_of("paper", tmp_path)
     driver.config = driver.config.model_copy(update={"max_staleness": 1, "iterations": 3, "epochs_per_iteration": 1})
-    driver.connect(rollout, teacher, learner, publish=partial(publish, learner, rollout))
+    driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
     kept, verb, teacher.as_finished = [], driver.sample, as_finished
     driver.sample = lambda: kept.append(verb()) or kept[-1]
     try:
@@ -270,7 +269,7 @@ def test_iterations_sampled_ahead_are_stale_and_the_importance_ratio_knows(as_fi
     assert records[0]["rollout/behavior_gap"] < 1e-5 < 1e-3 < records[1]["rollout/behavior_gap"]
 
 
-def half_soft_loss(pair: tuple[str, str], driver: Driver) -> float:
+def half_soft_loss(pair: tuple[str, str], driver: OnPolicyLoop) -> float:
     """0.5 hard + 0.5 soft cross-entropy of the first update's blocks, mean over their targets."""
     again = driver_of("lmops", driver.metrics.path.parent)
     sequences = [again.given.block(i) for i in again.given_cursor.next(3)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig, RolloutConfig
-from actors.groups.placement import at_once, bundle, in_turn, worker_environment
+from actors.groups.placement import bundle, divide_cores, share_all_cores, worker_environment
 from actors.weights.nccl_channel import NcclChannel
 from actors.workers.rollout import weight_transfer
 from minirl.errors import InputError
@@ -95,8 +95,12 @@ def test_a_tensor_parallel_worker_is_one_bundle():
 
 def test_the_processes_of_a_tensor_parallel_worker_share_the_cores_too(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [in_turn(ClusterConfig(), EngineConfig(workers=w, tensor_parallel=t)).threads for w, t in ((1, 2), (2, 2), (4, 4))] == [4, 2, 1]
-    assert in_turn(ClusterConfig(), LearnerConfig(workers=2)).threads == 4
+    assert [share_all_cores(ClusterConfig(), EngineConfig(workers=w, tensor_parallel=t)).threads for w, t in ((1, 2), (2, 2), (4, 4))] == [
+        4,
+        2,
+        1,
+    ]
+    assert share_all_cores(ClusterConfig(), LearnerConfig(workers=2)).threads == 4
 
 
 def test_workers_find_the_programs_beside_their_python():
@@ -146,12 +150,12 @@ def test_vllm_reads_what_engines_are_told():
 
 def test_roles_that_compute_at_the_same_time_divide_the_cores():
     roles = {"rollout": RolloutConfig(workers=2), "teacher": EngineConfig(), "learner": LearnerConfig(workers=2)}
-    shares = at_once(ClusterConfig(), roles, range(8))
+    shares = divide_cores(ClusterConfig(), roles, range(8))
     assert {name: share.cores for name, share in shares.items()} == {
         "rollout": ((0,), (1,)), "teacher": ((2, 3),), "learner": ((4, 5), (6, 7)),
     }  # fmt: skip
     assert [shares[name].threads for name in roles] == [1, 2, 2]
-    assert at_once(ClusterConfig(threads_per_worker=3), roles, range(8))["teacher"].threads == 3
-    few = at_once(ClusterConfig(), roles, (4, 6))  # fewer cores than roles, in a container that was given these two
+    assert divide_cores(ClusterConfig(threads_per_worker=3), roles, range(8))["teacher"].threads == 3
+    few = divide_cores(ClusterConfig(), roles, (4, 6))  # fewer cores than roles, in a container that was given these two
     assert {name: share.cores for name, share in few.items()} == {"rollout": ((4,), (4,)), "teacher": ((4,),), "learner": ((6,), (6,))}
-    assert {core for share in at_once(ClusterConfig(), roles, (5,)).values() for cores in share.cores for core in cores} == {5}
+    assert {core for share in divide_cores(ClusterConfig(), roles, (5,)).values() for cores in share.cores for core in cores} == {5}

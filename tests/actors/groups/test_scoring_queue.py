@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.groups.scoring_queue import CALLS_AHEAD, Unscored
+from actors.groups.scoring_queue import CALLS_AHEAD, ScoringQueue
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
 
-def waiting(tokens: list[int], limit: int) -> Unscored:
-    unscored = Unscored(limit)
+def waiting(tokens: list[int], limit: int) -> ScoringQueue:
+    unscored = ScoringQueue(limit)
     for position, length in enumerate(tokens):
         unscored.add(position, length)
     return unscored
@@ -47,7 +47,7 @@ def test_worked_example():
 
 @given(lengths, st.integers(1, 6))
 def test_equal_shares_do_not_depend_on_the_order_in_which_rollouts_finished(tokens, workers):
-    unscored, shuffled = waiting(tokens, 64), Unscored(64)
+    unscored, shuffled = waiting(tokens, 64), ScoringQueue(64)
     for position in np.random.default_rng(len(tokens)).permutation(len(tokens)).tolist():
         shuffled.add(position, tokens[position])
     shares = unscored.equal_shares(workers)
@@ -76,7 +76,7 @@ def test_scoring_ends_soon_after_sampling(workers, load):
 
 
 def _simulate(tokens: np.ndarray, arrivals: np.ndarray, workers: int, seconds_a_token: float, limit: int) -> float:
-    unscored, calls, free, now = Unscored(limit), [0] * workers, [0.0] * workers, 0.0
+    unscored, calls, free, now = ScoringQueue(limit), [0] * workers, [0.0] * workers, 0.0
     events = [(moment, 0, position) for position, moment in enumerate(arrivals)]  # (when, 0: finished / 1: scored, rollout / worker)
     heapq.heapify(events)
     while events:

@@ -81,10 +81,10 @@ def test_bfloat16_stream_is_widened_exactly(untied):
     student = hugging_face(path)
     for parameter in student.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    worker.begin_update()
+    worker.begin_weights()
     for bucket in pack(((name, weight.bfloat16()) for name, weight in named_weights(student)), 60_000):
         worker.load_bucket(bucket, checksum(bucket))
-    worker.finish_update(6)
+    worker.finish_weights(6)
     assert worst_gap(sample(worker, 6), student, None, 0.0) < 1e-5
 
 
@@ -97,7 +97,7 @@ def test_no_half_loaded_or_other_version_ever_samples(untied):
         sample(worker, 8)
     with pytest.raises(RunError, match="weights on disk, but version 7"):
         sample(worker, None)
-    worker.begin_update()
+    worker.begin_weights()
     first, *rest = pack(named_weights(student), 60_000)
     for wanted in (7, 8, None):
         with pytest.raises(RunError, match="half-way"):
@@ -106,12 +106,12 @@ def test_no_half_loaded_or_other_version_ever_samples(untied):
     with pytest.raises(RunError, match="half-way"):
         sample(worker, 8)
     with pytest.raises(RunError, match="another one is half-way"):
-        worker.begin_update()
+        worker.begin_weights()
     for bucket in rest:
         worker.load_bucket(bucket, checksum(bucket))
-    worker.finish_update(8)
+    worker.finish_weights(8)
     assert sample(worker, 8)[0].weight_version == 8
-    with pytest.raises(RunError, match="begin_update comes first"):
+    with pytest.raises(RunError, match="begin_weights comes first"):
         worker.load_bucket(first, checksum(first))
 
 
@@ -121,7 +121,7 @@ def test_a_bucket_that_changed_on_its_way_is_refused(model_directory, open_worke
     student = hugging_face(model_directory("qwen2", seed=12))
     bucket = next(pack(named_weights(student), 60_000))
     damaged = dataclasses.replace(bucket, arrays=tuple(np.roll(array, 64) for array in bucket.arrays))
-    worker.begin_update()
+    worker.begin_weights()
     with pytest.raises(RunError, match="checksum"):
         worker.load_bucket(damaged, checksum(bucket))
     with pytest.raises(RunError, match="half-way"):
@@ -136,13 +136,13 @@ def test_a_tied_head_that_was_left_out_or_differs_is_noticed(family, model_direc
     perturb(student, 1)
     for case in ("left out", "stale"):
         worker = open_worker(path)
-        worker.begin_update()
+        worker.begin_weights()
         for bucket in pack((pair for pair in named_weights(student) if pair[0] != "lm_head.weight"), 10**6):
             worker.load_bucket(bucket, checksum(bucket))
         if case == "stale":  # the engine never sees the head, though the sender says that it was sent
             (head,) = pack([("lm_head.weight", student.get_output_embeddings().weight)], 10**9)
             worker._sent += sent_samples(head)
         with pytest.raises(RunError, match="lm_head.weight"):
-            worker.finish_update(1)
+            worker.finish_weights(1)
         with pytest.raises(RunError):
             sample(worker, 1)

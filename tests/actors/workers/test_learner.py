@@ -16,7 +16,7 @@ from minirl.errors import RunError
 from minirl.model.loading import load_causal_lm, read_head
 from minirl.model.student import StudentModule
 from minirl.objective.credit import whitening_statistics
-from minirl.training.update import OnPolicyItem, UpdateScale, UpdateStep, on_policy_loss, supervised_loss
+from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep, on_policy_loss, supervised_loss
 from minirl.types import Rollout
 from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, scored, weights
 from tests.tiny import tiny_model
@@ -61,7 +61,7 @@ def one_update(group, items, preset="paper"):
         whitening = whitening_statistics(advantages, RESPONSE_LIMIT)
     else:
         supervised = [dataclasses.replace(item, scores=None) for item in supervised]
-    scale = UpdateScale(response_tokens(on_policy), sum(item.sequence.targets for item in supervised), whitening)
+    scale = LossDivisors(response_tokens(on_policy), sum(item.sequence.targets for item in supervised), whitening)
     sums = group.update(UpdateStep(0, 0, LEARNING_RATE, scale), on_policy, supervised, lengths_of(on_policy))
     return before, weights(group), sums
 
@@ -108,7 +108,7 @@ def test_packed_sequences_and_recomputed_chunks_give_the_same_step(reference, mo
 def test_what_benchmarks_measure_leaves_the_student_alone(ray_cluster, models, items):
     def limits(shell) -> tuple:
         learner, (on_policy, _) = shell.learner, items
-        found = learner.bare_seconds([on_policy[:4], on_policy[4:]]), learner.head_seconds(30)
+        found = learner.baseline_seconds([on_policy[:4], on_policy[4:]]), learner.head_seconds(30)
         return *found, all(parameter.grad is None for parameter in learner.model.parameters())
 
     for stage in (0, 2, 3):
@@ -131,7 +131,7 @@ def plain_gradient(student: str, teacher: str, items) -> torch.Tensor:
     model = load_causal_lm(student, torch.float32, dropout=False)
     module = StudentModule(model, vocabulary=VOCABULARY, chunk_tokens=4096, teacher_head=read_head(teacher, VOCABULARY))
     on_policy, supervised = items
-    scale = UpdateScale(response_tokens(on_policy), sum(item.sequence.targets for item in supervised))
+    scale = LossDivisors(response_tokens(on_policy), sum(item.sequence.targets for item in supervised))
     loss, _ = on_policy_loss(module, on_policy, ObjectiveConfig(), scale, device="cpu", temperature=1.0, teacher_share=0.2)
     loss = loss + supervised_loss(module, [dataclasses.replace(item, scores=None) for item in supervised], scale, device="cpu")[0]
     loss.backward()
@@ -196,7 +196,7 @@ def test_bfloat16_trains_with_a_float32_optimizer(workers, stage, ray_cluster, m
     with learner_group(models[0], dtype="bfloat16", optimizer="adamw", workers=workers, zero_stage=stage) as group:
         losses = []
         for update in range(10):
-            step = UpdateStep(0, update, 1e-3, UpdateScale(supervised=count))
+            step = UpdateStep(0, update, 1e-3, LossDivisors(supervised=count))
             losses.append(group.update(step, [], plain, [])["supervised"])
         assert all(after < before for before, after in itertools.pairwise(losses))
         assert losses[-1] < 0.8 * losses[0]
@@ -209,7 +209,7 @@ def test_an_optimizer_in_host_memory_learns_too(ray_cluster, models):
     plain = blocks()
     count = sum(item.sequence.targets for item in plain)
     with learner_group(models[0], dtype="bfloat16", optimizer="adamw", zero_stage=2, offload_optimizer=True) as group:
-        steps = [UpdateStep(0, update, 1e-3, UpdateScale(supervised=count)) for update in range(5)]
+        steps = [UpdateStep(0, update, 1e-3, LossDivisors(supervised=count)) for update in range(5)]
         losses = [group.update(step, [], plain, [])["supervised"] for step in steps]
     assert all(after < before for before, after in itertools.pairwise(losses))
 
@@ -218,7 +218,7 @@ def test_an_optimizer_in_host_memory_learns_too(ray_cluster, models):
 def test_resumed_training_equals_uninterrupted_bit_for_bit(stage, ray_cluster, model_directory, tmp_path):
     """Dropout is on, so that random states count too."""
     student, plain = student_of(model_directory, "gpt2"), blocks((30, 17, 9, 25))
-    scale = UpdateScale(supervised=sum(item.sequence.targets for item in plain))
+    scale = LossDivisors(supervised=sum(item.sequence.targets for item in plain))
     switches = {"optimizer": "adamw", "workers": 2, "zero_stage": stage, "dropout": True, "deterministic": True}
 
     def updates(group, start: int, end: int) -> list[float]:
@@ -251,7 +251,7 @@ def test_refusals_leave_the_weights_alone(ray_cluster, model_directory, models, 
     good = on_policy_items(teacher)
     norm = load_file(Path(teacher) / "model.safetensors")["model.norm.weight"].numpy()
     without_norm = [dataclasses.replace(i, scores=dataclasses.replace(i.scores, hidden=i.scores.hidden / norm)) for i in good]
-    scale = UpdateScale(response_tokens(good), 1.0)
+    scale = LossDivisors(response_tokens(good), 1.0)
 
     with learner_group(models[0], teacher, optimizer="sgd") as group:
         before = weights(group)
@@ -291,14 +291,14 @@ def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(ray_clus
     items = on_policy_items(teacher, rollouts, vocabulary)
 
     def peak(shell, items) -> int:
-        step = UpdateStep(0, 0, 1e-3, UpdateScale(response_tokens(items), 1.0))
+        step = UpdateStep(0, 0, 1e-3, LossDivisors(response_tokens(items), 1.0))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             shell.update(step, [items], [])
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
     with learner_group(student, teacher, vocabulary=vocabulary, head_chunk_tokens=256) as group:
-        group.update(UpdateStep(0, 0, 1e-3, UpdateScale(128.0, 1.0)), items[:1], [], [132])  # the optimizer's own memory comes first
+        group.update(UpdateStep(0, 0, 1e-3, LossDivisors(128.0, 1.0)), items[:1], [], [132])  # the optimizer's own memory comes first
         small, large = (group.get([group.workers[0].__ray_call__.remote(peak, items[:n])], "update")[0] for n in (few, many))
     chunk_logits = 256 * vocabulary * 4
     assert small > chunk_logits  # the profiler did see the head

@@ -13,7 +13,7 @@ from minirl.config.student import LoraConfig
 from minirl.model.loading import load_causal_lm, read_head
 from minirl.model.lora import attach, student_weights
 from minirl.model.student import StudentModule
-from minirl.training.update import UpdateScale, UpdateStep, on_policy_loss, supervised_loss
+from minirl.training.update import LossDivisors, UpdateStep, on_policy_loss, supervised_loss
 from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, weights
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def items(models):
 @pytest.fixture(scope="module")
 def scale(items):
     on_policy, supervised = items
-    return UpdateScale(sum(len(i.rollout.response_tokens) for i in on_policy), sum(i.sequence.targets for i in supervised))
+    return LossDivisors(sum(len(i.rollout.response_tokens) for i in on_policy), sum(i.sequence.targets for i in supervised))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_two_updates_are_those_of_plain_autograd_and_what_is_published_is_saved(
             assert sums["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert_published_is_exported(group, models[0], tmp_path / "best")
         if stage == 0:
-            bare, heads = group.bare_seconds(on_policy, lengths_of(on_policy))[0], group.head_seconds(30)
+            bare, heads = group.baseline_seconds(on_policy, lengths_of(on_policy))[0], group.head_seconds(30)
             assert min(bare, *heads.values()) > 0, "what benchmarks measure runs with a frozen head too"
 
 
@@ -118,7 +118,7 @@ def trained(shell) -> dict:
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_resumed_run_with_dropout_is_the_same_run_and_its_optimizer_holds_adapters_alone(stage, ray_cluster, models, tmp_path):
     plain = blocks((30, 17, 9, 25))
-    scale = UpdateScale(supervised=sum(item.sequence.targets for item in plain))
+    scale = LossDivisors(supervised=sum(item.sequence.targets for item in plain))
     lora = LORA.model_copy(update={"dropout": 0.2})
     switches = {"dtype": "bfloat16", "optimizer": "adamw", "workers": 2, "zero_stage": stage, "dropout": True, "deterministic": True}
 

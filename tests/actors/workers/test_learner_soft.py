@@ -8,8 +8,8 @@ from actors.config import LearnerConfig, LearnerSetup
 from actors.groups.learner_group import LearnerGroup
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.model.loading import load_causal_lm, read_head
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateScale, UpdateStep
-from minirl.types import EnsembleScores, Sequence, tensor_of
+from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.types import EnsembleScores, TokenSequence, tensor_of
 from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, rollouts_of, scored, weights
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def teacher_rows(score: EnsembleScores, heads) -> torch.Tensor:
     return (sum(rows) / sum(WEIGHTS[k] for k in speaking)).log()
 
 
-def soft_loss(model, sequence: Sequence, score: EnsembleScores, heads) -> torch.Tensor:
+def soft_loss(model, sequence: TokenSequence, score: EnsembleScores, heads) -> torch.Tensor:
     """jsd at a temperature, and cross-entropy, of one sequence's whole logits, written with torch's own functions."""
     tokens, positions = torch.from_numpy(sequence.tokens), torch.from_numpy(np.flatnonzero(sequence.is_target))
     logits = model(tokens[None]).logits[0, positions - 1].double()
@@ -69,7 +69,7 @@ def test_an_update_equals_plain_autograd(ray_cluster, models, items):
         group.wait_started()
         before = weights(group)
         validated = group.supervised_sums(supervised)
-        step = UpdateStep(0, 0, TRAINING.learning_rate, UpdateScale(float(count), float(count)))
+        step = UpdateStep(0, 0, TRAINING.learning_rate, LossDivisors(float(count), float(count)))
         sums = group.update(step, on_policy, supervised, lengths_of(on_policy))
         after = weights(group)
     finally:

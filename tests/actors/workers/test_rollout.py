@@ -167,8 +167,8 @@ def test_batch_composition_and_order_do_not_change_the_tokens(plain):
 def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain):
     """A prompt that only half fits waits: cut in two, its seeded generator would be turned back, which a CPU's cannot."""
     worker, student = plain
-    at_once = worker._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
-    prompts = np.random.default_rng(11).integers(3, 512, (at_once // 50, 113))
+    pass_tokens = worker._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    prompts = np.random.default_rng(11).integers(3, 512, (pass_tokens // 50, 113))
     asked = [SamplingRequest(prompt, i, 0, 50 + i) for i, prompt in enumerate(prompts)]
     rollouts = sample(worker, 0.0, tokens=3, asked=asked)
     for request, rollout in list(zip(asked, rollouts, strict=True))[:: len(asked) // 5]:

@@ -8,9 +8,9 @@ import torch
 from actors.config import LearnerConfig, LearnerSetup
 from actors.workers.sanity_checks import refuse_bad_teacher, refuse_foreign_behavior
 from minirl.errors import RunError
-from minirl.training.update import UpdateScale, UpdateStep
+from minirl.training.update import LossDivisors, UpdateStep
 
-STEP = UpdateStep(7, 21, 1e-3, UpdateScale())
+STEP = UpdateStep(7, 21, 1e-3, LossDivisors())
 
 
 def setup(**changes) -> LearnerSetup:

@@ -7,7 +7,7 @@ import torch
 from actors.config import TeacherConfig
 from actors.workers.teacher import TeacherWorker
 from minirl.errors import InputError, RunError
-from minirl.types import Sequence, tensor_of
+from minirl.types import TokenSequence, tensor_of
 from tests.actors.conftest import MAX_LENGTH, hugging_face
 
 pytestmark = pytest.mark.slow
@@ -26,17 +26,17 @@ def teacher_worker(
     return TeacherWorker(path, config, device="cpu", threads=1, max_model_len=MAX_LENGTH, shared_vocabulary=shared, temperature=temperature)
 
 
-def sequences(vocab: int = 500) -> list[Sequence]:
+def sequences(vocab: int = 500) -> list[TokenSequence]:
     """Responses at the end, one conversation with two separate stretches of targets, one without any, one from the second token."""
     draw = np.random.default_rng(0)
     tokens = [draw.integers(3, vocab, size=n) for n in (20, 128, 37, 64, 15, 2)]
     targets = [np.arange(len(t)) >= start for t, start in zip(tokens, (12, 90, 1, 40, 15, 1), strict=True)]
     targets[3][[10, 11, 12, 50]] = [True, True, True, False]
-    return [Sequence(t, m) for t, m in zip(tokens, targets, strict=True)]
+    return [TokenSequence(t, m) for t, m in zip(tokens, targets, strict=True)]
 
 
 @torch.no_grad()
-def expected(network, sequence: Sequence, shared: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def expected(network, sequence: TokenSequence, shared: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits [N, shared] of the rows that predict targets, their log-normalisers, the targets' log-probs; float64."""
     positions = np.flatnonzero(sequence.is_target)
     logits = network(torch.from_numpy(sequence.tokens)[None]).logits[0, positions - 1, :shared].double()
@@ -120,8 +120,8 @@ def test_refusals(bfloat16_teacher, model_directory):
     worker, _ = bfloat16_teacher
     tokens = np.array([5, 6, 700])
     with pytest.raises(RunError, match="target token 700 is not among the 512"):
-        worker.score([Sequence(tokens, np.array([False, True, True]))])
+        worker.score([TokenSequence(tokens, np.array([False, True, True]))])
     with pytest.raises(RunError, match="exceeds the teacher engine's"):
-        worker.score([Sequence(np.full(MAX_LENGTH + 1, 5), np.arange(MAX_LENGTH + 1) > 3)])
+        worker.score([TokenSequence(np.full(MAX_LENGTH + 1, 5), np.arange(MAX_LENGTH + 1) > 3)])
     with pytest.raises(InputError, match="at most 64 tokens"):
         teacher_worker(model_directory("gpt2", max_positions=64))

@@ -3,15 +3,15 @@
 import pytest
 
 from launch.config import RunConfig
-from launch.evaluation.given_models import candidates, teachers_of
-from launch.prepare import Prepared, prepare
+from launch.evaluation.given_models import given_models, trained_teachers
+from launch.prepare import PreparedRun, prepare
 from minirl.config.reader import read_config
 from minirl.errors import InputError
 from tests.launch.conftest import VOCABULARY
 from tests.tiny import tiny_model
 
 
-def prepared_as(experiment, name: str, **changes) -> Prepared:
+def prepared_as(experiment, name: str, **changes) -> PreparedRun:
     (experiment.root / name).mkdir()
     return prepare(read_config(RunConfig, experiment.config(name, **changes), []))
 
@@ -31,9 +31,9 @@ def models(tmp_path_factory):
 
 def test_a_name_is_the_end_of_the_path_that_tells_it_from_the_others(prepared, models):
     one, other = (str(models / run / "distill" / "last") for run in ("a", "b"))
-    assert candidates([one], prepared) == {"distill-last": one}
-    assert candidates([one, other], prepared) == {"a-distill-last": one, "b-distill-last": other}
-    assert candidates([f"mine={one}", other], prepared) == {"mine": one, "distill-last": other}
+    assert given_models([one], prepared) == {"distill-last": one}
+    assert given_models([one, other], prepared) == {"a-distill-last": one, "b-distill-last": other}
+    assert given_models([f"mine={one}", other], prepared) == {"mine": one, "distill-last": other}
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_what_cannot_be_judged_is_refused(prepared, models, tmp_path, given, sen
         "short": tiny_model(tmp_path / "short", "gpt2", vocab=VOCABULARY, max_positions=8) and tmp_path / "short",
     }
     with pytest.raises(InputError, match=sentence):
-        candidates([one.format(**places) for one in given], prepared)
+        given_models([one.format(**places) for one in given], prepared)
 
 
 def test_a_run_that_tunes_its_teacher_judges_by_that_one(prepared, experiment, tmp_path):
-    assert teachers_of(prepared) == prepared.teachers
+    assert trained_teachers(prepared) == prepared.teachers
     stages = {**experiment.settings["stages"], "sft_teacher": experiment.settings["stages"]["sft"]}
     tuning = prepared_as(experiment, "tuning", stages=stages)
     with pytest.raises(InputError, match="the config fine-tunes its teacher first, and .*sft_teacher/best is not there"):
-        teachers_of(tuning)
+        trained_teachers(tuning)
     tiny_model(tuning.directory / "sft_teacher" / "best", "llama", vocab=VOCABULARY)
-    assert teachers_of(tuning) == (str(tuning.directory / "sft_teacher" / "best"),)
+    assert trained_teachers(tuning) == (str(tuning.directory / "sft_teacher" / "best"),)

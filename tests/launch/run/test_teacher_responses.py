@@ -5,12 +5,12 @@ import pytest
 
 from launch.run.teacher_responses import _divide
 from minirl.data.examples import Example
-from minirl.types import Prompt, Sequence
+from minirl.types import Prompt, TokenSequence
 
 
 def example(number: int, targets: int) -> Example:
     tokens = np.arange(4 + targets)
-    return Example(Prompt(tokens[:4], number), Sequence(tokens, tokens >= 4))
+    return Example(Prompt(tokens[:4], number), TokenSequence(tokens, tokens >= 4))
 
 
 EXAMPLES = [example(number, number % 3) for number in range(30)]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from minirl.bench.efficiency import ROLES, Limit, Measurements, Work
+from minirl.bench.efficiency import ROLES, BenchResult, Limit, Work
 
 
 def record(**changes: float) -> dict[str, float]:
@@ -16,14 +16,14 @@ def record(**changes: float) -> dict[str, float]:
     } | changes  # fmt: skip
 
 
-def measurements(**changes: Any) -> Measurements:
+def measurements(**changes: Any) -> BenchResult:
     alone = {
         "rollout": Work(2.0, 400), "teacher": Work(0.6, 600), "learner": Work(3.0, 600),
         "plain": Work(0.8, 400), "teacher_only": Work(1.0, 400), "mixed": Work(2.0, 400),
     }  # fmt: skip
     limits = {"learner": Limit(3.0, 2.7), "chunked_kl": Limit(0.5, 0.4), "publish": Limit(0.2, 0.02)}
     memory = {"driver": [400_000_000], "rollout": [1_300_000_000, 1_200_000_000], "teacher": [10**9], "learner": [3 * 10**9]}
-    found = Measurements(
+    found = BenchResult(
         sharing=[[*ROLES]], max_staleness=0, epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
         publish_bytes=230_000_000, padding=0.05, memory=memory,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from minirl.bench.efficiency import Limit, Measurements, Work, advice, driver_seconds, padding_share, ratios, sharing
+from minirl.bench.efficiency import BenchResult, Limit, Work, advice, driver_seconds, padding_share, ratios, sharing
 from tests.minirl.bench.measurements import measurements, record
 
 APART = [["rollout"], ["teacher"], ["learner"]]
@@ -156,5 +156,5 @@ SITUATIONS = {
 
 @pytest.mark.parametrize(("changes", "sentence"), SITUATIONS.values(), ids=SITUATIONS)
 def test_advice(changes, sentence):
-    m: Measurements = measurements(**changes)
+    m: BenchResult = measurements(**changes)
     assert advice(m) == sentence

@@ -26,7 +26,7 @@ ROWS = [
     {"instruction": "Is it a city?", "input": "Rome", "output": "\nYes"},
     {"instruction": "Greet", "input": "", "output": "Hi"},
 ]
-KINDS = pytest.mark.parametrize("kind", ["H", "i"])
+DIVERGENCES = pytest.mark.parametrize("kind", ["H", "i"])
 
 
 @given(st.lists(st.lists(st.integers(0, 65534), max_size=5), max_size=6), st.sampled_from("Hi"))
@@ -58,7 +58,7 @@ def load(train, **settings):
     return load_data(DataConfig(**{"train": str(train), "validation": str(train), "test": str(train)} | settings), TOKENIZER, ENDS)
 
 
-@KINDS
+@DIVERGENCES
 def test_prompts_and_responses_are_the_ids_of_the_file_and_references_the_text_beside_it(tmp_path, kind):
     for split in ("train", "valid"):
         write_split(tmp_path, split, ROWS, TOKENIZER, kind=kind)
@@ -136,7 +136,7 @@ def test_the_references_raw_and_valid_rows_are_records(tmp_path):
 # --- plain text ---
 
 
-@KINDS
+@DIVERGENCES
 def test_blocks_are_the_stream_cut_anew(tmp_path, kind):
     stream = [3 + i % 50 for i in range(64)]
     write_indexed(tmp_path / "train_0.bin", [stream[i : i + 8] for i in range(0, 40, 8)], kind)

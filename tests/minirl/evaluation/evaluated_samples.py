@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from minirl.evaluation.figures import Measures, measures_of, rouge_scores
-from minirl.evaluation.samples import Judged
+from minirl.evaluation.figures import ModelFigures, figures_of, rouge_scores
+from minirl.evaluation.samples import EvaluatedSamples
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.types import Rollout
 
@@ -15,7 +15,9 @@ def references(prompts: int = 40, seed: int = 0) -> list[tuple[str, ...]]:
     return [(" ".join(draw.choice(WORDS, draw.integers(2, 18))),) for _ in range(prompts)]
 
 
-def judged(wanted: list[tuple[str, ...]], quality: float, *, seed: int, seeds: int = 3, longest: int = 60, teacher: bool = False) -> Judged:
+def judged(
+    wanted: list[tuple[str, ...]], quality: float, *, seed: int, seeds: int = 3, longest: int = 60, teacher: bool = False
+) -> EvaluatedSamples:
     """quality: the share of a reference's words that a response repeats, and the smallness of its divergences."""
     draw = np.random.default_rng(seed)
 
@@ -34,17 +36,17 @@ def judged(wanted: list[tuple[str, ...]], quality: float, *, seed: int, seeds: i
     own = responses(1.5)
     rollouts = [[_rollout(len(one.correct), longest, draw) for one in row] for row in own]
     texts = [[text(reference) for (reference,) in wanted] for _ in range(seeds)]
-    return Judged(texts, rollouts, own, [diagnostics(8, 0.0) for _ in wanted], None if teacher else responses(0.5))
+    return EvaluatedSamples(texts, rollouts, own, [diagnostics(8, 0.0) for _ in wanted], None if teacher else responses(0.5))
 
 
-def models(sets: tuple[str, ...] = ("test",), **qualities: float) -> dict[str, dict[str, Measures]]:
-    """Measures by model and set; the teacher is the first."""
+def models(sets: tuple[str, ...] = ("test",), **qualities: float) -> dict[str, dict[str, ModelFigures]]:
+    """ModelFigures by model and set; the teacher is the first."""
     found = {"teacher": {}} | {name: {} for name in qualities}
     for number, name in enumerate(sets):
         wanted = references(40 + 20 * number, seed=number)
         for place, (model, quality) in enumerate({"teacher": 0.9, **qualities}.items()):
             one = judged(wanted, quality, seed=100 * number + place, teacher=model == "teacher")
-            found[model][name] = measures_of(one, wanted, rouge_scores(one, wanted), top_k=10)
+            found[model][name] = figures_of(one, wanted, rouge_scores(one, wanted), top_k=10)
     return found
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from minirl.evaluation.figures import measures_of, rouge_scores
+from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.report import row_of
-from minirl.evaluation.samples import Judged
+from minirl.evaluation.samples import EvaluatedSamples
 from minirl.model.token_diagnostics import Diagnostics
 from minirl.types import Rollout
 
@@ -37,7 +37,7 @@ def judged():
         ),
         diagnosed([1], forward_kl=[1], student_logprobs=[-4], overlap=[1.0]),
     ]  # fmt: skip
-    return Judged(
+    return EvaluatedSamples(
         texts=[["the cat sat", "a dog"], ["the cat", "a dog"]],
         rollouts=[[rollout([5, 1]), rollout([9, 9, 9, 9], True)], [rollout([5, 6]), rollout([5, 1])]],
         own=own,
@@ -48,7 +48,7 @@ def judged():
 
 @pytest.fixture
 def measures(judged):
-    return measures_of(judged, REFERENCES, rouge_scores(judged, REFERENCES), top_k=2)
+    return figures_of(judged, REFERENCES, rouge_scores(judged, REFERENCES), top_k=2)
 
 
 def test_rouge_l_and_its_classes(measures):
@@ -63,7 +63,7 @@ def test_rouge_l_and_its_classes(measures):
 
 def test_classes_of_gold_words_meet_without_a_gap(judged):
     references = [(" ".join(["w"] * words),) for words in (5, 6)]
-    found = measures_of(judged, references, rouge_scores(judged, references), top_k=2)["rouge_l_by_gold_words"]
+    found = figures_of(judged, references, rouge_scores(judged, references), top_k=2)["rouge_l_by_gold_words"]
     assert [row["prompts"] for row in found] == [1, 1, 0]
 
 
@@ -108,8 +108,8 @@ def test_the_row_of_the_table(measures):
 
 
 def test_what_was_not_measured_is_none_and_nothing_else(judged):
-    blocked = Judged(judged.texts, judged.rollouts, None, [])
-    found = measures_of(blocked, REFERENCES, rouge_scores(blocked, REFERENCES), top_k=2)
+    blocked = EvaluatedSamples(judged.texts, judged.rollouts, None, [])
+    found = figures_of(blocked, REFERENCES, rouge_scores(blocked, REFERENCES), top_k=2)
     missing = {name for name, value in found.items() if value is None}
     assert missing == {
         "reverse_kl", "reverse_kl_per_response", "kl_by_position", "forward_kl_gold", "reverse_kl_gold", "lm_loss_gold", "calibration",
@@ -119,8 +119,8 @@ def test_what_was_not_measured_is_none_and_nothing_else(judged):
 
 
 def test_one_seed_says_nothing_about_the_spread_over_seeds(judged):
-    one = Judged(judged.texts[:1], judged.rollouts[:1], judged.own[:1], judged.gold)
-    row = row_of(measures_of(one, REFERENCES, rouge_scores(one, REFERENCES), top_k=2))
+    one = EvaluatedSamples(judged.texts[:1], judged.rollouts[:1], judged.own[:1], judged.gold)
+    row = row_of(figures_of(one, REFERENCES, rouge_scores(one, REFERENCES), top_k=2))
     assert row["rouge_l_standard_error"] is None and row["reverse_kl_standard_error"] is None
 
 
@@ -131,4 +131,4 @@ def test_arrays_hold_every_response_and_token(judged):
     assert arrays["own/reverse_kl"].tolist() == [0.5, 0.5, 2, 0, 0, 0, 3, 0, 6, 0]
     assert arrays["own/lengths"].tolist() == arrays["lengths"].tolist() == [[2, 4], [2, 2]]
     assert arrays["gold/lengths"].tolist() == [[3, 1]] and arrays["on_teacher/forward_kl"].tolist() == [1, 1, 1, 0]
-    assert "own/reverse_kl" not in Judged(judged.texts, judged.rollouts, None, []).arrays(np.zeros((2, 2)))
+    assert "own/reverse_kl" not in EvaluatedSamples(judged.texts, judged.rollouts, None, []).arrays(np.zeros((2, 2)))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from minirl.evaluation.figures import measures_of, rouge_scores
+from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.plots import draw_all
 from minirl.evaluation.report import EvaluatedModel, EvaluationReport
-from minirl.evaluation.samples import Judged
+from minirl.evaluation.samples import EvaluatedSamples
 from tests.minirl.evaluation.evaluated_samples import judged, models, references
 
 PICTURES = ["rouge_l.png", "rouge_l_by_length.png", "kl_by_position.png", "exposure_bias.png"]
@@ -56,8 +56,8 @@ def test_what_was_not_measured_has_no_column_and_no_picture(tmp_path):
     (tmp_path / "exposure_bias.png").write_bytes(b"of an earlier evaluation")
     wanted = references(12)
     one = judged(wanted, 0.5, seed=1, seeds=1)
-    blocked = Judged(one.texts, one.rollouts, None, one.gold)
-    found = {"sft": {"test": measures_of(blocked, wanted, rouge_scores(blocked, wanted), top_k=3)}}
+    blocked = EvaluatedSamples(one.texts, one.rollouts, None, one.gold)
+    found = {"sft": {"test": figures_of(blocked, wanted, rouge_scores(blocked, wanted), top_k=3)}}
     files = report(found).save(tmp_path)
     assert [file.name for file in files[2:]] == PICTURES[:2] and not (tmp_path / "exposure_bias.png").exists()
     (table, _), text = report(found).tables()[:2], files[1].read_text()
@@ -68,7 +68,7 @@ def test_what_was_not_measured_has_no_column_and_no_picture(tmp_path):
 def test_very_short_responses_are_drawn_too(tmp_path):
     wanted = references(5)
     one = judged(wanted, 0.5, seed=1, longest=2)
-    assert len(draw_all({"sft": {"test": measures_of(one, wanted, rouge_scores(one, wanted), top_k=3)}}, tmp_path)) == 4
+    assert len(draw_all({"sft": {"test": figures_of(one, wanted, rouge_scores(one, wanted), top_k=3)}}, tmp_path)) == 4
 
 
 def test_numbers_that_json_does_not_know_do_not_come_up(found):

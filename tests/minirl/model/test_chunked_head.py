@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minirl.config.objective import DivergenceConfig
 from minirl.model import row_blocks
-from minirl.model.chunked_head import Workspaces, head_statistics
+from minirl.model.chunked_head import BufferPool, head_statistics
 from minirl.model.output_head import OutputHead
-from minirl.objective.divergence import KINDS, TokenStatistics, token_statistics
+from minirl.objective.divergence import DIVERGENCES, TokenStatistics, token_statistics
 from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -97,7 +97,7 @@ def test_values_and_gradients_are_those_of_whole_rows(kind, chunk_tokens, block_
             torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12, msg=str(names))
 
 
-DIVERGENCES = {kind: {"temperature": 2.5} if kind != "logit_mse" else {} for kind in KINDS} | {"jsd": {"beta": 0.3}}
+DIVERGENCES = {kind: {"temperature": 2.5} if kind != "logit_mse" else {} for kind in DIVERGENCES} | {"jsd": {"beta": 0.3}}
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 100])
@@ -257,11 +257,11 @@ def test_no_tokens_still_touch_the_head():
 
 def test_passes_that_overlap_do_not_share_workspaces():
     """Two forward passes before their two backward passes, and one backward pass twice: the kept logits are nobody else's."""
-    workspaces = Workspaces()
+    buffer_pool = BufferPool()
     heads, others = Heads(), Heads(scale=2.0)
     expected = heads.gradients(weighted_sum(heads.by_definition()))
-    heads.gradients(weighted_sum(heads.statistics(workspaces=workspaces)))  # leaves workspaces behind to be taken
-    first, second = (h.statistics(workspaces=workspaces) for h in (heads, others))
+    heads.gradients(weighted_sum(heads.statistics(buffer_pool=buffer_pool)))  # leaves buffer_pool behind to be taken
+    first, second = (h.statistics(buffer_pool=buffer_pool) for h in (heads, others))
     others.gradients(weighted_sum(second))
     for _ in range(2):
         for pair in zip(heads.gradients(weighted_sum(first), retain_graph=True), expected, strict=True):

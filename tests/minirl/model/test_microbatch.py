@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirl.model.microbatch import EMPTY, in_order, make_microbatch, plan_microbatches, split_by_tokens
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 budgets = st.integers(1, 120)
 
 
 def sequence(tokens, targets):
-    return Sequence(np.array(tokens), np.isin(np.arange(len(tokens)), targets))
+    return TokenSequence(np.array(tokens), np.isin(np.arange(len(tokens)), targets))
 
 
 BATCH = make_microbatch([sequence([7, 8, 9, 5, 2], [3, 4]), sequence([4, 6], [1]), sequence([3, 0, 11, 2], [1, 3])])

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import OutputHead
 from minirl.model.student import EAGER_WIDTH, StudentModule, packing_gap
-from minirl.types import Sequence
+from minirl.types import TokenSequence
 
 VOCABULARY, WIDTH = 64, 16
 SIZES = {
@@ -41,9 +41,9 @@ def model_of(family: str, attention: str = "sdpa"):
     return model
 
 
-def sequences(lengths=(9, 4, 30), seed: int = 0) -> list[Sequence]:
+def sequences(lengths=(9, 4, 30), seed: int = 0) -> list[TokenSequence]:
     draw = np.random.default_rng(seed)
-    return [Sequence(draw.integers(0, VOCABULARY, n), np.arange(n) > min(n - 2, 5)) for n in lengths]
+    return [TokenSequence(draw.integers(0, VOCABULARY, n), np.arange(n) > min(n - 2, 5)) for n in lengths]
 
 
 def module_of(model, **switches) -> StudentModule:

@@ -13,8 +13,8 @@ from minirl.model.output_head import OutputHead
 from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.token_diagnostics import token_diagnostics
 from minirl.objective.divergence import TokenStatistics, token_statistics
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateScale, forward, on_policy_loss, soft_update_loss, teacher_gap
-from minirl.types import EnsembleScores, Rollout, Sequence, TeacherScores
+from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, forward, on_policy_loss, soft_update_loss, teacher_gap
+from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
 from tests import oracles
 
 VOCABULARY, WIDTH, WIDTHS, WEIGHTS = 11, 5, (4, 6, 3), (1.0, 3.0, 0.5)
@@ -211,7 +211,7 @@ def test_rewards_and_single_step_are_of_the_average(speakers):
     teachers, student = Teachers(SPEAKERS[speakers]), Student()
     config, items = ObjectiveConfig(pretrain_coefficient=0.0), items_of(teachers)
     loss, sums = on_policy_loss(
-        student_module(teachers, student), items, config, UpdateScale(), device="cpu", temperature=1.0, teacher_share=0.0
+        student_module(teachers, student), items, config, LossDivisors(), device="cpu", temperature=1.0, teacher_share=0.0
     )
     student_rows, teacher_rows = (rows.split(LENGTHS) for rows in (student.logits(), teachers.average()))
     responses = [
@@ -248,7 +248,7 @@ def test_the_checksum_sees_each_teacher(field, k, speakers):
 
 def test_soft_targets_are_of_the_average():
     teachers, student = Teachers(SPEAKERS["some"]), Student()
-    items = [SupervisedItem(Sequence(i.sequence.tokens, i.sequence.is_target), i.scores) for i in items_of(teachers)]
+    items = [SupervisedItem(TokenSequence(i.sequence.tokens, i.sequence.is_target), i.scores) for i in items_of(teachers)]
     config = SoftTargetsConfig(hard_weight=0.25)
     loss, sums = soft_update_loss(student_module(teachers, student), items, config, 2.0, device="cpu")
     tokens = torch.cat(teachers.targets).tolist()

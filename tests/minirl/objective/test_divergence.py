@@ -12,7 +12,7 @@ from torch import Tensor
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.config.reader import validate_config
 from minirl.errors import InputError
-from minirl.objective.divergence import KINDS, TokenStatistics, divergence_of, token_statistics
+from minirl.objective.divergence import DIVERGENCES, TokenStatistics, divergence_of, token_statistics
 from tests import oracles
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -88,13 +88,13 @@ def test_a_temperature_divides_both_logits_and_the_loss_keeps_its_size():
 
 
 def test_every_kind_of_the_config_is_defined():
-    assert set(KINDS) == set(get_args(DivergenceConfig.model_fields["kind"].annotation))
+    assert set(DIVERGENCES) == set(get_args(DivergenceConfig.model_fields["kind"].annotation))
 
 
 # Every kind, each with other switches than its defaults too
 SWITCHES = [
-    *({"kind": kind} for kind in KINDS),
-    *({"kind": kind, "temperature": 2.5} for kind in KINDS if kind != "logit_mse"),
+    *({"kind": kind} for kind in DIVERGENCES),
+    *({"kind": kind, "temperature": 2.5} for kind in DIVERGENCES if kind != "logit_mse"),
     *({"kind": "jsd", "beta": beta} for beta in (0.1, 0.9)),
     *({"kind": f"skew_{way}_kl", "skew": 0.7} for way in ("forward", "reverse")),
 ]

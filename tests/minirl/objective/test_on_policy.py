@@ -16,20 +16,20 @@ from torch import Tensor
 from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.model.microbatch import MicroBatch
 from minirl.objective.credit import whitening_statistics
-from minirl.objective.divergence import KINDS, TokenStatistics, token_statistics
+from minirl.objective.divergence import DIVERGENCES, TokenStatistics, token_statistics
 from minirl.objective.mixture import mixture_logprobs
 from minirl.objective.on_policy import on_policy_losses
 from minirl.training.update import (
+    LossDivisors,
     OnPolicyItem,
     SupervisedItem,
-    UpdateScale,
     add_sums,
     frozen_advantages,
     on_policy_loss,
     soft_update_loss,
     supervised_loss,
 )
-from minirl.types import Rollout, Sequence, TeacherScores
+from minirl.types import Rollout, TeacherScores, TokenSequence
 from tests import oracles
 
 VOCABULARY, END, LIMIT, WIDTH, LONGEST = 5, 4, 6, 3, 12
@@ -56,7 +56,7 @@ class Step:
     def tokens(self, count: int) -> np.ndarray:
         return torch.randint(VOCABULARY, (count,), generator=self.generator).numpy()
 
-    def scored(self, sequence: Sequence) -> TeacherScores:
+    def scored(self, sequence: TokenSequence) -> TeacherScores:
         hidden = self.random(sequence.targets, WIDTH)
         logits, targets = hidden @ self.head.T, torch.from_numpy(sequence.tokens[sequence.is_target])
         logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
@@ -71,15 +71,15 @@ class Step:
         return OnPolicyItem(replace(rollout, behavior_logprobs=behavior.numpy()), scores)
 
     def text(self, length: int) -> SupervisedItem:
-        sequence = Sequence(self.tokens(length), np.arange(length) > 0)
+        sequence = TokenSequence(self.tokens(length), np.arange(length) > 0)
         return SupervisedItem(sequence, self.scored(sequence))
 
-    def logits(self, table: Tensor, sequence: Sequence) -> Tensor:
+    def logits(self, table: Tensor, sequence: TokenSequence) -> Tensor:
         """The rows that predict a sequence's targets."""
         positions = np.flatnonzero(sequence.is_target) - 1
         return table[positions, sequence.tokens[positions]]
 
-    def logprobs(self, table: Tensor, sequence: Sequence) -> Tensor:
+    def logprobs(self, table: Tensor, sequence: TokenSequence) -> Tensor:
         targets = torch.from_numpy(sequence.tokens[sequence.is_target])
         return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
@@ -119,7 +119,7 @@ def production_loss(step: Step, config: ObjectiveConfig, parts: list[list[int]] 
         items = [replace(item, advantages=row) for item, row in zip(items, rows, strict=True)]
         whitening = whitening_statistics(rows, LIMIT) if config.whiten else None
     counts = [len(item.rollout.response_tokens) for item in items]
-    scale = UpdateScale(
+    scale = LossDivisors(
         on_policy=sum(counts) if config.reduction == "token" else len(counts),
         supervised=sum(text.sequence.targets for text in step.texts),
         whitening=whitening,
@@ -225,7 +225,7 @@ def soft_losses(step: Step, config: SoftTargetsConfig, parts: list[list[int]] | 
     return loss, sums
 
 
-def softened(scores: TeacherScores, head: Tensor, sequence: Sequence, temperature: float) -> TeacherScores:
+def softened(scores: TeacherScores, head: Tensor, sequence: TokenSequence, temperature: float) -> TeacherScores:
     logits = torch.from_numpy(scores.hidden) @ head.T / temperature
     logprobs = logits.log_softmax(-1)[range(len(logits)), sequence.tokens[sequence.is_target]]
     return replace(scores, logprobs=logprobs.numpy(), log_normalizers=logits.logsumexp(-1).numpy())
@@ -238,7 +238,7 @@ def rows_of(step: Step, item: OnPolicyItem | SupervisedItem) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("hard_weight", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 def test_soft_targets_agree_with_their_oracle(kind, hard_weight):
     """Sampled and given sequences alike; the sums to log are the two terms undivided, and the checksum."""
     step, how = Step(), {} if kind == "logit_mse" else {"temperature": 1.7}
@@ -283,7 +283,7 @@ def test_without_scores_soft_targets_are_plain_cross_entropy():
     texts = [replace(text, scores=None) for text in step.texts]
     (loss, sums), (expected, plain) = (
         soft_update_loss(step.student(step.table), texts, config, 7.0, device="cpu"),
-        supervised_loss(step.student(step.table), texts, UpdateScale(supervised=7.0), device="cpu"),
+        supervised_loss(step.student(step.table), texts, LossDivisors(supervised=7.0), device="cpu"),
     )
     assert_same(step, loss, expected)
     assert sums["supervised"] == plain["supervised"] and "divergence" not in sums
@@ -427,7 +427,7 @@ def test_the_end_token_counts_once_and_is_an_action():
     step.items = [OnPolicyItem(rollout, step.scored(rollout.sequence))]
     loss = production_loss(step, without_text(ObjectiveConfig()))
     _, sums = on_policy_loss(
-        step.student(step.table), step.items, ObjectiveConfig(), UpdateScale(), device="cpu", temperature=1.0, teacher_share=TEACHER_SHARE
+        step.student(step.table), step.items, ObjectiveConfig(), LossDivisors(), device="cpu", temperature=1.0, teacher_share=TEACHER_SHARE
     )
     assert int(sums["response_tokens"]) == 3
     gradient = step.gradient(loss)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirl.errors import InputError
-from minirl.training.data_order import Cursor
+from minirl.training.data_order import DataOrder
 
 sizes = st.integers(1, 40)
 steps = st.lists(st.integers(0, 100), max_size=8)
@@ -14,40 +14,40 @@ steps = st.lists(st.integers(0, 100), max_size=8)
 
 @given(sizes, steps, st.integers(0, 5))
 def test_every_epoch_visits_each_index_once_however_it_is_cut(size, counts, seed):
-    cursor = Cursor(size, seed)
+    cursor = DataOrder(size, seed)
     taken = [cursor.next(count) for count in counts]
     assert [len(part) for part in taken] == counts
     walk = sum(taken, [])
     for start in range(0, len(walk), size):
         epoch = walk[start : start + size]
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
-    assert walk == Cursor(size, seed).next(len(walk))
+    assert walk == DataOrder(size, seed).next(len(walk))
 
 
 @given(sizes, steps, st.integers(0, 60))
 def test_a_resumed_cursor_goes_on_where_it_stopped(size, counts, more):
-    cursor = Cursor(size, seed=3)
+    cursor = DataOrder(size, seed=3)
     for count in counts:
         cursor.next(count)
     state = json.loads(json.dumps(cursor.state_dict()))
-    resumed = Cursor(size, seed=3)
+    resumed = DataOrder(size, seed=3)
     resumed.load_state_dict(state)
     assert resumed.next(more) == cursor.next(more)
     assert resumed.state_dict() == cursor.state_dict()
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    cursor = Cursor(50, seed=0)
+    cursor = DataOrder(50, seed=0)
     first, second = cursor.next(50), cursor.next(50)
     assert first != second and first != list(range(50))
-    assert first != Cursor(50, seed=1).next(50)
+    assert first != DataOrder(50, seed=1).next(50)
 
 
 def test_a_request_may_span_several_epochs():
-    assert Counter(Cursor(3, seed=0).next(9)) == {0: 3, 1: 3, 2: 3}
+    assert Counter(DataOrder(3, seed=0).next(9)) == {0: 3, 1: 3, 2: 3}
 
 
 @pytest.mark.parametrize(("size", "seed", "message"), [(11, 0, "size of 10, this run has 11"), (10, 1, "seed of 0, this run has 1")])
 def test_another_data_set_or_seed_is_refused_on_resume(size, seed, message):
     with pytest.raises(InputError, match=message):
-        Cursor(size, seed).load_state_dict(Cursor(10, 0).state_dict())
+        DataOrder(size, seed).load_state_dict(DataOrder(10, 0).state_dict())

@@ -12,8 +12,8 @@ from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig, GkdConfig
 from minirl.data.corpus import Corpus
 from minirl.training.log import MetricsLog
-from minirl.training.on_policy_loop import Driver, sampling_requests
-from minirl.training.roles import Sampled
+from minirl.training.on_policy_loop import OnPolicyLoop, sampling_requests
+from minirl.training.roles import SampledRollout
 from minirl.types import Prompt, RolloutSummary
 
 PROMPTS = [Prompt(np.arange(3, 6 + number % 4), 100 + number) for number in range(14)]
@@ -69,7 +69,7 @@ class Groups:
 
     def sampled_of(self, requests, limit, weight_version):
         return [
-            Sampled(
+            SampledRollout(
                 f"prompt {r.prompt_index} seed {r.seed}",
                 RolloutSummary(len(r.prompt_tokens), 1 + r.seed % limit, 1 + r.seed % limit == limit, weight_version),
             )
@@ -100,10 +100,10 @@ class Groups:
     soft_sums = None
 
 
-def make_driver(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> Driver:
+def make_driver(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> OnPolicyLoop:
     defaults = {"prompts_per_iteration": 6, "samples_per_prompt": 2, "updates_per_epoch": 3, "learning_rate": 1.0}
     config = kind(iterations=iterations, **(defaults | settings))
-    driver = Driver(
+    driver = OnPolicyLoop(
         config,
         objective or ObjectiveConfig(),
         prompts=PROMPTS,
@@ -238,7 +238,7 @@ def test_divisors_are_counts_of_the_whole_optimizer_step(tmp_path, reduction, tr
 
 def test_no_divisor_is_zero(tmp_path):
     groups = Groups()
-    groups.sampled_of = lambda requests, *_: [Sampled(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
+    groups.sampled_of = lambda requests, *_: [SampledRollout(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
     run(tmp_path, groups, iterations=1, objective=ObjectiveConfig(truncated="drop", pretrain_coefficient=0.0))
     assert {(step.scale.on_policy, step.scale.supervised) for step in groups.steps} == {(1.0, 1.0)}
     assert groups.supervised == [[], [], []]

@@ -7,12 +7,12 @@ import pytest
 
 from minirl.config.stages import SftConfig
 from minirl.training.log import MetricsLog
-from minirl.training.supervised_loop import SupervisedDriver
-from minirl.types import Sequence
+from minirl.training.supervised_loop import SupervisedLoop
+from minirl.types import TokenSequence
 
 
-def sequence(number: int, targets: int) -> Sequence:
-    return Sequence(np.full(4 + targets, number), np.arange(4 + targets) >= 4)
+def sequence(number: int, targets: int) -> TokenSequence:
+    return TokenSequence(np.full(4 + targets, number), np.arange(4 + targets) >= 4)
 
 
 TRAIN = [sequence(number, 1 + number % 3) for number in range(10)]
@@ -40,10 +40,10 @@ class Learner:
         return {"supervised": 6 * next(self.losses, 1.0), "supervised_tokens": 6.0}
 
 
-def make_driver(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedDriver:
+def make_driver(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedLoop:
     config = SftConfig(**({"learning_rate": 1.0, "epochs": 2, "sequences_per_update": 4} | settings))
     metrics = MetricsLog(path / "metrics.jsonl", "sft", "update")
-    driver = SupervisedDriver(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
+    driver = SupervisedLoop(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
     driver.connect(learner, teacher)
     return driver
 
