@@ -1,4 +1,4 @@
-# make install | quickstart | test (test-commands and test-others) | test-fast | benchmark-trl | benchmark-plain | lint | format | clean.
+# make install | quickstart | test (test-commands and test-others) | test-fast | benchmark-trl | benchmark-plain | lint | format | docs | clean.
 # Every target but clean first makes .venv when it must.
 #
 #   PYTHON  the CPython (3.11 or newer) that .venv is made with
@@ -26,7 +26,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: install quickstart test test-commands test-others test-fast benchmark-trl benchmark-plain lint format clean
+.PHONY: install quickstart test test-commands test-others test-fast benchmark-trl benchmark-plain lint format docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -96,6 +96,12 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	@for script in $(GENERATED); do $(BIN)/python -m docs.scripts.$$script --check || exit 1; done
+
+# The file map of CONTRIBUTING.md, docs/configuration.md and docs/five_verbs.svg.
+GENERATED := file_map configuration five_verbs
+docs: install
+	@for script in $(GENERATED); do $(BIN)/python -m docs.scripts.$$script || exit 1; done
 
 format: install
 	$(BIN)/ruff check --fix
