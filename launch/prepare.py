@@ -71,7 +71,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
         check_positions(config, key, network)
     if config.student.lora is not None:
-        lora.check(named_student or teacher, config.student.lora)
+        lora.check_targets(named_student or teacher, config.student.lora)
     tokenizers = [read_tokenizer(path, key) for key, path in teachers.items()]
     tokenizer = tokenizers[0]
     student_tokenizer = tokenizer if named_student is None else read_tokenizer(named_student, "student.model")
@@ -80,7 +80,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         for own, network in zip(tokenizers, teacher_configs, strict=True)
     )
     ends = end_tokens(tokenizer, teacher)
-    ids = tuple(member.id for member in config.teacher.members) if config.teacher.by_record else ()
+    ids = tuple(member.id for member in config.teacher.members) if config.teacher.selected_by_record else ()
     data = load_data(config.data, tokenizer, ends, ids)
     _check_responses(config, data)
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)

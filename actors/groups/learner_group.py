@@ -13,8 +13,8 @@ from actors.groups.base import Group
 from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_environment
 from actors.object_batches import CallArguments
 from actors.workers.ray_workers import LearnerRayWorker, Ref
-from minirl.model.microbatch import in_order, plan_microbatches
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.microbatch import plan_microbatches, restore_order
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
@@ -71,7 +71,7 @@ class LearnerGroup(Group):
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: Sequence[int]) -> list[np.ndarray]:
         return self._rows("frozen_advantages", items, tokens)
 
-    def diagnostics(self, items: list[SupervisedItem], tokens: Sequence[int], *, top_k: int) -> list[Diagnostics]:
+    def diagnostics(self, items: list[SupervisedItem], tokens: Sequence[int], *, top_k: int) -> list[SequenceDiagnostics]:
         return self._rows("diagnostics", items, tokens, first=(top_k,))
 
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]:
@@ -141,7 +141,7 @@ class LearnerGroup(Group):
         plan = self._plan(tokens)
         rows = self._each(method, _dealt(items, plan), first)
         order = [i for share in plan for microbatch in share for i in microbatch]
-        return in_order(order, [row for share in rows for row in share])
+        return restore_order(order, [row for share in rows for row in share])
 
     def _plan(self, tokens: Sequence[int]) -> list[list[list[int]]]:
         return plan_microbatches(list(tokens), self.config.workers, self.config.tokens_per_microbatch)

@@ -8,7 +8,7 @@ from actors.groups.engine_group import EngineGroup
 from actors.groups.placement import CoreShare
 from actors.object_batches import VALUES_PER_BATCH, BatchedRef, CallArguments, batched_refs
 from actors.workers.ray_workers import Ref, TeacherRayWorker
-from minirl.model.microbatch import in_order, plan_microbatches
+from minirl.model.microbatch import plan_microbatches, restore_order
 from minirl.types import TokenSequence
 
 
@@ -58,4 +58,4 @@ def score_dealt(group: Any, asked: Sequence[BatchedRef | TokenSequence], tokens:
     calls = [group.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
     group.get([told for told, _ in calls], "score")
     order = [index for share in shares for index in share]
-    return in_order(order, [place for _, found in calls for place in found])
+    return restore_order(order, [place for _, found in calls for place in found])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from minirl.model.chunked_head import widened
+from minirl.model.chunked_head import widened_head
 from minirl.model.matmul import matmul_into
 from minirl.model.microbatch import MicroBatch
 from minirl.model.student import StudentHead
@@ -24,7 +24,7 @@ def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> 
 
     def passes() -> None:
         for batch in microbatches:
-            logits = batch.predicting(model(input_ids=batch.input_ids, use_cache=False).logits)
+            logits = batch.predicting_rows(model(input_ids=batch.input_ids, use_cache=False).logits)
             nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum").backward()
         model.zero_grad()
 
@@ -43,7 +43,7 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
     parameters = [hidden, *(p for p in (student.weight, student.bias) if p is not None and p.requires_grad)]
 
     def chunked() -> None:
-        statistics = head(hidden, targets, teacher_hidden, 1.0, under_teacher=False)
+        statistics = head(hidden, targets, teacher_hidden, 1.0, teacher_expectations=False)
         torch.autograd.grad(statistics.reverse_kl.sum() - statistics.student_logprobs.sum(), parameters)
 
     chunk = min(tokens, head.chunk_tokens)
@@ -52,7 +52,7 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
 
     @torch.no_grad()
     def products() -> None:
-        with widened(student, hidden, head.buffer_pool) as own:
+        with widened_head(student, hidden, head.buffer_pool) as own:
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))
                 count = rows.stop - rows.start

@@ -32,7 +32,7 @@ def merged_weights(model: PreTrainedModel, bucket_bytes: int, *, sharded: bool) 
         while weights and (not bucket or size + _bytes(weights[0].tensor) <= bucket_bytes or weights[0].tensor is bucket[-1].tensor):
             size += _bytes(weights[0].tensor)
             bucket.append(weights.pop(0))
-        with _whole([part for weight in bucket for part in weight.parts], sharded):
+        with _whole([part for weight in bucket for part in weight.tensors_to_gather], sharded):
             yield [(weight.name, weight.merged()) for weight in bucket]
 
 
@@ -55,7 +55,7 @@ def export(
             save_adapter(copied, lora, source, staging / "adapter")
 
     if writes:
-        save_weights(weights, source, directory, beside=save_beside)
+        save_weights(weights, source, directory, write_extra=save_beside)
 
 
 def _whole(parameters: list[Tensor], sharded: bool) -> AbstractContextManager:

@@ -21,12 +21,12 @@ from actors.workers.gathered_weights import export, merged_weights, weight_shape
 from actors.workers.sanity_checks import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
 from minirl.errors import RunError
 from minirl.model.loading import load_causal_lm
-from minirl.model.lora import attach, trainable
+from minirl.model.lora import attach_adapters, trainable_parameters
 from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import OutputHead, check_head
 from minirl.model.student import StudentModule, packing_gap
 from minirl.model.teacher_ensemble import read_teacher
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.update import (
     LossDivisors,
     OnPolicyItem,
@@ -74,7 +74,7 @@ class Learner:
         if config.zero_stage < 3:
             check_head(model, "student")
         if setup.lora is not None:
-            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
+            attach_adapters(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
@@ -83,7 +83,7 @@ class Learner:
             self.engine = module.to(setup.device)
         else:
             buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=trainable(module))
+            self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=trainable_parameters(module))
             _restore_buffers(module, buffers)
         self.model, self.module = model, module
         self._choose_packing()
@@ -107,8 +107,8 @@ class Learner:
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
         """One optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global."""
-        losses = [lambda items=items: self._on_policy_loss(items, step.scale) for items in on_policy]
-        losses += [lambda items=items: self._supervised_loss(items, step.scale) for items in supervised]
+        losses = [lambda items=items: self._on_policy_loss(items, step.divisors) for items in on_policy]
+        losses += [lambda items=items: self._supervised_loss(items, step.divisors) for items in supervised]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
         total: Sums = {}
@@ -151,8 +151,8 @@ class Learner:
         return {name: float(value) for name, value in total.items()}
 
     @torch.no_grad()
-    def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[Diagnostics]:
-        """Of each sequence, in the order of the micro-batches; top_k: as of `Diagnostics.overlap`."""
+    def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[SequenceDiagnostics]:
+        """Of each sequence, in the order of the micro-batches; top_k: as of `SequenceDiagnostics.overlap`."""
         found, total = [], {}
         self.engine.eval()
         for items in microbatches:
@@ -170,7 +170,7 @@ class Learner:
             return None
         model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
         if setup.lora is not None:
-            attach(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
+            attach_adapters(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
         return baseline_seconds(
             model.to(setup.device), [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches]
         )

@@ -22,7 +22,7 @@ from actors.weights.packed import SentSample, checksum
 from actors.workers.rendezvous import host, join
 from actors.workers.rollout import RolloutWorker
 from actors.workers.teacher import TeacherWorker
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence
 
@@ -146,7 +146,7 @@ class LearnerRayWorker(RayWorker):
     def baseline_seconds(self, microbatches: MicroBatches, *batches: list[Any]) -> float | None:
         return self.learner.baseline_seconds(_unpacked(microbatches, batches))
 
-    def diagnostics(self, top_k: int, microbatches: MicroBatches, *batches: list[Any]) -> list[Diagnostics]:
+    def diagnostics(self, top_k: int, microbatches: MicroBatches, *batches: list[Any]) -> list[SequenceDiagnostics]:
         return self.learner.diagnostics(_unpacked(microbatches, batches), top_k)
 
     def supervised_sums(self, microbatches: MicroBatches, *batches: list[Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from launch.prepare import PreparedRun
 from minirl.data.examples import Example
 from minirl.evaluation.samples import EvaluatedSamples, PerSample
 from minirl.evaluation.sets import EvaluationSet
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.on_policy_loop import sampling_requests
 from minirl.training.roles import SampledRollout
 from minirl.training.update import SupervisedItem
@@ -57,7 +57,7 @@ class ModelMeasurer:
 
     def _samples(
         self, examples: list[Example], seed: int, teacher_share: float, weight_version: int
-    ) -> tuple[list[Rollout], list[Diagnostics]]:
+    ) -> tuple[list[Rollout], list[SequenceDiagnostics]]:
         rollouts, found = [], []
         for part in _parts(examples):
             sampled = sample(self.prepared, self.rollout, part, seed=seed, teacher_share=teacher_share, weight_version=weight_version)
@@ -72,7 +72,7 @@ class ModelMeasurer:
     def _on_teacher(self, asked: EvaluationSet, samples: list[list[TokenSequence]]) -> PerSample:
         return [self._diagnosed(f"{asked.name} {seed}", one_seed) for seed, one_seed in zip(self.config.seeds, samples, strict=True)]
 
-    def _diagnosed(self, key: str, sequences: list[TokenSequence]) -> list[Diagnostics]:
+    def _diagnosed(self, key: str, sequences: list[TokenSequence]) -> list[SequenceDiagnostics]:
         """Of sequences that are the same for every model: the teacher scores them once, what Ray has no room for goes to its disk."""
         if key not in self._kept:
             scores = [score for part in _parts(sequences) for score in self.teacher.score(part, _lengths(part))]

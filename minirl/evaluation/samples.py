@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from minirl.evaluation.positions import TokenGrid, token_grid
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.types import Prompt, Rollout, TokenSequence
 
-PerSample = list[list[Diagnostics]]  # [seeds][prompts]
-DIAGNOSED = tuple(field.name for field in fields(Diagnostics))
+PerSample = list[list[SequenceDiagnostics]]  # [seeds][prompts]
+DIAGNOSED = tuple(field.name for field in fields(SequenceDiagnostics))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvaluatedSamples:
     texts: list[list[str]]
     rollouts: list[list[Rollout]]
     own: PerSample | None
-    gold: list[Diagnostics]
+    gold: list[SequenceDiagnostics]
     on_teacher: PerSample | None = None
 
     def arrays(self, rouge_l: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,7 +70,7 @@ def grid(rows: PerSample, field: str) -> TokenGrid:
     return token_grid([[getattr(one, field) for one in prompts] for prompts in rows])
 
 
-def flat(rows: Sequence[Diagnostics], field: str) -> np.ndarray:
+def flat(rows: Sequence[SequenceDiagnostics], field: str) -> np.ndarray:
     return np.concatenate([getattr(one, field) for one in rows])
 
 

@@ -12,7 +12,7 @@ class BufferPool:
     def __init__(self) -> None:
         self._free: dict[str, Tensor] = {}
 
-    def take(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def borrow(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """At least `size` elements, flat, not initialised."""
         buffer = self._free.pop(name, None)
         if buffer is not None and buffer.numel() >= size and (buffer.dtype, buffer.device) == (dtype, device):
@@ -20,7 +20,7 @@ class BufferPool:
         del buffer  # lets go of the small one before there is a large one
         return torch.empty(size, dtype=dtype, device=device)
 
-    def give(self, name: str, buffer: Tensor) -> None:
+    def give_back(self, name: str, buffer: Tensor) -> None:
         """Give back what `take` lent; nobody may look at it any more."""
         if buffer.device.type == "cpu":
             self._free[name] = buffer

@@ -20,7 +20,7 @@ from minirl.model.buffers import BufferPool
 from minirl.model.matmul import multiplies_natively
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import Derivatives, RowBlocks, RowStatistics
-from minirl.model.teacher_ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, joined, teacher_logits_into
+from minirl.model.teacher_ensemble import EnsembleStates, MemberStatistics, TeacherEnsemble, concatenate_members, teacher_logits_into
 from minirl.objective.divergence import TokenStatistics, divergence_of
 
 
@@ -32,7 +32,7 @@ class HeadCall:
     teacher: OutputHead | TeacherEnsemble | None
     teacher_hidden: Tensor | EnsembleStates | None
     temperature: float
-    under_teacher: bool
+    teacher_expectations: bool
     divergence: DivergenceConfig | None
     chunk_tokens: int
     buffer_pool: BufferPool
@@ -57,7 +57,7 @@ def head_statistics(
     teacher: OutputHead | TeacherEnsemble | None = None,
     teacher_hidden: Tensor | EnsembleStates | None = None,
     temperature: float = 1.0,
-    under_teacher: bool = True,
+    teacher_expectations: bool = True,
     divergence: DivergenceConfig | None = None,
     buffer_pool: BufferPool | None = None,
 ) -> TokenStatistics:
@@ -70,7 +70,7 @@ def head_statistics(
         teacher,
         teacher_hidden,
         temperature,
-        under_teacher,
+        teacher_expectations,
         divergence,
         chunk_tokens,
         buffer_pool or BufferPool(),
@@ -83,11 +83,11 @@ class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
         logits, parts, members = _Logits(call, student.vocabulary, hidden), [], []
-        with widened(student, hidden, call.buffer_pool) as head:
+        with widened_head(student, hidden, call.buffer_pool) as head:
             for chunk in call.chunks():
                 members.append(logits.fill(chunk, hidden, head))
                 parts += _statistics_of(logits, call)
-        member_logprobs, member_log_normalizers = joined(members)
+        member_logprobs, member_log_normalizers = concatenate_members(members)
         rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
         rows = rows._replace(member_logprobs=member_logprobs, member_log_normalizers=member_log_normalizers)
         if call.keep:
@@ -108,7 +108,7 @@ class _HeadStatistics(torch.autograd.Function):
         total = _Gradients(hidden, student, trained=ctx.needs_input_grad[1])
         for chunk in reversed(ctx.call.chunks()):
             if logits.chunk != chunk:
-                with widened(student, hidden, ctx.call.buffer_pool) as head:
+                with widened_head(student, hidden, ctx.call.buffer_pool) as head:
                     logits.fill(chunk, hidden, head)
             total.add(chunk, _gradient_of(logits, ctx.rows, ctx.call, upstream, student))
         logits.give_back()
@@ -123,7 +123,7 @@ class _Logits:
         names = ("student logits", "teacher logits")[: 1 if call.teacher_hidden is None else 2]
         size = max((chunk.stop - chunk.start) for chunk in call.chunks()) * width
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        self._buffers = {name: call.buffer_pool.take(name, size, dtype, hidden.device) for name in names}
+        self._buffers = {name: call.buffer_pool.borrow(name, size, dtype, hidden.device) for name in names}
 
     def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> MemberStatistics | None:
         """Several teachers' logits are their average's log-probs; what each says by itself is returned."""
@@ -149,7 +149,7 @@ class _Logits:
 
     def give_back(self) -> None:
         for name, buffer in self._buffers.items():
-            self._call.buffer_pool.give(name, buffer)
+            self._call.buffer_pool.give_back(name, buffer)
         self._buffers = {}
 
     def _rows(self, name: str) -> Tensor:
@@ -190,7 +190,9 @@ def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:
     student, teacher, targets = logits.student, logits.teacher, call.targets[logits.chunk]
     blocks = call.blocks(student)
     return [
-        blocks.statistics(student[rows], None if teacher is None else teacher[rows], targets[rows], under_teacher=call.under_teacher)
+        blocks.statistics(
+            student[rows], None if teacher is None else teacher[rows], targets[rows], teacher_expectations=call.teacher_expectations
+        )
         for rows in blocks.slices(len(student))
     ]
 
@@ -212,11 +214,11 @@ def _gradient_of(logits: _Logits, rows: RowStatistics, call: HeadCall, upstream:
 
 def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float, nothing: Tensor) -> Derivatives:
     by = {name: t[chunk] * chain for name, t in zip(TokenStatistics._fields, upstream, strict=True) if t is not None}
-    under_teacher = [by[name] for name in ("forward_kl", "soft_cross_entropy") if name in by]
+    teacher_expectations = [by[name] for name in ("forward_kl", "soft_cross_entropy") if name in by]
     return Derivatives(
         logprobs=by.get("student_logprobs", nothing),
         reverse_kl=by.get("reverse_kl", nothing),
-        under_teacher=sum(under_teacher) if under_teacher else None,
+        teacher_expectations=sum(teacher_expectations) if teacher_expectations else None,
         divergence=by.get("divergence"),
     )
 
@@ -237,13 +239,13 @@ def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def widened(head: OutputHead, hidden: Tensor, buffer_pool: BufferPool) -> Iterator[OutputHead]:
+def widened_head(head: OutputHead, hidden: Tensor, buffer_pool: BufferPool) -> Iterator[OutputHead]:
     """The head for a pass of products: on a CPU its weight is widened once, and not once a chunk."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if multiplies_natively(head.weight) or head.weight.dtype == dtype:
         yield head
         return
     weight = head.weight[: head.vocabulary]
-    buffer = buffer_pool.take("student weight", weight.numel(), dtype, weight.device)
+    buffer = buffer_pool.borrow("student weight", weight.numel(), dtype, weight.device)
     yield replace(head, weight=buffer[: weight.numel()].view(weight.shape).copy_(weight))
-    buffer_pool.give("student weight", buffer)
+    buffer_pool.give_back("student weight", buffer)

@@ -122,7 +122,7 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
     staging = f"{directory}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
-    copy_companions(path, staging, also=("generation_config.json",))
+    copy_tokenizer_files(path, staging, also=("generation_config.json",))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)
     return directory
@@ -147,7 +147,7 @@ def architecture_signature(path: str) -> str:
     return json.dumps({key: value for key, value in sorted(told.items()) if key not in silent}, default=str)
 
 
-def copy_companions(source: str, target: str, also: tuple[str, ...] = ()) -> None:
+def copy_tokenizer_files(source: str, target: str, also: tuple[str, ...] = ()) -> None:
     """Copy what stands beside the weights: the tokenizer and its template, and the files named in `also`."""
     for file in Path(source).iterdir():
         tokenizer = file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_tokens"))
@@ -155,10 +155,10 @@ def copy_companions(source: str, target: str, also: tuple[str, ...] = ()) -> Non
             shutil.copy(file, Path(target) / file.name)
 
 
-def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, beside: Callable[[Path], None] | None = None) -> None:
+def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, write_extra: Callable[[Path], None] | None = None) -> None:
     """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; the rest comes from `source`.
 
-    beside: writes more into the directory, before it appears under its name.
+    write_extra: writes more into the directory, before it appears under its name.
     """
     config = AutoConfig.from_pretrained(source)
     dtype = next(iter(weights.values())).dtype
@@ -168,8 +168,8 @@ def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, bes
     shutil.rmtree(staging, ignore_errors=True)
     skeleton.config.dtype = dtype
     skeleton.save_pretrained(staging, state_dict=dict(weights))
-    copy_companions(source, staging, also=("generation_config.json",))
-    if beside is not None:
-        beside(Path(staging))
+    copy_tokenizer_files(source, staging, also=("generation_config.json",))
+    if write_extra is not None:
+        write_extra(Path(staging))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)

@@ -39,7 +39,7 @@ class StudentWeight:
     adapter: Adapter | None = None
 
     @property
-    def parts(self) -> list[Tensor]:
+    def tensors_to_gather(self) -> list[Tensor]:
         """What `merged` reads: under ZeRO 3 these have to be gathered first."""
         return [self.tensor] if self.adapter is None else [self.tensor, self.adapter.a, self.adapter.b]
 
@@ -52,7 +52,7 @@ class StudentWeight:
         return torch.add(self.tensor.float(), delta.T if self.adapter.transposed else delta, alpha=self.adapter.scale)
 
 
-def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, dropout: bool) -> None:
+def attach_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int, dropout: bool) -> None:
     """Put fresh adapters into the model, in place, and freeze all else. The same seed draws the same, whatever was drawn before.
 
     dropout False: train without, whatever the config says. Raises InputError where the targets are not linear layers of the body.
@@ -82,17 +82,17 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, dropout: bo
                 f"student.lora.target_modules takes in {name}, the student's {ends[id(layer.base_layer)]}, which stays as it is "
                 "(it may be tied, and its gradient has a kernel of its own); name linear layers of the blocks, or all-linear"
             )
-    for parameter in trainable(model):
+    for parameter in trainable_parameters(model):
         parameter.data = parameter.data.to(model.dtype)
 
 
-def check(path: str, config: LoraConfig) -> None:
-    """The refusals of `attach` for the model in a directory, without its weights."""
+def check_targets(path: str, config: LoraConfig) -> None:
+    """The refusals of `attach_adapters` for the model in a directory, without its weights."""
     with torch.device("meta"):
-        attach(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), config, seed=0, dropout=False)
+        attach_adapters(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), config, seed=0, dropout=False)
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 

@@ -34,7 +34,7 @@ class MicroBatch:
         """The target tokens, sequence after sequence: [N]."""
         return self.input_ids[self.is_target]
 
-    def predicting(self, hidden: Tensor) -> Tensor:
+    def predicting_rows(self, hidden: Tensor) -> Tensor:
         """The states that predict the targets: [B, L, d] -> [N, d], those one position before each."""
         return hidden[:, :-1][self.is_target[:, 1:]]
 
@@ -49,7 +49,7 @@ class MicroBatch:
         return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
     def packed(self) -> "MicroBatch":
-        """The same sequences in one row without padding; `targets` and what is `predicting` them keep their order.
+        """The same sequences in one row without padding; `targets` and `predicting_rows` keep their order.
 
         input_ids [[7, 8, 9], [4, 6, 0]], lengths [3, 2]   ->   input_ids [[7, 8, 9, 4, 6]], position_ids [[0, 1, 2, 0, 1]]
         """
@@ -61,12 +61,12 @@ class MicroBatch:
         return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
 
 
-EMPTY = TokenSequence(np.zeros(2, np.int64), np.zeros(2, bool))
+EMPTY_SEQUENCE = TokenSequence(np.zeros(2, np.int64), np.zeros(2, bool))
 """Two tokens and no target: what a worker runs when it has nothing left and the others do."""
 
 
 def make_microbatch(sequences: Sequence[TokenSequence]) -> MicroBatch:
-    sequences = sequences or [EMPTY]
+    sequences = sequences or [EMPTY_SEQUENCE]
     width = max(len(s.tokens) for s in sequences)
     input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
     is_target = torch.zeros(len(sequences), width, dtype=torch.bool)
@@ -103,7 +103,7 @@ def plan_microbatches(lengths: Sequence[int], workers: int, tokens_per_microbatc
     return [plan + [[] for _ in range(most - len(plan))] for plan in plans]
 
 
-def in_order(order: list[int], values: list[T]) -> list[T]:
+def restore_order(order: list[int], values: list[T]) -> list[T]:
     """values[i] belongs to the item `order[i]`: the values in the order of the items."""
     placed = dict(zip(order, values, strict=True))
     return [placed[index] for index in range(len(order))]

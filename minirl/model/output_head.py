@@ -41,7 +41,7 @@ class OutputHead:
             logits *= self.scale / temperature
         return logits
 
-    def constant_on(self, device: torch.device | str) -> "OutputHead":
+    def prepared_for(self, device: torch.device | str) -> "OutputHead":
         """The head for many products on this device: where they need a wide weight, it is widened here once."""
         weight = self.weight.to(device)
         if not multiplies_natively(weight):

@@ -43,7 +43,7 @@ class Derivatives(NamedTuple):
 
     logprobs: Tensor
     reverse_kl: Tensor
-    under_teacher: Tensor | None = None
+    teacher_expectations: Tensor | None = None
     divergence: Tensor | None = None
 
 
@@ -65,7 +65,7 @@ class RowBlocks:
     def log_normalizers(self, logits: Tensor) -> Tensor:
         return _exponentials(logits, self._spare[0][: len(logits)])[2]
 
-    def statistics(self, student: Tensor, teacher: Tensor | None, targets: Tensor, *, under_teacher: bool) -> RowStatistics:
+    def statistics(self, student: Tensor, teacher: Tensor | None, targets: Tensor, *, teacher_expectations: bool) -> RowStatistics:
         first, second = (spare[: len(student)] for spare in self._spare)
         mass, total, normalizers = _exponentials(student, first)
         logprobs = _pick(student, targets) - normalizers
@@ -80,7 +80,7 @@ class RowBlocks:
         mass, total, teacher_normalizers = _exponentials(teacher, first)
         gap = normalizers - teacher_normalizers
         forward_kl = soft_cross_entropy = None
-        if under_teacher:
+        if teacher_expectations:
             forward_kl = gap - difference.mul_(mass).sum(-1) / total
             soft_cross_entropy = normalizers - mass.mul_(student).sum(-1) / total
         return RowStatistics(

@@ -40,7 +40,7 @@ class StudentModule(nn.Module):
         batch: MicroBatch,
         teacher_hidden: Tensor | EnsembleStates | None = None,
         temperature: float = 1.0,
-        under_teacher: bool = True,
+        teacher_expectations: bool = True,
         divergence: DivergenceConfig | None = None,
         top_k: int | None = None,
     ) -> TokenStatistics | TokenDiagnostics:
@@ -51,7 +51,7 @@ class StudentModule(nn.Module):
         if self.attention_by_width:
             self._choose_attention(rows.input_ids.shape[1])
         hidden = hidden_states(self.model, rows)
-        return self.head(hidden, batch.targets, teacher_hidden, temperature, under_teacher, divergence, top_k)
+        return self.head(hidden, batch.targets, teacher_hidden, temperature, teacher_expectations, divergence, top_k)
 
     def _choose_attention(self, width: int) -> None:
         kernel = "eager" if width <= EAGER_WIDTH else "sdpa"
@@ -62,7 +62,7 @@ class StudentModule(nn.Module):
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """[N, d]: the states that predict the micro-batch's targets, the final norm included."""
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    return batch.predicting(model.base_model(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state)
+    return batch.predicting_rows(model.base_model(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state)
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ class StudentHead(nn.Module):
         targets: Tensor,
         teacher_hidden: Tensor | EnsembleStates | None,
         temperature: float,
-        under_teacher: bool,
+        teacher_expectations: bool,
         divergence: DivergenceConfig | None = None,
         top_k: int | None = None,
     ) -> TokenStatistics | TokenDiagnostics:
@@ -127,7 +127,7 @@ class StudentHead(nn.Module):
             teacher=self.teacher_head,
             teacher_hidden=teacher_hidden,
             temperature=temperature,
-            under_teacher=under_teacher,
+            teacher_expectations=teacher_expectations,
             divergence=divergence,
             buffer_pool=self.buffer_pool,
         )

@@ -22,7 +22,7 @@ from minirl.model.buffers import BufferPool
 from minirl.model.loading import read_head
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import RowBlocks
-from minirl.types import EnsembleScores, tensor_of
+from minirl.types import EnsembleScores, tensor_from_numpy
 
 
 class MemberStatistics(NamedTuple):
@@ -40,11 +40,11 @@ class EnsembleStates:
     active: np.ndarray
 
     @classmethod
-    def of(cls, scores: list[EnsembleScores], device: str) -> "EnsembleStates":
+    def from_scores(cls, scores: list[EnsembleScores], device: str) -> "EnsembleStates":
         """Of several sequences, one after the other."""
         hidden = []
         for member in zip(*(s.scores for s in scores), strict=True):
-            spoken = [tensor_of(s.hidden) for s in member if s is not None]
+            spoken = [tensor_from_numpy(s.hidden) for s in member if s is not None]
             hidden.append(torch.cat(spoken).to(device) if spoken else torch.empty(0, 0, device=device))
         return cls(tuple(hidden), active_teachers(scores))
 
@@ -78,7 +78,7 @@ class TeacherEnsemble:
             log_shares = torch.from_numpy(np.log(shares / shares.sum(1, keepdims=True))).to(out)
         found = MemberStatistics(*(torch.full_like(log_shares, torch.nan) for _ in MemberStatistics._fields))
         out.fill_(-torch.inf)
-        blocks, scratch = RowBlocks(out), buffer_pool.take("member logits", out.numel(), out.dtype, out.device)
+        blocks, scratch = RowBlocks(out), buffer_pool.borrow("member logits", out.numel(), out.dtype, out.device)
         for k, head in enumerate(self.heads):
             rows = torch.from_numpy(np.flatnonzero(states.active[:, k])).to(out.device)
             if not len(rows):
@@ -91,7 +91,7 @@ class TeacherEnsemble:
             for block in blocks.slices(len(rows)):
                 own = logits[block].add_(shift[block, None])
                 out[rows[block]] = torch.logaddexp(out[rows[block]], own)
-        buffer_pool.give("member logits", scratch)
+        buffer_pool.give_back("member logits", scratch)
         return found
 
 
@@ -110,7 +110,7 @@ def teacher_logits_into(
     return teacher.logits_into(out, states, temperature)
 
 
-def joined(members: list[MemberStatistics | None]) -> MemberStatistics | tuple[None, None]:
+def concatenate_members(members: list[MemberStatistics | None]) -> MemberStatistics | tuple[None, None]:
     """Of all rows, from that of chunks."""
     return (None, None) if members[0] is None else MemberStatistics(*map(torch.cat, zip(*members, strict=True)))
 
@@ -118,7 +118,7 @@ def joined(members: list[MemberStatistics | None]) -> MemberStatistics | tuple[N
 def read_teacher(models: str | tuple[str, ...], weights: tuple[float, ...], vocabulary: int, device: str) -> OutputHead | TeacherEnsemble:
     """The head of the one teacher, or of all, from their model directories, for many products on this device."""
     if isinstance(models, str):
-        return read_head(models, vocabulary).constant_on(device)
+        return read_head(models, vocabulary).prepared_for(device)
     if len(models) != len(weights):
         raise ValueError(f"{len(models)} teachers need as many weights and not {len(weights)}")
-    return TeacherEnsemble(tuple(read_head(model, vocabulary).constant_on(device) for model in models), weights)
+    return TeacherEnsemble(tuple(read_head(model, vocabulary).prepared_for(device) for model in models), weights)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from minirl.model.buffers import BufferPool
-from minirl.model.chunked_head import widened
+from minirl.model.chunked_head import widened_head
 from minirl.model.output_head import OutputHead
 from minirl.model.row_blocks import RowBlocks
-from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble, joined, teacher_logits_into
+from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble, concatenate_members, teacher_logits_into
 
 
 @dataclass(frozen=True)
-class Diagnostics:
+class SequenceDiagnostics:
     """Of one sequence with N targets, at temperature 1, nats; all float32 [N] but `correct`, bool [N].
 
     reverse_kl, forward_kl: KL(student || teacher), KL(teacher || student), over the whole shared vocabulary. confidence: the student's
@@ -49,11 +49,11 @@ class TokenDiagnostics(NamedTuple):
     member_logprobs: Tensor | None = None
     member_log_normalizers: Tensor | None = None
 
-    def split(self, counts: list[int]) -> list[Diagnostics]:
+    def split(self, counts: list[int]) -> list[SequenceDiagnostics]:
         """One for each sequence. counts: their numbers of targets."""
-        names = Diagnostics.__dataclass_fields__
+        names = SequenceDiagnostics.__dataclass_fields__
         fields = {name: [part.numpy() for part in getattr(self, name).cpu().split(counts)] for name in names}
-        return [Diagnostics(**{name: fields[name][i] for name in names}) for i in range(len(counts))]
+        return [SequenceDiagnostics(**{name: fields[name][i] for name in names}) for i in range(len(counts))]
 
 
 @torch.no_grad()
@@ -72,8 +72,8 @@ def token_diagnostics(
     buffer_pool, parts, members = buffer_pool or BufferPool(), [], []
     names, width = ("student logits", "teacher logits"), student.vocabulary
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    buffers = [buffer_pool.take(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
-    with widened(student, hidden, buffer_pool) as head:
+    buffers = [buffer_pool.borrow(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
+    with widened_head(student, hidden, buffer_pool) as head:
         for start in range(0, max(len(hidden), 1), chunk_tokens):
             chunk = slice(start, min(start + chunk_tokens, len(hidden)))
             logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
@@ -82,8 +82,8 @@ def token_diagnostics(
             members.append(teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], **how))
             parts += _of_chunk(*logits, targets[chunk], top_k)
     for name, buffer in zip(names, buffers, strict=True):
-        buffer_pool.give(name, buffer)
-    member_logprobs, member_log_normalizers = joined(members)
+        buffer_pool.give_back(name, buffer)
+    member_logprobs, member_log_normalizers = concatenate_members(members)
     whole = [torch.cat(field) for field in zip(*parts, strict=True) if field[0] is not None]
     return TokenDiagnostics(*whole, member_logprobs, member_log_normalizers)
 
@@ -94,7 +94,7 @@ def _of_chunk(student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> 
 
 
 def _of_block(blocks: RowBlocks, student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> TokenDiagnostics:
-    found = blocks.statistics(student, teacher, targets, under_teacher=True)
+    found = blocks.statistics(student, teacher, targets, teacher_expectations=True)
     highest, likeliest = student.topk(top_k)
     shared = (likeliest[:, :, None] == teacher.topk(top_k).indices[:, None, :]).any(-1)
     return TokenDiagnostics(

@@ -110,12 +110,12 @@ def token_statistics(
     teacher_logits: Tensor | None = None,
     *,
     temperature: float = 1.0,
-    under_teacher: bool = True,
+    teacher_expectations: bool = True,
     divergence: DivergenceConfig | None = None,
 ) -> TokenStatistics:
     """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient.
 
-    under_teacher False leaves out the expectations under the teacher (forward KL, soft cross-entropy), which cost as much again. A
+    teacher_expectations False leaves out the expectations under the teacher (forward KL, soft cross-entropy), which cost as much again. A
     divergence leaves out all others.
     """
     student = _at_least_float32(student_logits).log_softmax(-1)
@@ -130,7 +130,7 @@ def token_statistics(
         rows = divergence_of(_at_least_float32(student_logits), teacher_logits, divergence, divided_by=temperature)
         return TokenStatistics(student_logprobs, divergence=rows, **of_teacher)
     forward_kl = soft_cross_entropy = None
-    if under_teacher:
+    if teacher_expectations:
         probabilities = teacher.exp()
         soft_cross_entropy = -(probabilities * student).sum(-1)
         forward_kl = soft_cross_entropy + (probabilities * teacher).sum(-1)

@@ -39,7 +39,7 @@ def on_policy_losses(
     advantages: Tensor | None = None,
 ) -> OnPolicyLosses:
     """All grids [B, T]; truncated [B] bool, needed by `truncated: drop`; advantages given for `credit: frozen`, else computed here."""
-    mask = kept_mask(config, mask, truncated)
+    mask = loss_mask(config, mask, truncated)
     ratios = importance_ratios(student_logprobs, behavior_logprobs, mask).detach()
     if config.importance == "exact":
         before = weights_before(ratios, mask)
@@ -56,7 +56,7 @@ def on_policy_losses(
     return OnPolicyLosses(config.policy_gradient_coefficient * policy_gradient, config.single_step_coefficient * single_step)
 
 
-def kept_mask(config: ObjectiveConfig, mask: Tensor, truncated: Tensor | None) -> Tensor:
+def loss_mask(config: ObjectiveConfig, mask: Tensor, truncated: Tensor | None) -> Tensor:
     """`truncated: drop` takes responses cut at the limit out of the loss, which biases it (`mathematics.md`, section 1)."""
     if config.truncated == "keep":
         return mask

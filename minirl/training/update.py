@@ -13,13 +13,13 @@ from torch import Tensor
 from minirl.config.objective import DivergenceConfig, ObjectiveConfig, SoftTargetsConfig
 from minirl.model.microbatch import MicroBatch, make_microbatch
 from minirl.model.teacher_ensemble import EnsembleStates, active_teachers
-from minirl.model.token_diagnostics import Diagnostics, TokenDiagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics, TokenDiagnostics
 from minirl.objective.credit import whiten
 from minirl.objective.divergence import TokenStatistics
 from minirl.objective.losses import importance_ratios, pretrain_loss, soft_target_loss
 from minirl.objective.mixture import mixture_logprobs
-from minirl.objective.on_policy import advantages_of, kept_mask, on_policy_losses
-from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence, tensor_of
+from minirl.objective.on_policy import advantages_of, loss_mask, on_policy_losses
+from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence, tensor_from_numpy
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class UpdateStep:
     check_behavior: bool = False
 
 
-# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, under_teacher, divergence, top_k).
+# A forward pass of the student module: (micro-batch, teacher_hidden, temperature, teacher_expectations, divergence, top_k).
 Student = Callable[..., TokenStatistics | TokenDiagnostics]
 Sums = dict[str, Tensor]
 
@@ -77,14 +77,16 @@ def forward(
     device: str,
     temperature: float,
     *,
-    under_teacher: bool = True,
+    teacher_expectations: bool = True,
     divergence: DivergenceConfig | None = None,
 ) -> tuple[MicroBatch, TokenStatistics]:
     batch, hidden = _inputs(items, device)
-    return batch, student(batch, hidden, temperature, under_teacher, divergence)
+    return batch, student(batch, hidden, temperature, teacher_expectations, divergence)
 
 
-def diagnose(student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int) -> tuple[list[Diagnostics], Sums]:
+def diagnose(
+    student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int
+) -> tuple[list[SequenceDiagnostics], Sums]:
     """What an evaluation asks of each sequence's targets, and the teacher's checksum; every item has scores. No gradient."""
     batch, hidden = _inputs(items, device)
     if not items:
@@ -97,9 +99,9 @@ def diagnose(student: Student, items: Sequence[OnPolicyItem | SupervisedItem], d
 def _inputs(items: Sequence[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
     hidden = None
     if items and isinstance(items[0].scores, EnsembleScores):
-        hidden = EnsembleStates.of([item.scores for item in items], device)
+        hidden = EnsembleStates.from_scores([item.scores for item in items], device)
     elif items and items[0].scores is not None:
-        hidden = torch.cat([tensor_of(item.scores.hidden) for item in items]).to(device)
+        hidden = torch.cat([tensor_from_numpy(item.scores.hidden) for item in items]).to(device)
     return make_microbatch([item.sequence for item in items]).to(device), hidden
 
 
@@ -114,7 +116,7 @@ def on_policy_loss(
     teacher_share: float,
 ) -> tuple[Tensor, Sums]:
     """The two on-policy terms of one micro-batch, divided by the step's count, and the sums to log."""
-    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
+    batch, tokens = forward(student, items, device, temperature, teacher_expectations=False)
     if not items:
         return tokens.student_logprobs.sum(), {}
     mask = batch.mask()
@@ -197,11 +199,11 @@ def frozen_advantages(
     student: Student, items: list[OnPolicyItem], config: ObjectiveConfig, *, device: str, temperature: float
 ) -> tuple[list[np.ndarray], Sums]:
     """`credit: frozen`: each rollout's advantages [T] from the student at collection, before whitening."""
-    batch, tokens = forward(student, items, device, temperature, under_teacher=False)
+    batch, tokens = forward(student, items, device, temperature, teacher_expectations=False)
     if not items:
         return [], {}
     truncated = torch.tensor([i.rollout.truncated for i in items], device=device)
-    mask = kept_mask(config, batch.mask().to(torch.float32), truncated)
+    mask = loss_mask(config, batch.mask().to(torch.float32), truncated)
     grid = advantages_of(
         config, student_logprobs=batch.grid(tokens.student_logprobs), teacher_logprobs=batch.grid(tokens.teacher_logprobs), mask=mask
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minirl.model.loading import copy_companions
+from minirl.model.loading import copy_tokenizer_files
 from tests.benchmarks.turns import Job, Turns, Worked
 
 RESPONSES_PER_PASS = 8
@@ -63,7 +63,7 @@ class PlainLoop:
 
     def export(self, directory: str) -> None:
         self.student.save_pretrained(directory)
-        copy_companions(self.job.student, directory)
+        copy_tokenizer_files(self.job.student, directory)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.job.dtype == "bfloat16")

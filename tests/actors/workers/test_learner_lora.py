@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.student import LoraConfig
 from minirl.model.loading import load_causal_lm, read_head
-from minirl.model.lora import attach, student_weights
+from minirl.model.lora import attach_adapters, student_weights
 from minirl.model.student import StudentModule
 from minirl.training.update import LossDivisors, UpdateStep, on_policy_loss, supervised_loss
 from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, weights
@@ -45,7 +45,7 @@ def scale(items):
 def expected(models, items, scale):
     """Weights after each update, and each gradient norm, by autograd and torch's SGD in one process."""
     model = load_causal_lm(models[0], torch.float32, dropout=False)
-    attach(model, LORA, seed=0, dropout=False)
+    attach_adapters(model, LORA, seed=0, dropout=False)
     module = StudentModule(model, vocabulary=VOCABULARY, chunk_tokens=4096, teacher_head=read_head(models[1], VOCABULARY))
     adapters = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     optimizer, steps = torch.optim.SGD(adapters, LEARNING_RATE), []

@@ -4,7 +4,7 @@ import numpy as np
 
 from minirl.evaluation.figures import ModelFigures, figures_of, rouge_scores
 from minirl.evaluation.samples import EvaluatedSamples
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.types import Rollout
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "far", "away", "from", "home", "today", "and", "nobody"]
@@ -24,12 +24,12 @@ def judged(
     def text(reference: str) -> str:
         return " ".join(word if draw.random() < quality else draw.choice(WORDS) for word in reference.split())
 
-    def diagnostics(length: int, drift: float) -> Diagnostics:
+    def diagnostics(length: int, drift: float) -> SequenceDiagnostics:
         size = np.zeros(length) if teacher else (1.2 - quality) * draw.exponential(size=length) * (1 + drift * np.arange(length) / longest)
         values = (-draw.exponential(size=length), size, 0.8 * size, draw.uniform(0.1, 1, length), draw.uniform(0.3, 1, length))
-        return Diagnostics(*(value.astype(np.float32) for value in values), correct=draw.random(length) < 0.5)
+        return SequenceDiagnostics(*(value.astype(np.float32) for value in values), correct=draw.random(length) < 0.5)
 
-    def responses(drift: float) -> list[list[Diagnostics]]:
+    def responses(drift: float) -> list[list[SequenceDiagnostics]]:
         lengths = draw.geometric(min(0.5, 2.5 / longest), (seeds, len(wanted))).clip(1, longest)
         return [[diagnostics(int(length), drift) for length in row] for row in lengths]
 

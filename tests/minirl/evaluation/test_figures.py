@@ -6,7 +6,7 @@ import pytest
 from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.report import row_of
 from minirl.evaluation.samples import EvaluatedSamples
-from minirl.model.token_diagnostics import Diagnostics
+from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.types import Rollout
 
 REFERENCES = [("the cat sat",), ("a dog",)]
@@ -16,11 +16,13 @@ def rollout(tokens: list[int], truncated: bool = False) -> Rollout:
     return Rollout(np.array([7]), np.array(tokens), np.zeros(len(tokens), np.float32), truncated, 1, 0, 0)
 
 
-def diagnosed(reverse_kl: list[float], **fields) -> Diagnostics:
+def diagnosed(reverse_kl: list[float], **fields) -> SequenceDiagnostics:
     """The other fields as given, or zeros."""
     n = len(reverse_kl)
-    values = {name: np.array(fields.get(name, np.zeros(n)), np.float32) for name in Diagnostics.__dataclass_fields__}
-    return Diagnostics(**values | {"reverse_kl": np.array(reverse_kl, np.float32), "correct": np.array(fields.get("correct", [False] * n))})
+    values = {name: np.array(fields.get(name, np.zeros(n)), np.float32) for name in SequenceDiagnostics.__dataclass_fields__}
+    return SequenceDiagnostics(
+        **values | {"reverse_kl": np.array(reverse_kl, np.float32), "correct": np.array(fields.get("correct", [False] * n))}
+    )
 
 
 @pytest.fixture

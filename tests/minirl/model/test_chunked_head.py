@@ -153,7 +153,7 @@ def test_without_a_teacher_and_without_expectations_under_it(chunk_tokens):
     expected = heads.by_definition()
     alone = heads.statistics(teacher_hidden=None)
     assert all(value is None for value in alone[1:])
-    without = heads.statistics(under_teacher=False)
+    without = heads.statistics(teacher_expectations=False)
     assert without.forward_kl is None and without.soft_cross_entropy is None
     for given, names in ((alone, DIFFERENTIABLE[:1]), (without, DIFFERENTIABLE[:2])):
         for name in names:

@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from minirl.config.student import LoraConfig
 from minirl.errors import InputError
 from minirl.model.loading import load_causal_lm, save_weights
-from minirl.model.lora import adapter_tensors, attach, check, save_adapter, student_weights, trainable
+from minirl.model.lora import (
+    adapter_tensors,
+    attach_adapters,
+    check_targets,
+    save_adapter,
+    student_weights,
+    trainable_parameters,
+)
 from tests.tiny import tiny_model
 
 VOCABULARY = 64
@@ -27,10 +34,10 @@ def directory(request, tmp_path_factory) -> str:
 def adapted(directory: str, config: LoraConfig, *, dtype: torch.dtype = torch.float32, seed: int = 3, trained: bool = True):
     """The model with adapters; `trained` ones have moved away from where they begin."""
     model = load_causal_lm(directory, dtype, dropout=False)
-    attach(model, config, seed=seed, dropout=False)
+    attach_adapters(model, config, seed=seed, dropout=False)
     if trained:
         generator = torch.Generator().manual_seed(1)
-        for parameter in trainable(model):
+        for parameter in trainable_parameters(model):
             parameter.data += (0.05 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
     return model.eval()
 
@@ -62,7 +69,10 @@ def test_a_saved_adapter_is_merged_by_peft_to_the_same_weights_and_is_left_alone
     weights = merged(model)
     tensors = {name: tensor.detach() for name, tensor in adapter_tensors(model)}
     save_weights(
-        weights, directory, str(tmp_path / "best"), beside=lambda staging: save_adapter(tensors, config, directory, staging / "adapter")
+        weights,
+        directory,
+        str(tmp_path / "best"),
+        write_extra=lambda staging: save_adapter(tensors, config, directory, staging / "adapter"),
     )
     assert all(torch.equal(tensor, parts[name]) for name, tensor in model.state_dict().items())
 
@@ -79,7 +89,7 @@ def test_a_saved_adapter_is_merged_by_peft_to_the_same_weights_and_is_left_alone
 def test_bfloat16_is_merged_in_float32_and_rounded_once(directory):
     model = adapted(directory, LoraConfig(rank=4, alpha=12.0), dtype=torch.bfloat16)
     wide = load_causal_lm(directory, torch.float32)
-    attach(wide, LoraConfig(rank=4, alpha=12.0), seed=0, dropout=False)
+    attach_adapters(wide, LoraConfig(rank=4, alpha=12.0), seed=0, dropout=False)
     wide.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
     exact = merged(wide)
     for name, weight in merged(model).items():
@@ -118,7 +128,7 @@ def test_recomputed_activations_give_the_same_gradient(directory):
         if recompute:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
-        gradients.append([parameter.grad for parameter in trainable(model)])
+        gradients.append([parameter.grad for parameter in trainable_parameters(model)])
     assert len(gradients[0]) > 4 and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -141,8 +151,8 @@ def test_the_gradient_is_the_chain_rule_through_the_merged_weight(directory):
 def test_dropout_is_a_matter_of_the_stage(directory):
     for dropout in (False, True):
         model = load_causal_lm(directory, torch.float32, dropout=False)
-        attach(model, LoraConfig(dropout=0.5), seed=0, dropout=dropout)
-        for parameter in trainable(model):
+        attach_adapters(model, LoraConfig(dropout=0.5), seed=0, dropout=dropout)
+        for parameter in trainable_parameters(model):
             parameter.data += 0.1
         assert torch.equal(logits(model.train()), logits(model)) != dropout
 
@@ -160,9 +170,9 @@ def test_targets_that_cannot_be_adapted_are_refused_before_weights_are_read(dire
     only_config = tmp_path / "config.json"
     only_config.write_bytes((Path(directory) / "config.json").read_bytes())
     with pytest.raises(InputError, match=f"student.lora.target_modules {message}" if message.startswith(("takes", "does")) else message):
-        check(str(tmp_path), LoraConfig(target_modules=targets))
+        check_targets(str(tmp_path), LoraConfig(target_modules=targets))
 
 
 def test_targets_that_can_be_adapted_pass(directory, tmp_path):
     (tmp_path / "config.json").write_bytes((Path(directory) / "config.json").read_bytes())
-    check(str(tmp_path), LoraConfig())
+    check_targets(str(tmp_path), LoraConfig())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirl.model.microbatch import EMPTY, in_order, make_microbatch, plan_microbatches, split_by_tokens
+from minirl.model.microbatch import EMPTY_SEQUENCE, make_microbatch, plan_microbatches, restore_order, split_by_tokens
 from minirl.types import TokenSequence
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -29,7 +29,7 @@ def test_padding_goes_to_the_right():
 
 def test_a_target_is_predicted_by_the_state_one_position_before_it():
     place = torch.arange(15.0).view(3, 5, 1)
-    assert BATCH.predicting(place).flatten().tolist() == [2, 3, 5, 10, 12]
+    assert BATCH.predicting_rows(place).flatten().tolist() == [2, 3, 5, 10, 12]
 
 
 def test_values_of_targets_become_a_left_aligned_grid():
@@ -43,7 +43,7 @@ def test_packed_sequences_stand_in_one_row_and_keep_their_targets():
     assert packed.input_ids.tolist() == [[7, 8, 9, 5, 2, 4, 6, 3, 0, 11, 2]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
     assert packed.targets.tolist() == BATCH.targets.tolist() and packed.counts.tolist() == BATCH.counts.tolist()
-    assert packed.predicting(torch.arange(11.0).view(1, 11, 1)).flatten().tolist() == [2, 3, 5, 7, 9]
+    assert packed.predicting_rows(torch.arange(11.0).view(1, 11, 1)).flatten().tolist() == [2, 3, 5, 7, 9]
 
 
 def test_the_gradient_passes_through_the_grid():
@@ -54,9 +54,9 @@ def test_the_gradient_passes_through_the_grid():
 
 def test_nothing_to_do_is_a_batch_without_targets():
     batch = make_microbatch([])
-    assert batch.input_ids.shape == (1, len(EMPTY.tokens)) and batch.counts.tolist() == [0]
+    assert batch.input_ids.shape == (1, len(EMPTY_SEQUENCE.tokens)) and batch.counts.tolist() == [0]
     assert batch.targets.numel() == 0 and batch.mask().shape == (1, 0)
-    assert batch.predicting(torch.zeros(1, len(EMPTY.tokens), 3)).shape == (0, 3)
+    assert batch.predicting_rows(torch.zeros(1, len(EMPTY_SEQUENCE.tokens), 3)).shape == (0, 3)
 
 
 # --- the division of an optimizer step ---
@@ -83,7 +83,7 @@ def test_every_worker_gets_equally_many_micro_batches_and_every_item_comes_once(
 @given(lengths, st.integers(1, 5), budgets)
 def test_what_comes_back_share_by_share_is_put_in_the_order_of_the_items(lengths, workers, budget):
     order = [i for share in plan_microbatches(lengths, workers, budget) for microbatch in share for i in microbatch]
-    assert in_order(order, [lengths[i] for i in order]) == lengths
+    assert restore_order(order, [lengths[i] for i in order]) == lengths
 
 
 @given(lengths, st.integers(1, 6))

@@ -73,7 +73,7 @@ class Teachers:
         return EnsembleScores(tuple(found))
 
     def states(self) -> EnsembleStates:
-        return EnsembleStates.of([self.scores(i) for i in range(len(LENGTHS))], "cpu")
+        return EnsembleStates.from_scores([self.scores(i) for i in range(len(LENGTHS))], "cpu")
 
 
 class Student:
@@ -197,8 +197,13 @@ def items_of(teachers: Teachers) -> list[OnPolicyItem]:
 def student_module(teachers: Teachers, student: Student):
     """(micro-batch, states, ...) -> statistics; the student's states are given, whichever sequences are asked for."""
 
-    def call(batch, states, temperature, under_teacher, divergence):
-        switches = {"temperature": temperature, "under_teacher": under_teacher, "divergence": divergence, "teacher": teachers.ensemble}
+    def call(batch, states, temperature, teacher_expectations, divergence):
+        switches = {
+            "temperature": temperature,
+            "teacher_expectations": teacher_expectations,
+            "divergence": divergence,
+            "teacher": teachers.ensemble,
+        }
         return head_statistics(
             student.hidden[: len(batch.targets)], batch.targets, student.head, chunk_tokens=3, teacher_hidden=states, **switches
         )

@@ -8,7 +8,7 @@ from minirl.model.output_head import OutputHead
 from minirl.model.student import StudentModule
 from minirl.model.token_diagnostics import token_diagnostics
 from minirl.training.update import SupervisedItem, diagnose, forward
-from minirl.types import TeacherScores, array_of
+from minirl.types import TeacherScores, numpy_from_tensor
 from tests.minirl.model.test_student import VOCABULARY as STUDENT_VOCABULARY
 from tests.minirl.model.test_student import model_of, sequences
 
@@ -80,7 +80,7 @@ def test_the_student_module_gives_each_sequence_what_its_own_statistics_say():
         logits, targets = head.logits(hidden), torch.from_numpy(sequence.tokens[sequence.is_target])[:, None]
         normalizers = logits.logsumexp(-1)
         logprobs = logits.gather(1, targets)[:, 0] - normalizers
-        items.append(SupervisedItem(sequence, TeacherScores(*map(array_of, (logprobs, normalizers, hidden)))))
+        items.append(SupervisedItem(sequence, TeacherScores(*map(numpy_from_tensor, (logprobs, normalizers, hidden)))))
     with torch.no_grad():
         batch, tokens = forward(module, items, "cpu", 1.0)
         found, gap = diagnose(module, items, "cpu", 3)

@@ -84,14 +84,18 @@ class Step:
         return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     def student(self, table: Tensor):
-        """What the learner calls: (micro-batch, teacher_hidden, temperature, under_teacher, divergence) -> statistics."""
+        """What the learner calls: (micro-batch, teacher_hidden, temperature, teacher_expectations, divergence) -> statistics."""
 
         def forward(
-            batch: MicroBatch, teacher_hidden: Tensor | None, temperature: float, under_teacher: bool, divergence: DivergenceConfig | None
+            batch: MicroBatch,
+            teacher_hidden: Tensor | None,
+            temperature: float,
+            teacher_expectations: bool,
+            divergence: DivergenceConfig | None,
         ) -> TokenStatistics:
-            logits = batch.predicting(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
+            logits = batch.predicting_rows(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
             teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
-            asked = {"temperature": temperature, "under_teacher": under_teacher, "divergence": divergence}
+            asked = {"temperature": temperature, "teacher_expectations": teacher_expectations, "divergence": divergence}
             return token_statistics(logits / temperature, batch.targets, teacher, **asked)
 
         return forward
