@@ -1,8 +1,8 @@
-"""Checkpoints that are either whole or not there: the manifest is written last, and only what it names is trusted.
+"""Checkpoints on disk: a directory counts as a checkpoint only once its `manifest.json` exists, which is written last.
 
-checkpoints/00000012/          named by the count of iterations or updates that it follows
-    learner/, random-0.pt      what the learner wrote
-    manifest.json              the driver's state, and every file with its size; written last, by rename
+checkpoints/00000012/          the number of finished iterations or updates
+    learner/, random-0.pt      the learner's files
+    manifest.json              the driver's state, and the name and size of every file; written last, by rename
 """
 
 import json
@@ -18,7 +18,10 @@ MANIFEST = "manifest.json"
 
 
 def write(directory: Path, number: int, state: dict[str, Any], save: Callable[[str], None], *, keep: int = 1) -> Path:
-    """Let `save` fill a new directory, then make it valid with its manifest; older ones but the newest `keep` are removed after."""
+    """Create a checkpoint and return its directory. Afterwards only the newest `keep` checkpoints remain.
+
+    save: writes the learner's files into the directory that it receives. state: the driver's state, as JSON values.
+    """
     target = directory / f"{number:08d}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -31,18 +34,22 @@ def write(directory: Path, number: int, state: dict[str, Any], save: Callable[[s
 
 
 def latest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state; half-written ones are passed over. Raises InputError where a named file is damaged."""
-    found = complete(directory)
-    if not found:
+    """The newest complete checkpoint and its state, or None. Ignores half-written ones.
+
+    Raises InputError if a file of that checkpoint is missing or has another size than `manifest.json` says.
+    """
+    checkpoints = complete(directory)
+    if not checkpoints:
         return None
-    manifest = json.loads((found[-1] / MANIFEST).read_text())
+    newest = checkpoints[-1]
+    manifest = json.loads((newest / MANIFEST).read_text())
     for name, size in manifest["files"].items():
-        file = found[-1] / name
+        file = newest / name
         if not file.is_file() or file.stat().st_size != size:
-            raise InputError(f"the checkpoint {found[-1]} is damaged at {name}; delete that directory to go on from the one before it")
-    return found[-1], manifest["state"]
+            raise InputError(f"the checkpoint {newest} is damaged at {name}; delete that directory to resume from the checkpoint before it")
+    return newest, manifest["state"]
 
 
 def complete(directory: Path) -> list[Path]:
-    """Checkpoints that have their manifest, oldest first."""
+    """Checkpoints that have a `manifest.json`, oldest first."""
     return sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}"))

@@ -1,4 +1,4 @@
-"""An endless, seeded, resumable walk over n items."""
+"""DataOrder: an endless, seeded, resumable order in which training visits the items of a data set."""
 
 from typing import Any
 
@@ -9,39 +9,39 @@ from minirl.seeds import derive_seed
 
 
 class DataOrder:
-    """Yields indices below `size` in epochs; each epoch visits every index once, in an order of its own.
+    """Yields indices below `size` in epochs. Each epoch visits every index once, in a new random order.
 
-    The order follows from (seed, epoch) alone, so the whole state is four integers.
+    The order depends on (seed, epoch) alone, so the whole state is four integers. Raises ValueError if `size` is below 1.
     """
 
     def __init__(self, size: int, seed: int) -> None:
         if size < 1:
-            raise ValueError("a cursor needs at least one item")
+            raise ValueError("a data order needs at least one item; give a data set that is not empty")
         self.size, self.seed, self.epoch, self.position = size, seed, 0, 0
         self._order = self._permutation()
 
     def next(self, count: int) -> list[int]:
-        """The next `count` indices; crosses epoch boundaries without skipping or repeating within an epoch."""
-        taken: list[int] = []
-        while len(taken) < count:
+        """The next `count` indices. Continues into the next epoch where one ends, so no epoch skips or repeats an index."""
+        indices: list[int] = []
+        while len(indices) < count:
             if self.position == self.size:
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._permutation()
-            part = self._order[self.position : self.position + count - len(taken)]
-            taken += part.tolist()
+            part = self._order[self.position : self.position + count - len(indices)]
+            indices += part.tolist()
             self.position += len(part)
-        return taken
+        return indices
 
     def state_dict(self) -> dict[str, int]:
         return {"size": self.size, "seed": self.seed, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises InputError where the data or the seed is another."""
-        for name, here in (("size", self.size), ("seed", self.seed)):
-            if state[name] != here:
+        """Continue from `state`. Raises InputError if the size of the data or the seed differs."""
+        for name, current in (("size", self.size), ("seed", self.seed)):
+            if state[name] != current:
                 raise InputError(
-                    f"the checkpoint was written with a data {name} of {state[name]}, this run has {here}; "
-                    "go on with the same data and seed, or start in a new directory"
+                    f"the checkpoint was written with a data {name} of {state[name]}, this run has {current}; "
+                    "resume with the same data and seed, or start in a new directory"
                 )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the number of updates, so that a resume has nothing to restore."""
+"""The learning rate as a pure function of the update's number, so that a resume has no scheduler state to restore."""
 
 import math
 
@@ -6,11 +6,14 @@ from minirl.config.stages import OptimizerStageConfig
 
 
 def learning_rate(config: OptimizerStageConfig, update: int, total_updates: int) -> float:
-    """Of update 0, 1, ...: linear warm-up over `warmup_updates`, then constant, or a cosine down to `min_learning_rate` at the last."""
+    """The rate of update 0, 1, ...: linear warm-up over `warmup_updates`, then constant or a cosine.
+
+    The cosine reaches `min_learning_rate` at `total_updates`.
+    """
     if update < config.warmup_updates:
         return config.learning_rate * (update + 1) / config.warmup_updates
     if config.schedule == "constant":
         return config.learning_rate
     progress = (update - config.warmup_updates) / max(1, total_updates - config.warmup_updates)
-    low = config.min_learning_rate
-    return low + (config.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    lowest = config.min_learning_rate
+    return lowest + (config.learning_rate - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

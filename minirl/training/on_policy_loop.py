@@ -1,4 +1,4 @@
-"""On-policy distillation: five verbs, over and over.
+"""On-policy distillation: the loop sample, score, credit, update, publish, and the requests that it samples.
 
     sample   the rollout group draws responses from the student, or from (1-a) student + a teacher
     score    the teacher group returns log-probs and hidden states of the sampled tokens
@@ -6,10 +6,11 @@
     update   the learner group takes optimizer steps
     publish  the new weights go to the rollout group, with a version number
 
-With `max_staleness: k` the rollouts of up to k further iterations are on their way while this one is learnt from, sampled by weights
-that are up to k publishes old when their turn comes. At 0 the verbs follow one another.
+With `max_staleness: k` the rollout group already samples up to k further iterations while the learner trains on the current one. The
+weights that sampled a rollout are then up to k publishes old when the learner trains on it. With `max_staleness: 0` the verbs run one
+after the other.
 
-The driver holds references and scalars; it knows the groups by what they can do and not by what they are.
+The driver holds references and scalars only. It uses the groups through the protocols in `roles`.
 """
 
 import math
@@ -28,26 +29,26 @@ from minirl.seeds import derive_seed, sampling_seed
 from minirl.training.data_order import DataOrder
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch, iteration_record
-from minirl.training.roles import GivenSequences, OnPolicyLearner, PendingRollouts, PendingWeights, SampledRollout, Sampler, Scorer
+from minirl.training.roles import OnPolicyLearner, PendingRollouts, PendingWeights, SampledRollout, Sampler, Scorer, SupervisedSequences
 from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import Prompt, RolloutSummary, SamplingRequest
 
 
 @dataclass(frozen=True)
 class PendingIteration:
-    """An iteration on its way, and where the prompts stood before it: a resume asks for it anew."""
+    """An iteration whose rollouts were requested. prompt_order: the state of the prompt order before it; a resume requests it again."""
 
-    collection: PendingRollouts
-    prompt_cursor: dict[str, Any]
+    rollouts: PendingRollouts
+    prompt_order: dict[str, Any]
 
 
 @dataclass
 class OnPolicyProgress:
-    """Where a run stands; with the learner's own state, all that a checkpoint needs."""
+    """Progress of a run. Together with the learner's state it is all that a checkpoint needs."""
 
     iteration: int = 0
     updates: int = 0
-    target_tokens: int = 0  # that were learnt from, each time they were
+    target_tokens: int = 0  # learnt from so far; a token that is learnt twice counts twice
     weight_version: int = 0
     best_rouge_l: float | None = None
     best_iteration: int | None = None
@@ -55,10 +56,10 @@ class OnPolicyProgress:
 
 
 class OnPolicyLoop:
-    """The loop over the training prompts; `connect` it to the groups, then `run`.
+    """The loop over the training prompts: `connect` it to the groups, then iterate over `run`.
 
-    given: sequences that each update learns from besides, `given_per_update` of them: blocks of plain text for the pre-training loss, or
-    in the stage `gkd` gold responses, for the same divergence as the student's own.
+    supervised_sequences: each update also learns from `supervised_per_update` of them. They are blocks of plain text for the pre-training
+    loss. In the stage `gkd` they are gold responses, which are learnt with the same divergence as the student's responses.
     """
 
     def __init__(
@@ -67,32 +68,35 @@ class OnPolicyLoop:
         objective: ObjectiveConfig,
         *,
         prompts: list[Prompt],
-        given: GivenSequences | None,
-        given_per_update: int,
+        supervised_sequences: SupervisedSequences | None,
+        supervised_per_update: int,
         max_response_tokens: int,
         teacher_share: float,
         seed: int,
         metrics: MetricsLog,
     ):
         self.config, self.objective = config, objective
-        self.soft = isinstance(config, GkdConfig)
-        self.prompts, self.given, self.given_per_update = prompts, given, given_per_update
+        self.soft_targets = isinstance(config, GkdConfig)
+        self.prompts = prompts
+        self.supervised_sequences, self.supervised_per_update = supervised_sequences, supervised_per_update
         self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
         self.progress = OnPolicyProgress()
-        self.prompt_cursor = DataOrder(len(prompts), derive_seed(seed, "prompts"))
-        self.given_cursor = DataOrder(len(given), derive_seed(seed, "given")) if given and given_per_update else None
-        self.watch = Stopwatch()
-        self.begun: deque[PendingIteration] = deque()
-        self.publication: PendingWeights | None = None
-        self.effort: dict[str, float] = {}
+        self.prompt_order = DataOrder(len(prompts), derive_seed(seed, "prompts"))
+        self.supervised_order = (
+            DataOrder(len(supervised_sequences), derive_seed(seed, "given")) if supervised_sequences and supervised_per_update else None
+        )
+        self.stopwatch = Stopwatch()
+        self.pending_iterations: deque[PendingIteration] = deque()
+        self.pending_weights: PendingWeights | None = None
+        self.call_costs: dict[str, float] = {}
 
     def connect(self, rollout: Sampler, teacher: Scorer, learner: OnPolicyLearner, *, publish: Callable[[int], PendingWeights]) -> None:
-        """`publish(version)` sends the learner's weights on their way into the rollout group."""
+        """publish: `publish(version)` starts to send the learner's weights to the rollout group."""
         self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
     @property
     def total(self) -> int:
-        """Iterations that are planned; a token budget may end the stage before."""
+        """Planned iterations. A token budget may end the stage earlier."""
         return self.config.iterations
 
     @property
@@ -104,49 +108,49 @@ class OnPolicyLoop:
         return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
 
     def run(self) -> Iterator[OnPolicyProgress]:
-        """Yields after every iteration, so that the caller validates and checkpoints where it likes."""
+        """Yields after every iteration, so that the caller decides when to validate and to write a checkpoint."""
         self.publish()
         while not self.finished:
-            began = time.monotonic()
+            start = time.monotonic()
             sampled = self.sample()
             scores = self.score()
             advantages = self.credit(sampled, scores)
-            logged = self.update(sampled, scores, advantages)
+            update_sums = self.update(sampled, scores, advantages)
             staleness = self._staleness(sampled)
             self.publish()
-            self.log(sampled, logged, staleness, time.monotonic() - began)
+            self.log(sampled, update_sums, staleness, time.monotonic() - start)
             self.progress.iteration += 1
             yield self.progress
 
     def sample(self) -> list[SampledRollout]:
-        """The rollouts of this iteration; those of the next `max_staleness` ones are begun too."""
-        with self.watch("sample"):
+        """The rollouts of this iteration. Also requests those of the next `max_staleness` iterations."""
+        with self.stopwatch("sample"):
             last = min(self.progress.iteration + self.config.max_staleness, self.config.iterations - 1)
-            for iteration in range(self.progress.iteration + len(self.begun), last + 1):
-                self._begin(iteration)
-            return self.begun[0].collection.sampled()
+            for iteration in range(self.progress.iteration + len(self.pending_iterations), last + 1):
+                self._request_rollouts(iteration)
+            return self.pending_iterations[0].rollouts.sampled()
 
-    def _begin(self, iteration: int) -> None:
-        cursor = self.prompt_cursor.state_dict()
-        prompts = [self.prompts[i] for i in self.prompt_cursor.next(self.config.student_prompts)]
-        collection = self.rollout.begin(
+    def _request_rollouts(self, iteration: int) -> None:
+        order_before = self.prompt_order.state_dict()
+        prompts = [self.prompts[i] for i in self.prompt_order.next(self.config.student_prompts)]
+        rollouts = self.rollout.begin(
             sampling_requests(prompts, self.config.samples_per_prompt, self.seed, iteration),
             self.teacher,
             teacher_share=self.teacher_share,
             max_response_tokens=self.max_response_tokens,
             weight_version=self.progress.weight_version,
         )
-        self.begun.append(PendingIteration(collection, cursor))
+        self.pending_iterations.append(PendingIteration(rollouts, order_before))
 
     def score(self) -> list[Any]:
-        with self.watch("score"):
-            collection = self.begun.popleft().collection
-            scores = collection.scores()
-        self.effort = collection.effort
+        with self.stopwatch("score"):
+            rollouts = self.pending_iterations.popleft().rollouts
+            scores = rollouts.scores()
+        self.call_costs = rollouts.call_costs
         return scores
 
     def credit(self, sampled: list[SampledRollout], scores: list[Any]) -> list[np.ndarray] | None:
-        with self.watch("credit"):
+        with self.stopwatch("credit"):
             if self.objective.credit == "live":
                 return None
             items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
@@ -156,105 +160,113 @@ class OnPolicyLoop:
         items = [OnPolicyItem(s.rollout, score) for s, score in zip(sampled, scores, strict=True)]
         if advantages is not None:
             items = [replace(item, advantages=a) for item, a in zip(items, advantages, strict=True)]
-        asked = []  # all of them at once: no update waits for what the driver does about the next one
-        for chosen in self._minibatches(len(items)):
-            supervised = self._given_items()
-            with self.watch("update"):
-                summaries = [sampled[i].summary for i in chosen]
+        pending_updates = []  # all are submitted before the first is awaited, so that no update waits while the driver prepares the next
+        for indices in self._minibatches(len(items)):
+            supervised = self._supervised_items()
+            with self.stopwatch("update"):
+                summaries = [sampled[i].summary for i in indices]
                 step = UpdateStep(
                     iteration=self.progress.iteration,
                     update=self.progress.updates,
                     learning_rate=learning_rate(
                         self.config, self.progress.updates, self.config.iterations * self.config.updates_per_iteration
                     ),
-                    scale=self._scale(summaries, [items[i].advantages for i in chosen], supervised),
-                    check_behavior=not asked and not self.soft and self._staleness(sampled) == 0,
+                    divisors=self._divisors(summaries, [items[i].advantages for i in indices], supervised),
+                    check_behavior=not pending_updates and not self.soft_targets and self._staleness(sampled) == 0,
                 )
-                asked.append(self.learner.begin_update(step, [items[i] for i in chosen], supervised, [s.tokens for s in summaries]))
+                tokens = [s.tokens for s in summaries]
+                pending_updates.append(self.learner.begin_update(step, [items[i] for i in indices], supervised, tokens))
             self.progress.updates += 1
             self.progress.target_tokens += sum(s.response_tokens for s in summaries) + sum(i.sequence.targets for i in supervised)
-        with self.watch("update"):
-            return [finish() for finish in asked]
+        with self.stopwatch("update"):
+            return [wait() for wait in pending_updates]
 
     def publish(self) -> None:
-        """The engines take the new weights in turn with what they were asked to sample; waited for where nothing else can go on."""
-        with self.watch("publish"):
+        """Start to send the weights as a new version; the engines load them behind the sampling that was already requested.
+
+        Waits for this version with `max_staleness: 0`, else only for the version before.
+        """
+        with self.stopwatch("publish"):
             self.progress.weight_version += 1
-            before, self.publication = self.publication, self._publish(self.progress.weight_version)
-            awaited = self.publication if self.config.max_staleness == 0 else before
+            previous, self.pending_weights = self.pending_weights, self._publish(self.progress.weight_version)
+            awaited = self.pending_weights if self.config.max_staleness == 0 else previous
             if awaited:
                 awaited.wait()
 
     def _staleness(self, sampled: list[SampledRollout]) -> int:
-        """How many publishes ago the oldest of these rollouts was sampled."""
+        """The number of publishes since the oldest of these rollouts was sampled."""
         return self.progress.weight_version - min(s.summary.weight_version for s in sampled)
 
     def _minibatches(self, count: int) -> Iterator[list[int]]:
-        """The responses of each optimizer step: every epoch a new permutation, cut into `updates_per_epoch` equal parts."""
+        """Indices of the responses of each optimizer step. Each epoch is a new permutation, split into `updates_per_epoch` equal parts."""
         for epoch in range(self.config.epochs_per_iteration):
             order = np.random.default_rng(derive_seed(self.seed, "minibatches", self.progress.iteration, epoch)).permutation(count)
             yield from (part.tolist() for part in np.split(order, self.config.updates_per_epoch))
 
-    def _given_items(self) -> list[SupervisedItem]:
-        if self.given_cursor is None or not (self.soft or self.objective.pretrain_coefficient):
+    def _supervised_items(self) -> list[SupervisedItem]:
+        """The supervised sequences of the next update, with the teacher's scores where the loss needs them."""
+        if self.supervised_order is None or not (self.soft_targets or self.objective.pretrain_coefficient):
             return []
-        sequences = [self.given.block(i) for i in self.given_cursor.next(self.given_per_update)]
-        if not self.soft and self.objective.pretrain_kd_share == 0:
+        sequences = [self.supervised_sequences.block(i) for i in self.supervised_order.next(self.supervised_per_update)]
+        if not self.soft_targets and self.objective.pretrain_kd_share == 0:
             return [SupervisedItem(sequence) for sequence in sequences]
-        with self.watch("score"):
+        with self.stopwatch("score"):
             scores = self.teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
         return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
 
-    def _scale(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> LossDivisors:
-        given = sum(i.sequence.targets for i in supervised)
-        if self.soft:  # one mean over the tokens of both
-            count = float(max(1, given + sum(s.response_tokens for s in summaries)))
+    def _divisors(self, summaries: list[RolloutSummary], advantages: list, supervised: list[SupervisedItem]) -> LossDivisors:
+        supervised_tokens = sum(i.sequence.targets for i in supervised)
+        if self.soft_targets:  # one mean over the tokens of sampled and gold responses
+            count = float(max(1, supervised_tokens + sum(s.response_tokens for s in summaries)))
             return LossDivisors(count, count)
-        kept = [s for s in summaries if self.objective.truncated == "keep" or not s.truncated]
-        count = len(kept) if self.objective.reduction == "response" else sum(s.response_tokens for s in kept)
+        counted = [s for s in summaries if self.objective.truncated == "keep" or not s.truncated]
+        count = len(counted) if self.objective.reduction == "response" else sum(s.response_tokens for s in counted)
         whitening = None
         if self.objective.whiten:
             whitening = whitening_statistics(advantages, self.max_response_tokens)
-        return LossDivisors(float(max(1, count)), float(max(1, given)), whitening)
+        return LossDivisors(float(max(1, count)), float(max(1, supervised_tokens)), whitening)
 
-    def log(self, sampled: list[SampledRollout], logged: list[dict], staleness: int, elapsed: float) -> None:
+    def log(self, sampled: list[SampledRollout], update_sums: list[dict], staleness: int, elapsed: float) -> None:
+        """Write the record of this iteration. elapsed: its seconds."""
         progress = self.progress
-        effort = self.effort | {"publish/bytes": self.publication.bytes}
-        record = iteration_record([s.summary for s in sampled], logged, effort, self.config.epochs_per_iteration)
-        standing = {
+        call_costs = self.call_costs | {"publish/bytes": self.pending_weights.bytes}
+        record = iteration_record([s.summary for s in sampled], update_sums, call_costs, self.config.epochs_per_iteration)
+        counters = {
             "rollout/staleness": staleness,
             "learner/updates": progress.updates,
             "learner/target_tokens": progress.target_tokens,
             "weight_version": progress.weight_version,
         }
-        times = {f"time/{verb}": spent for verb, spent in self.watch.reset().items()}
-        self.metrics.write(progress.iteration, record | standing | times | {"time/iteration": elapsed})
+        times = {f"time/{verb}": seconds for verb, seconds in self.stopwatch.reset().items()}
+        self.metrics.write(progress.iteration, record | counters | times | {"time/iteration": elapsed})
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been learnt from is behind it; iterations that are on their way are asked for anew, of the student as it is then."""
-        cursors = {"prompts": self.begun[0].prompt_cursor if self.begun else self.prompt_cursor.state_dict()}
-        if self.given_cursor:
-            cursors["given"] = self.given_cursor.state_dict()
+        """The state after the last finished iteration. A resume requests pending iterations again, from the student as it is then."""
+        cursors = {"prompts": self.pending_iterations[0].prompt_order if self.pending_iterations else self.prompt_order.state_dict()}
+        if self.supervised_order:
+            cursors["given"] = self.supervised_order.state_dict()
         return vars(self.progress) | {"cursors": cursors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress = OnPolicyProgress(**state)
-        self.progress.weight_version -= 1  # `run` publishes once more what that version was
-        self.prompt_cursor.load_state_dict(state["cursors"]["prompts"])
-        if self.given_cursor:
-            self.given_cursor.load_state_dict(state["cursors"]["given"])
+        self.progress.weight_version -= 1  # `run` publishes the same weights again, under the same version
+        self.prompt_order.load_state_dict(state["cursors"]["prompts"])
+        if self.supervised_order:
+            self.supervised_order.load_state_dict(state["cursors"]["given"])
 
 
 def sampling_requests(prompts: list[Prompt], samples_per_prompt: int, seed: int, iteration: int) -> list[SamplingRequest]:
-    """One request a response; its seed follows from run, iteration, prompt and sample alone.
+    """One request for each response. Its seed depends on run, iteration, prompt and sample alone.
 
-    A prompt that comes twice (the iteration crosses an epoch of the data) goes on counting its samples, else they would be the same.
+    A prompt that comes twice (where the iteration crosses an epoch of the data) continues its sample numbers: the same number would give
+    the same response again.
     """
     requests: list[SamplingRequest] = []
-    seen: Counter[int] = Counter()
+    samples_so_far: Counter[int] = Counter()
     for prompt in prompts:
-        for sample in range(seen[prompt.index], seen[prompt.index] + samples_per_prompt):
-            own = sampling_seed(seed, iteration, prompt.index, sample)
-            requests.append(SamplingRequest(prompt.tokens, prompt.index, sample, own, prompt.teacher))
-        seen[prompt.index] += samples_per_prompt
+        first = samples_so_far[prompt.index]
+        for sample in range(first, first + samples_per_prompt):
+            request_seed = sampling_seed(seed, iteration, prompt.index, sample)
+            requests.append(SamplingRequest(prompt.tokens, prompt.index, sample, request_seed, prompt.teacher))
+        samples_so_far[prompt.index] += samples_per_prompt
     return requests

@@ -1,4 +1,4 @@
-"""What the driver asks of the three groups. It knows them by what they can do: Ray processes in a run, stand-ins in its unit tests."""
+"""Protocols that the training loops require of the three groups: Ray processes in a run, stand-ins in unit tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from minirl.types import RolloutSummary, SamplingRequest, TokenSequence
 
 @dataclass(frozen=True)
 class SampledRollout:
-    """A rollout that stays where it was made: a reference to it, and its scalars."""
+    """A rollout that stays in the worker that sampled it: `rollout` is a reference to it, `summary` its scalars."""
 
     rollout: Any
     summary: RolloutSummary
 
 
-class GivenSequences(Protocol):
-    """Sequences whose targets are given: a corpus, or gold responses."""
+class SupervisedSequences(Protocol):
+    """Sequences with fixed targets: a corpus, or gold responses."""
 
     def __len__(self) -> int: ...
     def block(self, index: int) -> TokenSequence: ...
 
 
 class PendingRollouts(Protocol):
-    """One iteration's rollouts on their way; what `sampled` and `scores` return is in the order of the requests.
+    """One iteration's rollouts while they are sampled and scored. `sampled` and `scores` return values in the order of the requests.
 
-    effort: what each role spent on it so far, as `{"rollout/busy_seconds": 1.5, ...}`, for the log.
+    call_costs: each role's seconds and bytes so far, as `{"rollout/busy_seconds": 1.5, ...}`, for the log.
     """
 
-    effort: dict[str, float]
+    call_costs: dict[str, float]
 
     def sampled(self) -> list[SampledRollout]: ...
     def scores(self) -> list[Any]: ...
@@ -41,11 +41,12 @@ class Sampler(Protocol):
     def begin(
         self, requests: list[SamplingRequest], teacher: Any, *, teacher_share: float, max_response_tokens: int, weight_version: int
     ) -> PendingRollouts:
-        """Have the requests sampled after all that was asked before, each rollout to be scored by `teacher`; returns at once."""
+        """Queue the requests behind all earlier ones and return at once. `teacher` scores each rollout."""
 
 
 class Scorer(Protocol):
-    def score(self, asked: list[Any], tokens: list[int]) -> list[Any]: ...
+    def score(self, sequences: list[Any], tokens: list[int]) -> list[Any]:
+        """Scores of rollouts (references) or sequences, in their order. tokens: the length of each."""
 
 
 class OnPolicyLearner(Protocol):
@@ -53,11 +54,11 @@ class OnPolicyLearner(Protocol):
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: list[int]
     ) -> Callable[[], dict[str, float]]:
-        """Have an optimizer step taken after those that were asked before; what it returns waits for the step's sums."""
+        """Queue an optimizer step behind the earlier ones. Returns a function that waits for the step's sums."""
 
 
 class PendingWeights(Protocol):
-    """Weights on their way into the rollout engines, ahead of whatever is sampled next. bytes: of one copy of them."""
+    """Weights that the rollout engines will load before they sample the next requests. bytes: the size of one copy."""
 
     bytes: int
 

@@ -1,7 +1,7 @@
-"""Training on given responses: gold ones, or those that the teacher wrote. Updates, and validations that mark the checkpoint to keep.
+"""The supervised training loop (SFT, KD): updates on fixed responses, and validations that select the best checkpoint.
 
-With a teacher, each update's sequences are scored first and learnt from its whole distribution (`kd`); without, from their tokens alone
-(`sft`).
+The responses are gold responses or responses that the teacher sampled. With a teacher (`kd`), the teacher scores each update's sequences
+first, and the student learns from its whole distribution. Without a teacher (`sft`), the student learns from the tokens alone.
 """
 
 import math
@@ -28,27 +28,30 @@ class SupervisedLearner(Protocol):
 
 @dataclass
 class SupervisedProgress:
-    """Where the stage stands. is_best: the validation just made is the lowest so far; target_tokens: learnt from, each time it was."""
+    """Progress of the stage, as the checkpoint holds it."""
 
     updates: int = 0
-    target_tokens: int = 0
+    target_tokens: int = 0  # learnt from so far; a token that is learnt twice counts twice
     best_loss: float | None = None
     best_update: int | None = None
-    is_best: bool = False
+    is_best: bool = False  # the last validation had the lowest loss so far
     cursors: dict[str, Any] = field(default_factory=dict)
 
 
 class SupervisedLoop:
-    """The loop over fixed sequences; `connect` it to the groups, then `run`. name: of the stage, whose data order is its own."""
+    """The loop over fixed sequences: `connect` it to the groups, then iterate over `run`.
+
+    name: the stage's name; each stage has its own data order. Sequences without targets are left out.
+    """
 
     def __init__(
         self, config: SftConfig, *, name: str, train: list[TokenSequence], validation: list[TokenSequence], seed: int, metrics: MetricsLog
     ):
         self.config, self.metrics = config, metrics
         self.train, self.validation = ([sequence for sequence in part if sequence.targets] for part in (train, validation))
-        self.cursor = DataOrder(len(self.train), derive_seed(seed, name))
+        self.data_order = DataOrder(len(self.train), derive_seed(seed, name))
         self.progress = SupervisedProgress()
-        self.watch = Stopwatch()
+        self.stopwatch = Stopwatch()
 
     def connect(self, learner: SupervisedLearner, teacher: Scorer | None = None) -> None:
         self.learner, self.teacher = learner, teacher
@@ -60,7 +63,7 @@ class SupervisedLoop:
 
     @property
     def total(self) -> int:
-        """Updates that are planned; a token budget may end the stage before."""
+        """Planned updates. A token budget may end the stage earlier."""
         planned = self.config.epochs * self.updates_per_epoch
         return min(planned, self.config.max_updates or planned)
 
@@ -73,23 +76,24 @@ class SupervisedLoop:
         return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
 
     def run(self) -> Iterator[SupervisedProgress]:
-        """Yields after every validation, so that the caller keeps the best and checkpoints."""
+        """Yields after every validation, so that the caller saves the best student and writes a checkpoint."""
         interval = max(1, self.updates_per_epoch // self.config.validations_per_epoch)
         while not self.finished:
             record = self.update()
             self.progress.updates += 1
-            due = self.progress.updates % interval == 0 or self.finished
-            if due:
+            validation_due = self.progress.updates % interval == 0 or self.finished
+            if validation_due:
                 record |= self.validate()
-            self.metrics.write(self.progress.updates - 1, record | {f"time/{verb}": s for verb, s in self.watch.reset().items()})
-            if due:
+            self.metrics.write(self.progress.updates - 1, record | {f"time/{verb}": s for verb, s in self.stopwatch.reset().items()})
+            if validation_due:
                 yield self.progress
 
     def update(self) -> dict[str, float]:
-        items = self._scored([self.train[i] for i in self.cursor.next(self.config.sequences_per_update)])
+        """Take one optimizer step, wait for it and return its log record."""
+        items = self._items_with_scores([self.train[i] for i in self.data_order.next(self.config.sequences_per_update)])
         targets = sum(item.sequence.targets for item in items)
         rate = learning_rate(self.config, self.progress.updates, self.total)
-        with self.watch("update"):
+        with self.stopwatch("update"):
             step = UpdateStep(0, self.progress.updates, rate, LossDivisors(supervised=float(targets)))
             sums = self.learner.update(step, [], items, [])
         self.progress.target_tokens += targets
@@ -100,14 +104,14 @@ class SupervisedLoop:
             "learner/grad_norm": sums.get("grad_norm", math.nan),
             "learner/learning_rate": rate,
             "learner/target_tokens": self.progress.target_tokens,
-            "learner/tokens_per_second": tokens / self.watch.seconds["update"],
+            "learner/tokens_per_second": tokens / self.stopwatch.seconds["update"],
         }
 
     def validate(self) -> dict[str, float]:
-        """The stage's own loss on the validation sequences, which the teacher scores once."""
+        """The stage's training loss on the validation sequences. The teacher scores them once, before the first validation."""
         if not self._validation_items:
-            self._validation_items = self._scored(self.validation)
-        with self.watch("validate"):
+            self._validation_items = self._items_with_scores(self.validation)
+        with self.stopwatch("validate"):
             sums = self.learner.supervised_sums(self._validation_items)
         loss = sums["supervised"] / sums["supervised_tokens"]
         progress = self.progress
@@ -116,16 +120,17 @@ class SupervisedLoop:
             progress.best_loss, progress.best_update = loss, progress.updates
         return {"eval/validation_loss": loss}
 
-    def _scored(self, sequences: list[TokenSequence]) -> list[SupervisedItem]:
+    def _items_with_scores(self, sequences: list[TokenSequence]) -> list[SupervisedItem]:
+        """Items with the teacher's scores, or without scores if the stage has no teacher."""
         if self.teacher is None:
             return [SupervisedItem(sequence) for sequence in sequences]
-        with self.watch("score"):
+        with self.stopwatch("score"):
             scores = self.teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
         return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        return vars(self.progress) | {"cursors": {"train": self.cursor.state_dict()}}
+        return vars(self.progress) | {"cursors": {"train": self.data_order.state_dict()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress = SupervisedProgress(**state)
-        self.cursor.load_state_dict(state["cursors"]["train"])
+        self.data_order.load_state_dict(state["cursors"]["train"])

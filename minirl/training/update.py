@@ -1,6 +1,6 @@
-"""One optimizer step, micro-batch by micro-batch: what goes in, its loss, and the sums that are logged.
+"""Losses of one micro-batch of an optimizer step, the items that go into it, and the sums that are logged.
 
-Every loss is a sum over tokens; `LossDivisors` holds the counts of the whole step, over all workers and micro-batches, that divide it.
+Every loss is a sum over tokens, divided by a count of the whole step over all ranks and micro-batches: see `LossDivisors`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence, 
 
 @dataclass(frozen=True)
 class OnPolicyItem:
-    """A rollout, what the teacher says of it, and with `credit: frozen` its advantages before whitening, float32 [T]."""
+    """A rollout, the teacher's scores and, with `credit: frozen`, its advantages before whitening, float32 [T]."""
 
     rollout: Rollout
     scores: TeacherScores | EnsembleScores
@@ -37,7 +37,7 @@ class OnPolicyItem:
 
 @dataclass(frozen=True)
 class SupervisedItem:
-    """A sequence with given targets: gold responses or plain text; scores only where the teacher's distribution is asked for."""
+    """A sequence with fixed targets: a gold response or plain text. scores: only where the loss needs the teacher's distribution."""
 
     sequence: TokenSequence
     scores: TeacherScores | EnsembleScores | None = None
@@ -45,7 +45,10 @@ class SupervisedItem:
 
 @dataclass(frozen=True)
 class LossDivisors:
-    """Counts of one optimizer step. on_policy: response tokens or responses; supervised: target tokens; whitening: mean and variance."""
+    """Counts of one optimizer step that divide its losses.
+
+    on_policy: response tokens or responses. supervised: target tokens. whitening: mean and variance of the advantages.
+    """
 
     on_policy: float = 1.0
     supervised: float = 1.0
@@ -54,15 +57,15 @@ class LossDivisors:
 
 @dataclass(frozen=True)
 class UpdateStep:
-    """One optimizer step as the driver orders it: its place, learning rate and divisors.
+    """The driver's settings for one optimizer step: its iteration and update numbers, learning rate and divisors.
 
-    check_behavior: the student still is the one that sampled, so its mixture must reproduce the behaviour log-probs.
+    check_behavior: the student has not changed since it sampled, so that its mixture must reproduce the behavior log-probs.
     """
 
     iteration: int
     update: int
     learning_rate: float
-    scale: LossDivisors
+    divisors: LossDivisors
     check_behavior: bool = False
 
 
@@ -80,6 +83,7 @@ def forward(
     teacher_expectations: bool = True,
     divergence: DivergenceConfig | None = None,
 ) -> tuple[MicroBatch, TokenStatistics]:
+    """The student's forward pass over one micro-batch: the micro-batch, and the statistics of its target tokens."""
     batch, hidden = _inputs(items, device)
     return batch, student(batch, hidden, temperature, teacher_expectations, divergence)
 
@@ -87,7 +91,7 @@ def forward(
 def diagnose(
     student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int
 ) -> tuple[list[SequenceDiagnostics], Sums]:
-    """What an evaluation asks of each sequence's targets, and the teacher's checksum; every item has scores. No gradient."""
+    """Diagnostics of each sequence's targets for an evaluation, and the teacher's checksum. Every item needs scores. No gradient."""
     batch, hidden = _inputs(items, device)
     if not items:
         student(batch)
@@ -97,6 +101,7 @@ def diagnose(
 
 
 def _inputs(items: Sequence[OnPolicyItem | SupervisedItem], device: str) -> tuple[MicroBatch, Tensor | EnsembleStates | None]:
+    """The micro-batch and the teacher's hidden states, None where the items have no scores."""
     hidden = None
     if items and isinstance(items[0].scores, EnsembleScores):
         hidden = EnsembleStates.from_scores([item.scores for item in items], device)
@@ -109,24 +114,24 @@ def on_policy_loss(
     student: Student,
     items: list[OnPolicyItem],
     config: ObjectiveConfig,
-    scale: LossDivisors,
+    divisors: LossDivisors,
     *,
     device: str,
     temperature: float,
     teacher_share: float,
 ) -> tuple[Tensor, Sums]:
-    """The two on-policy terms of one micro-batch, divided by the step's count, and the sums to log."""
+    """The two on-policy losses of one micro-batch, added up and divided by the step's count, and the sums to log."""
     batch, tokens = forward(student, items, device, temperature, teacher_expectations=False)
     if not items:
         return tokens.student_logprobs.sum(), {}
     mask = batch.mask()
-    behavior = batch.grid(_joined([i.rollout.behavior_logprobs for i in items], device))
+    behavior = batch.grid(_concatenated([i.rollout.behavior_logprobs for i in items], device))
     truncated = torch.tensor([i.rollout.truncated for i in items], device=device)
     advantages = None
-    if scale.whitening is not None or items[0].advantages is not None:
-        advantages = batch.grid(_joined([i.advantages for i in items], device))
-        if scale.whitening is not None:
-            advantages = whiten(advantages, mask, mean=scale.whitening[0], variance=scale.whitening[1])
+    if divisors.whitening is not None or items[0].advantages is not None:
+        advantages = batch.grid(_concatenated([i.advantages for i in items], device))
+        if divisors.whitening is not None:
+            advantages = whiten(advantages, mask, mean=divisors.whitening[0], variance=divisors.whitening[1])
     student_logprobs, teacher_logprobs = batch.grid(tokens.student_logprobs), batch.grid(tokens.teacher_logprobs)
     losses = on_policy_losses(
         config,
@@ -143,8 +148,8 @@ def on_policy_loss(
         mixture = mixture_logprobs(student_logprobs, teacher_logprobs, teacher_share)
         clip = config.ratio_clip or float("inf")
         sums = {
-            "policy_gradient": losses.policy_gradient.detach() / scale.on_policy,
-            "single_step": losses.single_step.detach() / scale.on_policy,
+            "policy_gradient": losses.policy_gradient.detach() / divisors.on_policy,
+            "single_step": losses.single_step.detach() / divisors.on_policy,
             "reverse_kl": tokens.reverse_kl.sum(),
             "reward": (teacher_logprobs - student_logprobs)[mask].sum(),
             "importance_ratio": ratios.sum(),
@@ -153,20 +158,20 @@ def on_policy_loss(
             "response_tokens": mask.sum(),
         }
         sums |= teacher_gap(tokens, [i.scores for i in items], device)
-    return (losses.policy_gradient + losses.single_step) / scale.on_policy, sums
+    return (losses.policy_gradient + losses.single_step) / divisors.on_policy, sums
 
 
 def supervised_loss(
-    student: Student, items: list[SupervisedItem], scale: LossDivisors, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
+    student: Student, items: list[SupervisedItem], divisors: LossDivisors, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
 ) -> tuple[Tensor, Sums]:
     """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log."""
     batch, tokens = forward(student, items, device, 1.0)
     mask = torch.ones_like(tokens.student_logprobs)
     loss = pretrain_loss(tokens.student_logprobs, mask, soft_cross_entropy=tokens.soft_cross_entropy, kd_share=kd_share if items else 0.0)
-    sums = {"supervised": loss.detach() / scale.supervised, "supervised_tokens": batch.counts.sum()}
+    sums = {"supervised": loss.detach() / divisors.supervised, "supervised_tokens": batch.counts.sum()}
     if items and items[0].scores is not None:
         sums |= teacher_gap(tokens, [item.scores for item in items], device)
-    return coefficient * loss / scale.supervised, sums
+    return coefficient * loss / divisors.supervised, sums
 
 
 def soft_update_loss(
@@ -178,10 +183,11 @@ def soft_update_loss(
     device: str,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Sums]:
-    """The soft-target loss of one micro-batch, given or sampled, over the step's count; items without scores count by their tokens alone.
+    """The soft-target loss of one micro-batch of gold or sampled responses, divided by the step's count, and the sums to log.
 
-    temperature: that of the scores, and of the cross-entropy; the divergence has its own. The sums: `supervised`, the loss as divided;
-    `divergence` and `hard`, the two terms undivided and unweighted; `supervised_tokens`.
+    Items without scores have the cross-entropy of their tokens alone. temperature: of the scores and of the cross-entropy; the divergence
+    has its own. The sums: `supervised`, the divided loss; `divergence` and `hard`, the two terms undivided and unweighted;
+    `supervised_tokens`.
     """
     batch, tokens = forward(student, items, device, temperature, divergence=config.divergence)
     mask = torch.ones_like(tokens.student_logprobs)
@@ -198,7 +204,7 @@ def soft_update_loss(
 def frozen_advantages(
     student: Student, items: list[OnPolicyItem], config: ObjectiveConfig, *, device: str, temperature: float
 ) -> tuple[list[np.ndarray], Sums]:
-    """`credit: frozen`: each rollout's advantages [T] from the student at collection, before whitening."""
+    """`credit: frozen`: each rollout's advantages [T] before whitening, from the student as it is before the iteration's updates."""
     batch, tokens = forward(student, items, device, temperature, teacher_expectations=False)
     if not items:
         return [], {}
@@ -212,30 +218,35 @@ def frozen_advantages(
 
 
 def teacher_gap(tokens: TokenStatistics | TokenDiagnostics, scores: Sequence[TeacherScores | EnsembleScores], device: str) -> Sums:
-    """The checksum: how far the teacher rebuilt from hidden states is from what the teacher itself says, at most, relative to its size;
-    of several teachers the largest of each one's own.
+    """The checksum of the teacher that is rebuilt from hidden states.
+
+    It is the largest difference from the values that the teacher computed, relative to their size. With several teachers it is the largest
+    over all teachers.
     """
     if not isinstance(scores[0], EnsembleScores):
         return {"teacher_gap_max": _gap(tokens.teacher_logprobs, tokens.teacher_log_normalizers, scores, device)}
     gaps, active = [], torch.from_numpy(active_teachers(scores)).to(device)
     for k, member in enumerate(zip(*(s.scores for s in scores), strict=True)):
-        spoken, rows = [s for s in member if s is not None], active[:, k]
-        if spoken:
-            gaps.append(_gap(tokens.member_logprobs[rows, k], tokens.member_log_normalizers[rows, k], spoken, device))
+        member_scores, rows = [s for s in member if s is not None], active[:, k]
+        if member_scores:
+            gaps.append(_gap(tokens.member_logprobs[rows, k], tokens.member_log_normalizers[rows, k], member_scores, device))
     return {"teacher_gap_max": torch.stack(gaps).max()}
 
 
 def _gap(logprobs: Tensor, log_normalizers: Tensor, scores: Sequence[TeacherScores], device: str) -> Tensor:
-    """The log-normaliser alone would not see permuted rows of the head, so the sampled token's log-prob is compared too."""
-    shipped = _joined([s.log_normalizers for s in scores], device)
-    size = shipped.abs().clamp(min=1.0)
-    normalizer = (log_normalizers - shipped).abs() / size
-    logprob = (logprobs - _joined([s.logprobs for s in scores], device)).abs() / size
-    return torch.maximum(normalizer, logprob).masked_fill(shipped.isnan(), 0.0).max()
+    """The gap of one teacher. Tokens for which it sent no log-normalizer (NaN) do not count.
+
+    The log-normalizer alone would not show permuted rows of the head, so the log-prob of the sampled token is compared too.
+    """
+    sent = _concatenated([s.log_normalizers for s in scores], device)
+    size = sent.abs().clamp(min=1.0)
+    normalizer = (log_normalizers - sent).abs() / size
+    logprob = (logprobs - _concatenated([s.logprobs for s in scores], device)).abs() / size
+    return torch.maximum(normalizer, logprob).masked_fill(sent.isnan(), 0.0).max()
 
 
 def add_sums(total: Sums, sums: Sums) -> None:
-    """Add up in place; names that end in `_max` keep the largest."""
+    """Add `sums` to `total` in place. Names that end in `_max` keep the larger value."""
     for name, value in sums.items():
         if name not in total:
             total[name] = value
@@ -243,5 +254,5 @@ def add_sums(total: Sums, sums: Sums) -> None:
             total[name] = torch.maximum(total[name], value) if name.endswith("_max") else total[name] + value
 
 
-def _joined(arrays: list[np.ndarray], device: str) -> Tensor:
+def _concatenated(arrays: list[np.ndarray], device: str) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays)).to(device)

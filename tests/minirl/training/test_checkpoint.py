@@ -1,3 +1,5 @@
+"""Checkpoints: only complete ones count, the newest are kept, and damage is reported."""
+
 import os
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from minirl.training import checkpoint
 
 
 def saving(text: str):
-    """What a learner does: fill the directory that it is given."""
+    """A `save` function that writes files into its directory, as a learner does."""
 
     def save(directory: str) -> None:
         (Path(directory) / "learner").mkdir()
@@ -18,7 +20,7 @@ def saving(text: str):
     return save
 
 
-def half_way(directory: str) -> None:
+def interrupted_save(directory: str) -> None:
     saving("half")(directory)
     raise KeyboardInterrupt
 
@@ -31,7 +33,7 @@ def content(directory: Path) -> str:
     return (directory / "learner" / "weights.bin").read_text()
 
 
-def test_what_was_written_is_found_with_its_state(tmp_path):
+def test_latest_returns_the_written_checkpoint_and_its_state(tmp_path):
     assert checkpoint.latest(tmp_path / "none") is None
     written = checkpoint.write(tmp_path, 12, {"iteration": 12, "cursors": {"prompts": [1, 2]}}, saving("twelve"))
     assert written.name == "00000012"
@@ -39,26 +41,26 @@ def test_what_was_written_is_found_with_its_state(tmp_path):
     assert content(written) == "twelve"
 
 
-def test_the_manifest_comes_after_everything_else(tmp_path):
-    seen = []
+def test_the_manifest_is_written_after_all_other_files(tmp_path):
+    names_at_save = []
 
     def save(directory: str) -> None:
         saving("x")(directory)
-        seen.extend(p.name for p in Path(directory).rglob("*"))
+        names_at_save.extend(p.name for p in Path(directory).rglob("*"))
 
     written = checkpoint.write(tmp_path, 1, {}, save)
-    assert seen and checkpoint.MANIFEST not in seen
+    assert names_at_save and checkpoint.MANIFEST not in names_at_save
     assert (written / checkpoint.MANIFEST).is_file()
 
 
-def test_a_write_that_ends_half_way_leaves_the_one_before_whole(tmp_path):
+def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path):
     first = checkpoint.write(tmp_path, 1, {"iteration": 1}, saving("one"))
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(tmp_path, 2, {"iteration": 2}, half_way)
+        checkpoint.write(tmp_path, 2, {"iteration": 2}, interrupted_save)
     assert checkpoint.latest(tmp_path) == (first, {"iteration": 1}) and content(first) == "one"
 
 
-def test_a_manifest_that_ends_half_way_does_not_count(tmp_path, monkeypatch):
+def test_a_checkpoint_whose_manifest_was_not_finished_does_not_count(tmp_path, monkeypatch):
     first = checkpoint.write(tmp_path, 1, {"iteration": 1}, saving("one"))
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -66,9 +68,9 @@ def test_a_manifest_that_ends_half_way_does_not_count(tmp_path, monkeypatch):
     assert checkpoint.latest(tmp_path) == (first, {"iteration": 1})
 
 
-def test_what_a_half_written_one_left_is_not_in_the_way_of_the_next(tmp_path):
+def test_files_of_an_interrupted_write_are_removed_by_the_next_write(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(tmp_path, 2, {}, half_way)
+        checkpoint.write(tmp_path, 2, {}, interrupted_save)
     (tmp_path / "00000002" / "of-another-layout.bin").write_text("old")
     written = checkpoint.write(tmp_path, 2, {"iteration": 2}, saving("two"))
     assert content(written) == "two" and not (written / "of-another-layout.bin").exists()
@@ -83,17 +85,17 @@ def test_the_newest_are_kept_and_the_rest_removed(tmp_path, keep):
     assert checkpoint.latest(tmp_path)[1] == {"iteration": 11}
 
 
-def test_the_older_ones_stay_until_the_new_one_is_whole(tmp_path):
+def test_older_checkpoints_stay_until_the_new_one_is_complete(tmp_path):
     first = checkpoint.write(tmp_path, 1, {}, saving("one"))
     checkpoint.write(tmp_path, 2, {}, lambda directory: (saving("two")(directory), checkpoint.latest(tmp_path)[0] == first or 1 / 0))
     assert not first.exists()
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut])
+@pytest.mark.parametrize("damage", [Path.unlink, truncate])
 def test_a_damaged_file_is_named(tmp_path, damage):
     checkpoint.write(tmp_path, 1, {}, saving("one"), keep=2)
     second = checkpoint.write(tmp_path, 2, {}, saving("two"), keep=2)
@@ -102,7 +104,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         checkpoint.latest(tmp_path)
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_failed_write_of_json_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "summary.json"
     checkpoint.write_json(file, {"a": 1})
     with pytest.raises(TypeError):

@@ -1,3 +1,5 @@
+"""DataOrder: epochs, resuming, and the refusal of other data or another seed."""
+
 import json
 from collections import Counter
 
@@ -13,32 +15,32 @@ steps = st.lists(st.integers(0, 100), max_size=8)
 
 
 @given(sizes, steps, st.integers(0, 5))
-def test_every_epoch_visits_each_index_once_however_it_is_cut(size, counts, seed):
-    cursor = DataOrder(size, seed)
-    taken = [cursor.next(count) for count in counts]
-    assert [len(part) for part in taken] == counts
-    walk = sum(taken, [])
-    for start in range(0, len(walk), size):
-        epoch = walk[start : start + size]
+def test_every_epoch_visits_each_index_once_whatever_the_counts(size, counts, seed):
+    order = DataOrder(size, seed)
+    parts = [order.next(count) for count in counts]
+    assert [len(part) for part in parts] == counts
+    indices = sum(parts, [])
+    for start in range(0, len(indices), size):
+        epoch = indices[start : start + size]
         assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
-    assert walk == DataOrder(size, seed).next(len(walk))
+    assert indices == DataOrder(size, seed).next(len(indices))
 
 
 @given(sizes, steps, st.integers(0, 60))
-def test_a_resumed_cursor_goes_on_where_it_stopped(size, counts, more):
-    cursor = DataOrder(size, seed=3)
+def test_a_resumed_order_continues_where_it_stopped(size, counts, more):
+    order = DataOrder(size, seed=3)
     for count in counts:
-        cursor.next(count)
-    state = json.loads(json.dumps(cursor.state_dict()))
+        order.next(count)
+    state = json.loads(json.dumps(order.state_dict()))
     resumed = DataOrder(size, seed=3)
     resumed.load_state_dict(state)
-    assert resumed.next(more) == cursor.next(more)
-    assert resumed.state_dict() == cursor.state_dict()
+    assert resumed.next(more) == order.next(more)
+    assert resumed.state_dict() == order.state_dict()
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
-    cursor = DataOrder(50, seed=0)
-    first, second = cursor.next(50), cursor.next(50)
+def test_every_epoch_and_every_seed_has_another_order():
+    order = DataOrder(50, seed=0)
+    first, second = order.next(50), order.next(50)
     assert first != second and first != list(range(50))
     assert first != DataOrder(50, seed=1).next(50)
 

@@ -1,3 +1,5 @@
+"""The learning rate: warm-up, constant and cosine."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

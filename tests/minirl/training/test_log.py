@@ -1,3 +1,5 @@
+"""The metrics log across resumes and kills, and the stopwatch."""
+
 import json
 
 import pytest
@@ -9,15 +11,15 @@ def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_records_are_lines_and_the_listener_hears_them(tmp_path):
-    heard = []
-    log = MetricsLog(tmp_path / "deep" / "metrics.jsonl", "distill", "iteration", listener=heard.append)
+def test_records_are_lines_and_go_to_the_listener(tmp_path):
+    received = []
+    log = MetricsLog(tmp_path / "deep" / "metrics.jsonl", "distill", "iteration", listener=received.append)
     log.write(0, {"loss/total": 1.5})
     log.write(1, {"loss/total": 0.5})
-    assert records(log.path) == heard == [{"stage": "distill", "iteration": n, "loss/total": v} for n, v in ((0, 1.5), (1, 0.5))]
+    assert records(log.path) == received == [{"stage": "distill", "iteration": n, "loss/total": v} for n, v in ((0, 1.5), (1, 0.5))]
 
 
-def test_a_resume_drops_what_will_be_written_again_and_only_that(tmp_path):
+def test_a_resume_drops_exactly_the_records_that_will_be_written_again(tmp_path):
     file = tmp_path / "metrics.jsonl"
     sft, distill = MetricsLog(file, "sft", "update"), MetricsLog(file, "distill", "iteration")
     for number in range(3):
@@ -30,17 +32,17 @@ def test_a_resume_drops_what_will_be_written_again_and_only_that(tmp_path):
     assert [(r["iteration"], "x" in r) for r in records(file) if r["stage"] == "distill"] == [(0, True), (0, False), (1, True), (1, False)]
 
 
-def test_the_line_that_a_kill_cut_is_dropped(tmp_path):
+def test_a_line_that_a_kill_truncated_is_dropped(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", "sft", "update")
     log.write(0, {"loss": {"nested": 1}})
-    for cut in ('{"stage": "sft", "upd', '{"stage": "sft", "update": 0, "loss": {"nested": 1}'):
+    for truncated in ('{"stage": "sft", "upd', '{"stage": "sft", "update": 0, "loss": {"nested": 1}'):
         with log.path.open("a") as file:
-            file.write(cut)
+            file.write(truncated)
         log.resume_at(1)
         assert records(log.path) == [{"stage": "sft", "update": 0, "loss": {"nested": 1}}]
 
 
-def test_a_resume_that_is_killed_leaves_the_records(tmp_path, monkeypatch):
+def test_a_killed_resume_leaves_the_records(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl", "sft", "update")
     log.write(0, {})
     monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
@@ -49,22 +51,22 @@ def test_a_resume_that_is_killed_leaves_the_records(tmp_path, monkeypatch):
     assert records(log.path) == [{"stage": "sft", "update": 0}]
 
 
-def test_nothing_to_resume(tmp_path):
+def test_a_resume_without_a_log_creates_none(tmp_path):
     MetricsLog(tmp_path / "metrics.jsonl", "sft", "update").resume_at(3)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_the_stopwatch_adds_up_under_each_name_until_it_is_reset():
-    watch, begun = Stopwatch(), []
-    watch.listener = begun.append
-    with watch("score"):
+    stopwatch, started = Stopwatch(), []
+    stopwatch.listener = started.append
+    with stopwatch("score"):
         pass
-    once = watch.seconds["score"]
-    with watch("score"), watch("update"):
+    first_seconds = stopwatch.seconds["score"]
+    with stopwatch("score"), stopwatch("update"):
         pass
-    with pytest.raises(ValueError), watch("update"):
+    with pytest.raises(ValueError), stopwatch("update"):
         raise ValueError
-    assert begun == ["score", "score", "update", "update"]
-    assert watch.seconds["score"] > once
-    seconds = watch.reset()
-    assert set(seconds) == {"score", "update"} and watch.seconds == {}
+    assert started == ["score", "score", "update", "update"]
+    assert stopwatch.seconds["score"] > first_seconds
+    seconds = stopwatch.reset()
+    assert set(seconds) == {"score", "update"} and stopwatch.seconds == {}

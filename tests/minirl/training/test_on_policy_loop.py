@@ -1,4 +1,4 @@
-"""The loop over stand-ins for the three groups: what it asks of them, in which order, and that a resume asks for the same."""
+"""OnPolicyLoop over stand-ins for the three groups: its calls, their order, and that a resume makes the same calls."""
 
 import hashlib
 import json
@@ -22,17 +22,19 @@ LIMIT = 9
 
 
 @dataclass
-class Published:
-    waited: list[int]
+class StandInWeights:
+    """Weights that are loaded at once. awaited_versions: every version that the loop waited for."""
+
+    awaited_versions: list[int]
     version: int
     bytes: int = 800
 
     def wait(self):
-        self.waited.append(self.version)
+        self.awaited_versions.append(self.version)
 
 
-class Collected:
-    effort = {"rollout/busy_seconds": 2.0, "teacher/busy_seconds": 4.0, "rollout/payload_bytes": 10, "teacher/payload_bytes": 20}
+class StandInRollouts:
+    call_costs = {"rollout/busy_seconds": 2.0, "teacher/busy_seconds": 4.0, "rollout/payload_bytes": 10, "teacher/payload_bytes": 20}
 
     def __init__(self, groups, sampled):
         self.groups, self._sampled = groups, sampled
@@ -45,19 +47,19 @@ class Collected:
 
 
 class Groups:
-    """Rollout, teacher and learner in one: writes down what it is asked, and answers by a rule that its seed alone decides.
+    """Rollout, teacher and learner group in one. Records every call, and answers as the seeds of the requests determine.
 
-    `weights` is a chain of hashes over everything that every update was given, so that two equal ones went the same way.
+    `weights` is a chain of hashes over the arguments of all updates: two runs with equal weights had the same updates.
     """
 
     def __init__(self, weights: str = "first"):
         self.weights, self.calls, self.requests, self.steps, self.shares, self.versions = weights, [], [], [], [], []
-        self.items, self.supervised, self.tokens, self.waited = [], [], [], []
+        self.items, self.supervised, self.tokens, self.awaited_versions = [], [], [], []
 
     def publish(self, version):
         self.calls.append("publish")
         self.versions.append(version)
-        return Published(self.waited, version)
+        return StandInWeights(self.awaited_versions, version)
 
     def begin(self, requests, teacher, *, teacher_share, max_response_tokens, weight_version):
         self.calls.append("sample")
@@ -65,9 +67,9 @@ class Groups:
         assert teacher is self
         self.requests.append(requests)
         self.shares.append((teacher_share, max_response_tokens))
-        return Collected(self, self.sampled_of(requests, max_response_tokens, weight_version))
+        return StandInRollouts(self, self.sample(requests, max_response_tokens, weight_version))
 
-    def sampled_of(self, requests, limit, weight_version):
+    def sample(self, requests, limit, weight_version):
         return [
             SampledRollout(
                 f"prompt {r.prompt_index} seed {r.seed}",
@@ -76,9 +78,9 @@ class Groups:
             for r in requests
         ]
 
-    def score(self, asked, tokens):
+    def score(self, sequences, tokens):
         self.calls.append("score")
-        return [f"score of {one}" for one in asked]
+        return [f"score of {sequence}" for sequence in sequences]
 
     def frozen_advantages(self, items, tokens):
         self.calls.append("credit")
@@ -90,37 +92,38 @@ class Groups:
         self.items.append(on_policy)
         self.supervised.append(supervised)
         self.tokens.append(tokens)
-        told = [str(step), *(f"{i.rollout} {i.scores} {i.advantages}" for i in on_policy), *(str(s.sequence.tokens) for s in supervised)]
-        self.weights = hashlib.sha256("\n".join([self.weights, *told]).encode()).hexdigest()
+        rollouts = [f"{item.rollout} {item.scores} {item.advantages}" for item in on_policy]
+        texts = [str(item.sequence.tokens) for item in supervised]
+        self.weights = hashlib.sha256("\n".join([self.weights, str(step), *rollouts, *texts]).encode()).hexdigest()
         count = float(len(self.steps))
         sums = {"policy_gradient": count, "single_step": 2 * count, "behavior_gap": 3.0 * count, "response_tokens": 4.0, "reward": -6.0}
         sums |= {"teacher_gap_max": 1e-7 * count, "grad_norm": 0.5 * count, "busy_seconds": 0.25}
-        return lambda: self.soft_sums or sums
+        return lambda: self.soft_target_sums or sums
 
-    soft_sums = None
+    soft_target_sums = None
 
 
-def make_driver(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> OnPolicyLoop:
+def make_loop(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> OnPolicyLoop:
     defaults = {"prompts_per_iteration": 6, "samples_per_prompt": 2, "updates_per_epoch": 3, "learning_rate": 1.0}
     config = kind(iterations=iterations, **(defaults | settings))
-    driver = OnPolicyLoop(
+    loop = OnPolicyLoop(
         config,
         objective or ObjectiveConfig(),
         prompts=PROMPTS,
-        given=corpus,
-        given_per_update=config.gold_per_update if kind is GkdConfig else 2,
+        supervised_sequences=corpus,
+        supervised_per_update=config.gold_per_update if kind is GkdConfig else 2,
         max_response_tokens=LIMIT,
         teacher_share=0.2,
         seed=seed,
         metrics=MetricsLog(path / "metrics.jsonl", "distill", "iteration"),
     )
-    driver.connect(groups, groups, groups, publish=groups.publish)
-    return driver
+    loop.connect(groups, groups, groups, publish=groups.publish)
+    return loop
 
 
 def run(path, groups=None, **settings) -> Groups:
     groups = groups or Groups()
-    for _ in make_driver(groups, path, **settings).run():
+    for _ in make_loop(groups, path, **settings).run():
         pass
     return groups
 
@@ -147,17 +150,17 @@ def test_frozen_credit_is_one_pass_before_the_updates_and_its_advantages_stay_wi
     assert all(item.advantages is None for step in run(tmp_path).items for item in step)
 
 
-def test_a_share_of_soft_targets_has_the_corpus_scored_by_the_teacher(tmp_path):
+def test_with_a_share_of_soft_targets_the_teacher_scores_the_corpus(tmp_path):
     groups = run(tmp_path, iterations=1, objective=ObjectiveConfig(pretrain_kd_share=0.5), updates_per_epoch=1)
     assert groups.calls == ["publish", "sample", "score", "score", "update", "publish"]
     assert all(item.scores is not None for item in groups.supervised[0])
 
 
-def test_every_publish_has_a_version_of_its_own_and_sampling_asks_for_the_last(tmp_path):
-    assert run(tmp_path, iterations=4).versions == [1, 2, 3, 4, 5]  # `Groups.sample` compares
+def test_every_publish_has_a_new_version_and_sampling_requests_the_newest(tmp_path):
+    assert run(tmp_path, iterations=4).versions == [1, 2, 3, 4, 5]  # `Groups.begin` compares them with the requested ones
 
 
-def test_only_the_first_update_of_an_iteration_is_held_against_the_engine(tmp_path):
+def test_only_the_first_update_of_an_iteration_checks_the_behavior_log_probs(tmp_path):
     groups = run(tmp_path, updates_per_epoch=2, epochs_per_iteration=2)
     assert [step.check_behavior for step in groups.steps] == 2 * [True, False, False, False]
 
@@ -174,13 +177,13 @@ def test_requests_follow_from_run_seed_iteration_prompt_and_sample(tmp_path):
     assert not {seed for _, _, seed in seeds} & {r.seed for requests in other.requests for r in requests}
 
 
-def test_a_prompts_samples_stand_together_and_a_prompt_that_comes_twice_goes_on_counting():
+def test_a_prompts_samples_are_adjacent_and_a_prompt_that_comes_twice_continues_its_sample_numbers():
     twice = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     requests = sampling_requests(twice, 2, seed=1, iteration=0)
     assert [(r.prompt_index, r.sample_index) for r in requests] == [(100, 0), (100, 1), (101, 0), (101, 1), (100, 2), (100, 3)]
     assert len({r.seed for r in requests}) == 6
     alone = sampling_requests([PROMPTS[1]], 2, seed=1, iteration=0)
-    assert [r.seed for r in alone] == [r.seed for r in requests if r.prompt_index == 101], "a seed follows from what else is in the batch"
+    assert [r.seed for r in alone] == [r.seed for r in requests if r.prompt_index == 101], "a seed depends on the other prompts"
 
 
 def test_prompts_and_blocks_come_in_epochs(tmp_path):
@@ -195,7 +198,7 @@ def test_prompts_and_blocks_come_in_epochs(tmp_path):
 # --- minibatches ---
 
 
-def test_every_epoch_uses_each_response_once_in_an_order_of_its_own(tmp_path):
+def test_every_epoch_uses_each_response_once_in_a_new_order(tmp_path):
     groups = run(tmp_path, iterations=2, updates_per_epoch=3, epochs_per_iteration=2)
     orders = []
     for iteration, requests in enumerate(groups.requests):
@@ -205,11 +208,11 @@ def test_every_epoch_uses_each_response_once_in_an_order_of_its_own(tmp_path):
             assert [len(step) for step in steps] == [4, 4, 4]
             order = [item.rollout for step in steps for item in step]
             assert sorted(order) == everything
-            orders.append([everything.index(one) for one in order])
+            orders.append([everything.index(rollout) for rollout in order])
     assert all(a != b for a, b in pairwise(orders))
 
 
-def test_the_learner_is_told_the_length_of_what_it_is_handed(tmp_path):
+def test_the_learner_receives_the_length_of_every_rollout(tmp_path):
     groups = run(tmp_path)
     prompts = {p.index: len(p.tokens) for p in PROMPTS}
     for items, tokens in zip(groups.items, groups.tokens, strict=True):
@@ -230,27 +233,27 @@ def test_divisors_are_counts_of_the_whole_optimizer_step(tmp_path, reduction, tr
     groups = run(tmp_path, iterations=6, objective=ObjectiveConfig(reduction=reduction, truncated=truncated))
     assert any(LIMIT in lengths_of(items) for items in groups.items)
     for step, items in zip(groups.steps, groups.items, strict=True):
-        kept = [n for n in lengths_of(items) if truncated == "keep" or n < LIMIT]
-        assert step.scale.on_policy == (sum(kept) if reduction == "token" else len(kept))
-        assert step.scale.supervised == 2 * 4  # two blocks of five tokens, the first of which nothing predicts
-        assert step.scale.whitening is None
+        counted = [n for n in lengths_of(items) if truncated == "keep" or n < LIMIT]
+        assert step.divisors.on_policy == (sum(counted) if reduction == "token" else len(counted))
+        assert step.divisors.supervised == 2 * 4  # two blocks of five tokens; the first token of a block is no target
+        assert step.divisors.whitening is None
 
 
 def test_no_divisor_is_zero(tmp_path):
     groups = Groups()
-    groups.sampled_of = lambda requests, *_: [SampledRollout(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
+    groups.sample = lambda requests, *_: [SampledRollout(f"seed {r.seed}", RolloutSummary(2, LIMIT, True, 1)) for r in requests]
     run(tmp_path, groups, iterations=1, objective=ObjectiveConfig(truncated="drop", pretrain_coefficient=0.0))
-    assert {(step.scale.on_policy, step.scale.supervised) for step in groups.steps} == {(1.0, 1.0)}
+    assert {(step.divisors.on_policy, step.divisors.supervised) for step in groups.steps} == {(1.0, 1.0)}
     assert groups.supervised == [[], [], []]
 
 
-def test_whitening_is_over_the_grid_of_the_step_with_its_padding(tmp_path):
+def test_whitening_is_over_all_positions_of_the_step_with_padding(tmp_path):
     groups = run(tmp_path, objective=ObjectiveConfig(preset="lmops", pretrain_coefficient=0.0))
     for step, items in zip(groups.steps, groups.items, strict=True):
         grid = np.zeros((len(items), LIMIT))
         for row, item in zip(grid, items, strict=True):
             row[: len(item.advantages)] = item.advantages
-        assert step.scale.whitening == pytest.approx((grid.mean(), grid.var()), rel=1e-6, abs=1e-9)
+        assert step.divisors.whitening == pytest.approx((grid.mean(), grid.var()), rel=1e-6, abs=1e-9)
 
 
 # --- the learning rate ---
@@ -297,32 +300,32 @@ def test_a_record_holds_means_over_tokens_updates_and_responses(tmp_path):
         (2, "publish sample sample sample score update publish sample score update publish score update publish score update publish"),
     ],
 )
-def test_iterations_are_begun_ahead_and_publishes_come_between_them(tmp_path, ahead, order):
+def test_sampling_ahead_begins_iterations_early_and_publishes_between_them(tmp_path, ahead, order):
     groups = run(tmp_path, iterations=4, updates_per_epoch=1, max_staleness=ahead)
     assert groups.calls == order.split()
     assert [r["rollout/staleness"] for r in records(tmp_path)] == [min(i, ahead) for i in range(4)]
     assert [step.check_behavior for step in groups.steps] == [True, False, False, False], "a stale rollout need not agree with the student"
-    assert groups.waited == groups.versions[:-1], "the learner waited for weights that the engines take when they are done sampling"
-    assert run(tmp_path / "exact", iterations=4).waited == [1, 2, 3, 4, 5]
+    assert groups.awaited_versions == groups.versions[:-1], "the driver waited for weights that the engines load after sampling"
+    assert run(tmp_path / "exact", iterations=4).awaited_versions == [1, 2, 3, 4, 5]
 
 
-def test_sampling_ahead_changes_when_and_not_what_is_asked(tmp_path):
-    asked = [run(tmp_path / str(ahead), iterations=4, max_staleness=ahead).requests for ahead in (0, 1, 2)]
-    seeds = [[[r.seed for r in requests] for requests in iterations] for iterations in asked]
+def test_sampling_ahead_does_not_change_the_requests(tmp_path):
+    requests_by_run = [run(tmp_path / str(ahead), iterations=4, max_staleness=ahead).requests for ahead in (0, 1, 2)]
+    seeds = [[[r.seed for r in requests] for requests in iterations] for iterations in requests_by_run]
     assert seeds[0] == seeds[1] == seeds[2]
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
-def test_a_resume_asks_anew_for_what_was_on_its_way(tmp_path, ahead):
+def test_a_resume_requests_pending_iterations_again(tmp_path, ahead):
     whole = run(tmp_path / "whole", iterations=5, max_staleness=ahead)
-    driver = make_driver(Groups(), tmp_path / "parts", iterations=5, max_staleness=ahead)
-    going = driver.run()
-    next(going), next(going)
-    state = json.loads(json.dumps(driver.state_dict()))
+    loop = make_loop(Groups(), tmp_path / "parts", iterations=5, max_staleness=ahead)
+    iterations = loop.run()
+    next(iterations), next(iterations)
+    state = json.loads(json.dumps(loop.state_dict()))
     after = Groups()
-    driver = make_driver(after, tmp_path / "parts", iterations=5, max_staleness=ahead)
-    driver.load_state_dict(state)
-    assert [p.iteration for p in driver.run()] == [3, 4, 5]
+    loop = make_loop(after, tmp_path / "parts", iterations=5, max_staleness=ahead)
+    loop.load_state_dict(state)
+    assert [p.iteration for p in loop.run()] == [3, 4, 5]
     assert [[r.seed for r in requests] for requests in after.requests] == [[r.seed for r in requests] for requests in whole.requests[2:]]
 
 
@@ -338,59 +341,59 @@ RESUMED = {
 
 @pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_so_many_iterations_are_so_many_stop_and_the_rest(tmp_path, stop, settings):
+def test_a_run_that_stops_and_resumes_equals_a_run_without_a_stop(tmp_path, stop, settings):
     whole = run(tmp_path / "whole", iterations=5, **settings)
     before = Groups()
-    driver = make_driver(before, tmp_path / "parts", iterations=stop, **settings)
-    for progress in driver.run():
+    loop = make_loop(before, tmp_path / "parts", iterations=stop, **settings)
+    for progress in loop.run():
         last = progress
     assert last.iteration == stop
-    state = json.loads(json.dumps(driver.state_dict()))
+    state = json.loads(json.dumps(loop.state_dict()))
     after = Groups(before.weights)
-    driver = make_driver(after, tmp_path / "parts", iterations=5, **settings)
-    driver.load_state_dict(state)
-    driver.metrics.resume_at(driver.progress.iteration)
-    assert [p.iteration for p in driver.run()] == list(range(stop + 1, 6))
+    loop = make_loop(after, tmp_path / "parts", iterations=5, **settings)
+    loop.load_state_dict(state)
+    loop.metrics.resume_at(loop.progress.iteration)
+    assert [p.iteration for p in loop.run()] == list(range(stop + 1, 6))
 
     assert after.weights == whole.weights
     assert [step.update for step in before.steps + after.steps] == list(range(len(whole.steps)))
     assert before.versions + after.versions[1:] == whole.versions and after.versions[0] == before.versions[-1]
-    found, expected = records(tmp_path / "parts"), records(tmp_path / "whole")
-    assert [sorted(r) for r in found] == [sorted(r) for r in expected]
+    resumed, expected = records(tmp_path / "parts"), records(tmp_path / "whole")
+    assert [sorted(r) for r in resumed] == [sorted(r) for r in expected]
     for name in ("iteration", "learner/updates", "weight_version", "rollout/tokens", "rollout/truncated"):
-        assert [r[name] for r in found] == [r[name] for r in expected], name
+        assert [r[name] for r in resumed] == [r[name] for r in expected], name
 
 
 def test_a_resume_after_a_kill_in_the_middle_repeats_the_iteration_and_no_update_counts_twice(tmp_path):
     whole = run(tmp_path / "whole", iterations=3)
     killed = Groups()
-    driver = make_driver(killed, tmp_path / "killed", iterations=3)
-    going = driver.run()
-    next(going)
-    state, weights = json.loads(json.dumps(driver.state_dict())), killed.weights
-    next(going)  # an iteration that no checkpoint followed
+    loop = make_loop(killed, tmp_path / "killed", iterations=3)
+    iterations = loop.run()
+    next(iterations)
+    state, weights = json.loads(json.dumps(loop.state_dict())), killed.weights
+    next(iterations)  # an iteration after the last checkpoint
     after = Groups(weights)
-    driver = make_driver(after, tmp_path / "killed", iterations=3)
-    driver.load_state_dict(state)
-    driver.metrics.resume_at(driver.progress.iteration)
-    assert [p.iteration for p in driver.run()] == [2, 3] and after.weights == whole.weights
+    loop = make_loop(after, tmp_path / "killed", iterations=3)
+    loop.load_state_dict(state)
+    loop.metrics.resume_at(loop.progress.iteration)
+    assert [p.iteration for p in loop.run()] == [2, 3] and after.weights == whole.weights
     assert [r["learner/updates"] for r in records(tmp_path / "killed")] == [3, 6, 9]
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
-    driver = make_driver(Groups(), tmp_path, iterations=2)
-    list(driver.run())
-    again = make_driver(groups := Groups(), tmp_path, iterations=2)
-    again.load_state_dict(driver.state_dict())
+    loop = make_loop(Groups(), tmp_path, iterations=2)
+    list(loop.run())
+    again = make_loop(groups := Groups(), tmp_path, iterations=2)
+    again.load_state_dict(loop.state_dict())
     assert list(again.run()) == [] and "update" not in groups.calls
 
 
-# --- gkd: a divergence at each token, of the student's responses and of gold ones ---
+# --- gkd: a divergence at each token of the student's responses and of gold responses ---
 
 
 def gkd(path, groups=None, **settings) -> Groups:
     groups = groups or Groups()
-    groups.soft_sums = {
+    groups.soft_target_sums = {
         "supervised": 0.5,
         "divergence": 6.0,
         "hard": 9.0,
@@ -398,12 +401,12 @@ def gkd(path, groups=None, **settings) -> Groups:
         "teacher_gap_max": 0.0,
         "busy_seconds": 1.0,
     }
-    for _ in make_driver(groups, path, kind=GkdConfig, objective=ObjectiveConfig(preset="gkd"), **settings).run():
+    for _ in make_loop(groups, path, kind=GkdConfig, objective=ObjectiveConfig(preset="gkd"), **settings).run():
         pass
     return groups
 
 
-def test_gkd_gives_a_share_of_the_prompts_student_responses_and_the_rest_gold_ones_scored_too(tmp_path):
+def test_gkd_samples_a_share_of_the_prompts_and_learns_scored_gold_responses_of_the_others(tmp_path):
     groups = gkd(tmp_path, student_share=0.5)
     assert [len(requests) for requests in groups.requests] == [6, 6]
     assert [len(items) for items in groups.items] == [2] * 6 and [len(items) for items in groups.supervised] == [2] * 6
@@ -414,11 +417,11 @@ def test_gkd_divides_both_by_all_their_tokens(tmp_path):
     groups = gkd(tmp_path, student_share=0.5)
     for step, items, supervised in zip(groups.steps, groups.items, groups.supervised, strict=True):
         tokens = sum(1 + int(item.rollout.split()[-1]) % LIMIT for item in items) + sum(i.sequence.targets for i in supervised)
-        assert step.scale.on_policy == step.scale.supervised == tokens
+        assert step.divisors.on_policy == step.divisors.supervised == tokens
         assert not step.check_behavior
 
 
-def test_gkd_on_policy_alone_draws_nothing_else(tmp_path):
+def test_gkd_with_student_responses_alone_uses_no_gold_responses(tmp_path):
     groups = gkd(tmp_path)
     assert [len(requests) for requests in groups.requests] == [12, 12]
     assert groups.supervised == [[]] * 6
@@ -442,9 +445,9 @@ def test_gkd_refuses_shares_that_leave_no_student_or_do_not_divide(share, update
 
 def test_a_token_budget_ends_the_stage_with_the_iteration_that_reaches_it(tmp_path):
     whole = run(tmp_path / "whole", iterations=6)
-    told = [record["learner/target_tokens"] for record in records(tmp_path / "whole")]
+    logged = [record["learner/target_tokens"] for record in records(tmp_path / "whole")]
     expected = [sum(1 + int(i.rollout.split()[-1]) % LIMIT for i in items) for items in whole.items]
-    expected = [e + sum(i.sequence.targets for i in given) for e, given in zip(expected, whole.supervised, strict=True)]
-    assert told == [sum(expected[: 3 * (n + 1)]) for n in range(6)]
-    ended = run(tmp_path / "ended", iterations=6, max_target_tokens=told[2])
+    expected = [count + sum(item.sequence.targets for item in items) for count, items in zip(expected, whole.supervised, strict=True)]
+    assert logged == [sum(expected[: 3 * (n + 1)]) for n in range(6)]
+    ended = run(tmp_path / "ended", iterations=6, max_target_tokens=logged[2])
     assert len(ended.requests) == 3 and ended.steps == whole.steps[:9]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning over a stand-in for the learner: what it is given, when it is validated, which checkpoint is the best."""
+"""SupervisedLoop over a stand-in for the learner: the items it receives, when it validates, which checkpoint is the best."""
 
 import json
 
@@ -20,19 +20,19 @@ VALIDATION = [sequence(100 + number, 2) for number in range(3)]
 
 
 class Learner:
-    """Answers validations from a list of losses."""
+    """Records the items it receives. losses: of the validations, in order."""
 
     def __init__(self, losses=()):
-        self.steps, self.seen, self.validated, self.scores, self.losses = [], [], [], [], iter(losses)
+        self.steps, self.trained, self.validated, self.scores, self.losses = [], [], [], [], iter(losses)
 
     def update(self, step, on_policy, supervised, tokens):
         assert on_policy == [] and tokens == []
         self.steps.append(step)
-        self.seen.append([int(item.sequence.tokens[0]) for item in supervised])
+        self.trained.append([int(item.sequence.tokens[0]) for item in supervised])
         self.scores.append([item.scores for item in supervised])
-        return {"supervised": 0.5, "supervised_tokens": 1.0, "grad_norm": 2.0} | self.logged
+        return {"supervised": 0.5, "supervised_tokens": 1.0, "grad_norm": 2.0} | self.more_sums
 
-    logged = {}
+    more_sums = {}
 
     def supervised_sums(self, items):
         self.validated.append([int(item.sequence.tokens[0]) for item in items])
@@ -40,12 +40,12 @@ class Learner:
         return {"supervised": 6 * next(self.losses, 1.0), "supervised_tokens": 6.0}
 
 
-def make_driver(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedLoop:
+def make_loop(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedLoop:
     config = SftConfig(**({"learning_rate": 1.0, "epochs": 2, "sequences_per_update": 4} | settings))
     metrics = MetricsLog(path / "metrics.jsonl", "sft", "update")
-    driver = SupervisedLoop(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
-    driver.connect(learner, teacher)
-    return driver
+    loop = SupervisedLoop(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
+    loop.connect(learner, teacher)
+    return loop
 
 
 def records(path):
@@ -54,21 +54,21 @@ def records(path):
 
 def test_updates_are_epochs_over_the_sequences_that_have_targets(tmp_path):
     learner = Learner()
-    driver = make_driver(tmp_path, learner, train=[*TRAIN, sequence(50, 0)])
-    list(driver.run())
-    assert driver.total == len(learner.steps) == 6
-    walk = sum(learner.seen, [])
-    assert sorted(walk[:10]) == sorted(walk[10:20]) == list(range(10)) and walk[:10] != walk[10:20]
+    loop = make_loop(tmp_path, learner, train=[*TRAIN, sequence(50, 0)])
+    list(loop.run())
+    assert loop.total == len(learner.steps) == 6
+    numbers = sum(learner.trained, [])
+    assert sorted(numbers[:10]) == sorted(numbers[10:20]) == list(range(10)) and numbers[:10] != numbers[10:20]
     other = Learner()
-    list(make_driver(tmp_path, other, seed=2).run())
-    assert other.seen != learner.seen
+    list(make_loop(tmp_path, other, seed=2).run())
+    assert other.trained != learner.trained
 
 
 def test_the_divisor_counts_the_targets_of_the_step(tmp_path):
     learner = Learner()
-    list(make_driver(tmp_path, learner).run())
-    for step, seen in zip(learner.steps, learner.seen, strict=True):
-        assert step.scale.supervised == sum(1 + number % 3 for number in seen)
+    list(make_loop(tmp_path, learner).run())
+    for step, numbers in zip(learner.steps, learner.trained, strict=True):
+        assert step.divisors.supervised == sum(1 + number % 3 for number in numbers)
 
 
 @pytest.mark.parametrize(
@@ -80,97 +80,97 @@ def test_the_divisor_counts_the_targets_of_the_step(tmp_path):
         ({"validations_per_epoch": 9}, [1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_validations_come_so_often_in_an_epoch_and_always_last(tmp_path, settings, validated_after):
+def test_validations_come_at_regular_intervals_and_after_the_last_update(tmp_path, settings, validated_after):
     learner = Learner()
-    driver = make_driver(tmp_path, learner, **settings)
-    assert [progress.updates for progress in driver.run()] == validated_after
+    loop = make_loop(tmp_path, learner, **settings)
+    assert [progress.updates for progress in loop.run()] == validated_after
     assert learner.validated == [[100, 101, 102]] * len(validated_after)
     assert [r["update"] + 1 for r in records(tmp_path) if "eval/validation_loss" in r] == validated_after
     assert [r["update"] for r in records(tmp_path)] == list(range(validated_after[-1]))
 
 
 def test_the_lowest_validation_loss_marks_the_best(tmp_path):
-    driver = make_driver(tmp_path, Learner([3.0, 2.0, 2.5, 2.0, 1.5, 1.75]), validations_per_epoch=3)
-    assert [progress.is_best for progress in driver.run()] == [True, True, False, False, True, False]
-    assert (driver.progress.best_loss, driver.progress.best_update) == (1.5, 5)
+    loop = make_loop(tmp_path, Learner([3.0, 2.0, 2.5, 2.0, 1.5, 1.75]), validations_per_epoch=3)
+    assert [progress.is_best for progress in loop.run()] == [True, True, False, False, True, False]
+    assert (loop.progress.best_loss, loop.progress.best_update) == (1.5, 5)
 
 
 def test_warm_up_counts_updates(tmp_path):
     learner = Learner()
-    list(make_driver(tmp_path, learner, warmup_updates=4).run())
+    list(make_loop(tmp_path, learner, warmup_updates=4).run())
     assert [step.learning_rate for step in learner.steps] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert [r["learner/learning_rate"] for r in records(tmp_path)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 5])
-def test_a_resume_goes_on_with_the_next_update(tmp_path, stop):
+def test_a_resume_continues_with_the_next_update(tmp_path, stop):
     settings = {"validations_per_epoch": 3, "warmup_updates": 5}
     losses = [3.0, 2.0, 2.5, 2.0, 1.5, 1.75]
     whole, before, after = Learner(losses), Learner(losses), Learner(losses[stop:])
-    expected = make_driver(tmp_path / "whole", whole, **settings)
+    expected = make_loop(tmp_path / "whole", whole, **settings)
     list(expected.run())
-    driver = make_driver(tmp_path / "parts", before, **settings)
-    going = driver.run()
+    loop = make_loop(tmp_path / "parts", before, **settings)
+    validations = loop.run()
     for _ in range(stop):
-        next(going)
-    state = json.loads(json.dumps(driver.state_dict()))
-    next(going)  # what a kill would lose
-    driver = make_driver(tmp_path / "parts", after, **settings)
-    driver.load_state_dict(state)
-    driver.metrics.resume_at(driver.progress.updates)
-    list(driver.run())
-    assert before.seen[:stop] + after.seen == whole.seen
+        next(validations)
+    state = json.loads(json.dumps(loop.state_dict()))
+    next(validations)  # a kill would lose this one
+    loop = make_loop(tmp_path / "parts", after, **settings)
+    loop.load_state_dict(state)
+    loop.metrics.resume_at(loop.progress.updates)
+    list(loop.run())
+    assert before.trained[:stop] + after.trained == whole.trained
     assert before.steps[:stop] + after.steps == whole.steps
-    assert driver.state_dict() == expected.state_dict()
+    assert loop.state_dict() == expected.state_dict()
     assert [r["update"] for r in records(tmp_path / "parts")] == list(range(6))
 
 
 class Teacher:
     def __init__(self):
-        self.asked = []
+        self.scored = []
 
     def score(self, sequences, tokens):
         assert tokens == [len(sequence.tokens) for sequence in sequences]
-        self.asked.append([int(sequence.tokens[0]) for sequence in sequences])
-        return [f"score of {number}" for number in self.asked[-1]]
+        self.scored.append([int(sequence.tokens[0]) for sequence in sequences])
+        return [f"score of {number}" for number in self.scored[-1]]
 
 
 def test_a_teacher_scores_every_update_and_the_validation_once(tmp_path):
     learner, teacher = Learner(), Teacher()
-    list(make_driver(tmp_path, learner, teacher=teacher, max_updates=4, validations_per_epoch=3).run())
-    assert teacher.asked == [learner.seen[0], [100, 101, 102], *learner.seen[1:]]
-    for seen, scores in zip(learner.seen, learner.scores[::2], strict=True):
-        assert scores == [f"score of {number}" for number in seen]
+    list(make_loop(tmp_path, learner, teacher=teacher, max_updates=4, validations_per_epoch=3).run())
+    assert teacher.scored == [learner.trained[0], [100, 101, 102], *learner.trained[1:]]
+    for numbers, scores in zip(learner.trained, learner.scores[::2], strict=True):
+        assert scores == [f"score of {number}" for number in numbers]
     assert learner.scores[1::2] == [["score of 100", "score of 101", "score of 102"]] * 4
 
 
 def test_without_a_teacher_nothing_is_scored(tmp_path):
     learner = Learner()
-    list(make_driver(tmp_path, learner).run())
+    list(make_loop(tmp_path, learner).run())
     assert {score for scores in learner.scores for score in scores} == {None}
 
 
-def test_what_a_divergence_adds_up_to_is_logged_per_target(tmp_path):
+def test_the_sums_of_a_divergence_are_logged_per_target(tmp_path):
     learner = Learner()
-    learner.logged = {"divergence": 6.0, "hard": 3.0}
-    list(make_driver(tmp_path, learner, teacher=Teacher(), max_updates=1).run())
-    targets = learner.steps[0].scale.supervised
+    learner.more_sums = {"divergence": 6.0, "hard": 3.0}
+    list(make_loop(tmp_path, learner, teacher=Teacher(), max_updates=1).run())
+    targets = learner.steps[0].divisors.supervised
     record = records(tmp_path)[0]
     assert (record["loss/divergence"], record["loss/hard"]) == (6.0 / targets, 3.0 / targets)
 
 
-def test_every_stage_has_a_data_order_of_its_own(tmp_path):
-    one, other = Learner(), Learner()
-    list(make_driver(tmp_path, one, name="sft").run())
-    list(make_driver(tmp_path, other, name="kd").run())
-    assert one.seen != other.seen
+def test_every_stage_has_another_data_order(tmp_path):
+    sft, kd = Learner(), Learner()
+    list(make_loop(tmp_path, sft, name="sft").run())
+    list(make_loop(tmp_path, kd, name="kd").run())
+    assert sft.trained != kd.trained
 
 
 def test_a_token_budget_ends_the_stage_with_the_update_that_reaches_it(tmp_path):
     learner = Learner()
-    driver = make_driver(tmp_path, learner, max_target_tokens=15)
-    yielded = [progress.updates for progress in driver.run()]
-    learnt = [int(step.scale.supervised) for step in learner.steps]
-    assert sum(learnt[:-1]) < 15 <= sum(learnt) == driver.progress.target_tokens
-    assert yielded[-1] == len(learnt) == len(records(tmp_path)) < driver.total
+    loop = make_loop(tmp_path, learner, max_target_tokens=15)
+    yielded = [progress.updates for progress in loop.run()]
+    learnt = [int(step.divisors.supervised) for step in learner.steps]
+    assert sum(learnt[:-1]) < 15 <= sum(learnt) == loop.progress.target_tokens
+    assert yielded[-1] == len(learnt) == len(records(tmp_path)) < loop.total
     assert [r["learner/target_tokens"] for r in records(tmp_path)] == [sum(learnt[: n + 1]) for n in range(len(learnt))]
