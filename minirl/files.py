@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, appended to by processes that may be killed in the middle of a line."""
+"""Files that survive a kill: JSON written whole or not at all, JSON lines cut back to whole lines, and SHA-256 of a file."""
 
 import hashlib
 import json
@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part of it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file with one on each line."""
     with path.open() as file:
         yield from map(json.loads, file)
 
 
-def drop_half_line(path: Path) -> int:
-    """Cut what a kill left half written; returns the number of whole lines, 0 where there is no file."""
+def drop_incomplete_line(path: Path) -> int:
+    """Cut off a last line without a line feed, which a kill left half written. Returns the number of whole lines, 0 if no file exists."""
     if not path.is_file():
         return 0
     lines = size = 0
@@ -27,18 +39,7 @@ def drop_half_line(path: Path) -> int:
     return lines
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write so that a reader sees the old file or the new one, never half of it."""
-    staging = path.with_name(path.name + ".partial")
-    with staging.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)

@@ -1,4 +1,4 @@
-"""Every random stream of a run is derived from its one seed by a hash, so that no stream depends on which worker draws from it."""
+"""Seeds of all random streams, hashed from the run's one seed, so that no stream depends on which worker draws from it."""
 
 import hashlib
 import json
@@ -11,5 +11,5 @@ def derive_seed(run_seed: int, *names: str | int) -> int:
 
 
 def sampling_seed(run_seed: int, iteration: int, prompt_index: int, sample_index: int) -> int:
-    """The seed of one response in [0, 2**63): the same whichever worker samples it, and whatever else is in its batch."""
+    """The seed of one response in [0, 2**63). It depends neither on the worker that samples it nor on the rest of its batch."""
     return derive_seed(run_seed, "sampling", iteration, prompt_index, sample_index)

@@ -1,1 +1,1 @@
-"""Typed, strict configuration: what the algorithm and the data need. An unknown key is an error that names the nearest key."""
+"""Typed, strict configuration of the algorithm and the data, and the reader that turns YAML into it."""

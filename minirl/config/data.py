@@ -1,4 +1,4 @@
-"""Instruction data and plain text."""
+"""Config sections of the data: instruction records for all stages, and plain text for the pre-training loss."""
 
 from typing import Any, Literal, Self
 
@@ -8,42 +8,48 @@ from minirl.config.strict import StrictModel
 
 
 class SourceConfig(StrictModel):
-    """One of several sources of training records. share: of all the records, where the scarcest source decides how many those are."""
+    """One of several sources of training records."""
 
-    source: str
-    limit: PositiveInt | None = None  # its first records only
-    share: float | None = Field(None, gt=0, lt=1)  # of every source or of none
+    source: str  # a source as in `data.train`
+    limit: PositiveInt | None = None  # reads only the first so many records; `null`: `data.limit` alone applies
+    # The share of this source in all training records, between 0 and 1: given for every source, adding up to 1, or for none. The source
+    # with the fewest records for its share gives all of them. `null`: no shares.
+    share: float | None = Field(None, gt=0, lt=1)
 
 
 class DataConfig(StrictModel):
-    """Instruction data: where prompts and gold responses come from and how long they may be."""
+    """Instruction data: where prompts and gold responses come from, how they are split and how long they may be."""
 
-    # A .jsonl or .parquet file, a hub data set ("owner/name" or "owner/name:split"), "embedded:chatterbot", "embedded:wordnet" (Debian's
-    # wordnet-base), "embedded:reasoning_gym" (out of installed packages: the modules `embedded` and `wordnet`), or what the reference
-    # tokenised: a .bin file, or the directory of train_0.bin, valid_0.bin, ... (used id by id, whatever the template).
-    train: list[SourceConfig] = Field(min_length=1)  # several, as a list: each a name alone, or with its limit or share
-    validation: str | None = None  # null: a share of `train`, split by a hash of the prompt
-    test: str | None = None  # null: the same
-    validation_share: float = Field(0.05, gt=0, lt=0.5)
-    test_share: float = Field(0.1, gt=0, lt=0.5)
-    template: Literal["chat", "alpaca"] = "chat"
+    # Where training records come from: one source, or a list of sources, each a name alone or a section with `source`, `limit` and `share`.
+    # A source is a .jsonl or .parquet file; a hub data set as `owner/name` or `owner/name:split`; data from installed packages, which is
+    # `embedded:chatterbot`, `embedded:wordnet` (Debian's wordnet-base) or `embedded:reasoning_gym`; or files that the reference code
+    # tokenised, a .bin file or the directory of train_0.bin, valid_0.bin, ... The ids of these are used as they are, without the template.
+    train: list[SourceConfig] = Field(min_length=1)
+    validation: str | None = None  # a source of validation records; `null`: a share of `train`, chosen by a hash of the prompt
+    test: str | None = None  # a source of test records; `null`: a share of `train`, chosen by a hash of the prompt
+    validation_share: float = Field(0.05, gt=0, lt=0.5)  # the share of `train` that becomes validation data if `validation` is `null`
+    test_share: float = Field(0.1, gt=0, lt=0.5)  # the share of `train` that becomes test data if `test` is `null`
+    template: Literal["chat", "alpaca"] = "chat"  # `chat`: the tokenizer's own chat template; `alpaca`: the Alpaca text, for base models
+    # The system prompt of records that have none, with `template: chat` only; `""`: an empty one. `null`: the template decides.
     system_prompt: str | None = None
-    max_prompt_tokens: PositiveInt = 256
-    max_response_tokens: PositiveInt = 256
-    overlong_prompts: Literal["error", "drop"] = "error"
-    limit: PositiveInt | None = None  # the first records only, of each source
+    max_prompt_tokens: PositiveInt = 256  # the longest prompt allowed
+    max_response_tokens: PositiveInt = 256  # longer gold responses are cut here, and sampled ones end here
+    overlong_prompts: Literal["error", "drop"] = "error"  # a prompt above the limit: `error` ends the run, `drop` leaves the record out
+    limit: PositiveInt | None = None  # reads only the first so many records of each source; `null`: all
 
     @field_validator("train", mode="before")
     @classmethod
-    def _names_are_sources(cls, value: Any) -> Any:
-        named = [value] if isinstance(value, str) else value
-        return [{"source": one} if isinstance(one, str) else one for one in named] if isinstance(named, list) else value
+    def _sections_from_names(cls, value: Any) -> Any:
+        sources = [value] if isinstance(value, str) else value
+        if not isinstance(sources, list):
+            return value
+        return [{"source": source} if isinstance(source, str) else source for source in sources]
 
     @model_validator(mode="after")
-    def _sources_fit_together(self) -> Self:
-        names, shares = [one.source for one in self.train], [one.share for one in self.train if one.share is not None]
+    def _refuse_contradictions(self) -> Self:
+        names, shares = [source.source for source in self.train], [source.share for source in self.train if source.share is not None]
         if len(set(names)) < len(names):
-            raise ValueError(f"train names a source twice: {', '.join(names)}; name each once, with the limit or share that it is to have")
+            raise ValueError(f"train names a source twice: {', '.join(names)}; name each once, with its limit or share")
         if shares and (len(shares) < len(names) or abs(sum(shares) - 1) > 1e-6):
             raise ValueError(f"the shares of train must be given for every source or for none, and add up to 1; they are {shares}")
         return self
@@ -52,10 +58,11 @@ class DataConfig(StrictModel):
 class CorpusConfig(StrictModel):
     """Plain text for the pre-training loss, cut into blocks of `block_tokens`."""
 
-    # A .txt file (one document), a .jsonl or .parquet file or a hub data set (column `text`), "embedded:pydoc", or what the reference
-    # tokenised: a .bin file, or the directory of train_0.bin.
+    # Where the text comes from: a .txt file (one document); a .jsonl or .parquet file or a hub data set with a column `text`;
+    # `embedded:pydoc`, the manual of the running Python; or files that the reference code tokenised, a .bin file or the directory of
+    # train_0.bin.
     source: str
-    block_tokens: int = Field(512, ge=2)
-    blocks_per_update: PositiveInt = 8
-    max_blocks: PositiveInt | None = None  # read no further than this; null: all of it
-    test_blocks: NonNegativeInt = 16  # the last of them, never learnt: the evaluation's language-model loss is that of these
+    block_tokens: int = Field(512, ge=2)  # tokens in a block
+    blocks_per_update: PositiveInt = 8  # blocks that one update of `distill` learns from, over all learner workers
+    max_blocks: PositiveInt | None = None  # reads the source only until this many blocks are full; `null`: all of it
+    test_blocks: NonNegativeInt = 16  # blocks at the end that are never learnt; the evaluation's language-model loss is measured on them

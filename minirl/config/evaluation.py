@@ -1,4 +1,4 @@
-"""What is measured of trained students, and on which prompts."""
+"""Config sections of the stage `evaluate`: which figures are measured, and on which sets of prompts."""
 
 import re
 from typing import Self
@@ -11,30 +11,34 @@ from minirl.config.strict import StrictModel
 class EvaluationSetConfig(StrictModel):
     """One named set of held-out prompts."""
 
-    source: str | None = None  # as data.train; null: the run's own test split
-    prompts: PositiveInt | None = None  # the first so many; null: as stages.evaluate.prompts
-    min_gold_words: NonNegativeInt = 0  # leaves out prompts whose (first) gold response is shorter
+    source: str | None = None  # a source of records, as in `data.train`; `null`: the run's own test split
+    prompts: PositiveInt | None = None  # how many prompts are used, the first ones; `null`: as in `stages.evaluate.prompts`
+    min_gold_words: NonNegativeInt = 0  # leaves out prompts whose first gold response has fewer words
 
 
 class EvaluateConfig(StrictModel):
-    """The closing table and all that is measured beside it: Rouge-L, exact divergences, diversity, on held-out prompts."""
+    """The evaluation at the end of a run: Rouge-L, exact divergences and diversity on held-out prompts, for every model of the run."""
 
-    seeds: list[int] = Field([10, 20, 30], min_length=1)  # each samples one response a prompt
-    prompts: PositiveInt = 128  # of each set, at most
-    sets: dict[str, EvaluationSetConfig] = Field({"test": EvaluationSetConfig()}, min_length=1)  # the table shows the first
-    no_repeat_ngram: NonNegativeInt = 0  # no n-gram twice in prompt and response, 6 in the reference; KL is not measured then
-    exposure_bias: bool = False  # ExAccErr too: one more pass over the teacher's samples for each model
-    top_k: PositiveInt = 10  # the likeliest tokens whose overlap with the teacher's is measured
+    seeds: list[int] = Field([10, 20, 30], min_length=1)  # sampling seeds, all different; each model samples one response a prompt for each
+    prompts: PositiveInt = 128  # the most prompts that are used of each set
+    # The sets by name, each a section like `EvaluationSetConfig`. A name consists of letters, digits, `-` and `_`. The closing table shows
+    # the first set.
+    sets: dict[str, EvaluationSetConfig] = Field({"test": EvaluationSetConfig()}, min_length=1)
+    # Forbids that an n-gram of this many tokens occurs twice in prompt and response; 0: off. The reference generates with 6. KL is not
+    # measured on such samples.
+    no_repeat_ngram: NonNegativeInt = 0
+    exposure_bias: bool = False  # measures ExAccErr (exposure bias) too, with one more pass over the teacher's samples for each model
+    top_k: PositiveInt = 10  # how many of the most probable tokens are compared with the teacher's
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         for name in self.sets:
             if not re.fullmatch(r"[\w-]+", name):
-                raise ValueError(f"sets: {name!r} names a set and columns of files; use letters, digits, - and _ alone")
+                raise ValueError(f"sets: {name!r} becomes part of file names and column names; use letters, digits, - and _ alone")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} has a seed twice, which would count the same responses twice")
+            raise ValueError(f"seeds: {self.seeds} has a seed twice, which would count the same responses twice; make all seeds different")
         if self.no_repeat_ngram and self.exposure_bias:
             raise ValueError(
-                "exposure_bias compares the models' own distributions, and with no_repeat_ngram something else is sampled; set one of them"
+                "exposure_bias compares the models' own distributions, and no_repeat_ngram samples from another one; set one of them"
             )
         return self

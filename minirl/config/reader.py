@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a validated config; the first problem becomes one sentence."""
+"""Reads a YAML file and command-line overrides into a validated config; the first problem becomes one sentence."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(
 
 
 def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
-    """Read a YAML file, apply `key.path=value` overrides, and validate. Raises InputError with one sentence."""
+    """Reads a YAML file, applies `key.path=value` overrides, and validates. Raises InputError with one sentence."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), YamlLoader)
     except OSError as error:
@@ -30,9 +30,9 @@ def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
     except UnicodeDecodeError as error:
         raise InputError(f"the config {path} is not UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a mapping of keys to values")
+        raise InputError(f"the config {path} must hold a mapping of keys to values")
     for override in overrides:
         _apply_override(values, override)
     return validate_config(model, values)
@@ -48,7 +48,7 @@ def _apply_override(values: dict, override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise InputError(f"the override {override!r} goes through {parent}, which is a value and has no keys")
+            raise InputError(f"the override {override!r} goes through {parent}, which is a value and has no keys; override {parent} itself")
     try:
         values[last] = yaml.load(text, YamlLoader)
     except yaml.YAMLError:
@@ -56,23 +56,23 @@ def _apply_override(values: dict, override: str) -> None:
 
 
 def validate_config(model: type[M], values: dict) -> M:
-    """Validate; the first problem becomes one sentence."""
+    """The values as a config. Raises InputError with one sentence about the first problem; unknown keys come first."""
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
         problems = error.errors(include_url=False)
         unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-        raise InputError(_sentence(model, (unknown or problems)[0])) from None
+        raise InputError(_problem_sentence(model, (unknown or problems)[0])) from None
 
 
-def _sentence(model: type[BaseModel], problem: Any) -> str:
+def _problem_sentence(model: type[BaseModel], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(model, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1, cutoff=0.5)
-        return f"{key} is not a known key; " + (f"did you mean {close[0]}?" if close else f"known here: {', '.join(siblings)}")
+        known = _fields_at(model, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"{key} is not a known key; " + (f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}")
     if problem["type"] == "missing":
-        return f"{key} is missing from the config and has no default"
+        return f"{key} is missing from the config and has no default; give it a value"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
@@ -80,11 +80,13 @@ def _sentence(model: type[BaseModel], problem: Any) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
+    """The field names of the section at `location`, sorted; list indices and names of mappings in it are skipped."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
-            kinds = getattr(model.model_fields[part].annotation, "__args__", None) or (model.model_fields[part].annotation,)
-            nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-            if not nested:
+            annotation = model.model_fields[part].annotation
+            types = getattr(annotation, "__args__", None) or (annotation,)
+            sections = [type_ for type_ in types if isinstance(type_, type) and issubclass(type_, BaseModel)]
+            if not sections:
                 break
-            model = nested[0]
+            model = sections[0]
     return sorted(model.model_fields)

@@ -1,4 +1,4 @@
-"""The base of every config."""
+"""StrictModel: the base of every config section; it refuses unknown keys and mistyped values, and is immutable."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""The student, and how much of it is trained."""
+"""Config sections of the student: the model it starts from, and the LoRA adapters if only those are trained."""
 
 from typing import Literal, Self
 
@@ -8,29 +8,31 @@ from minirl.config.strict import StrictModel
 
 
 class LoraConfig(StrictModel):
-    """Train low-rank adapters on the student and leave all else as it is; definitions: the module docstring of `lora`."""
+    """Low-rank adapters on the student: only they are trained, and all other weights stay as they are (`minirl/model/lora.py`)."""
 
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0  # what the adapters add is multiplied by alpha / rank
-    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters, in supervised stages; on-policy ones train without any dropout
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"  # names of linear layers, as ["q_proj", "v_proj"]; never the head
+    rank: PositiveInt = 8  # the rank of each adapter
+    alpha: PositiveFloat = 16.0  # the adapters' output is multiplied by `alpha / rank`
+    # Dropout on the input of the adapters, from 0 up to but not including 1, in supervised stages. On-policy stages train without dropout.
+    dropout: float = Field(0.0, ge=0, lt=1)
+    # The linear layers that get an adapter: names such as `["q_proj", "v_proj"]`, or `all-linear`. The output head never gets one.
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
 
     @model_validator(mode="after")
-    def _some_target(self) -> Self:
+    def _refuse_no_target(self) -> Self:
         if not self.target_modules:
             raise ValueError("target_modules names no layer, so nothing would be trained; name some, or set all-linear")
         return self
 
 
 class StudentConfig(StrictModel):
-    """The student: a model of its own, or the teacher with only some of its layers."""
+    """The student: a model with its own weights, or the teacher with only some of its layers."""
 
-    model: str | None = None
-    layers: list[NonNegativeInt] | None = None
-    lora: LoraConfig | None = None  # null: every weight is trained
+    model: str | None = None  # a hub name or a local directory; `null` if `layers` is set
+    layers: list[NonNegativeInt] | None = None  # the teacher's layers that the student is made of, counted from 0; `null` if `model` is set
+    lora: LoraConfig | None = None  # trains adapters only; `null`: every weight is trained
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _refuse_two_origins_or_none(self) -> Self:
         if (self.model is None) == (self.layers is None):
-            raise ValueError("give the student either a model or the layers of the teacher that it keeps")
+            raise ValueError("give the student either a model or the layers of the teacher that it keeps; set one of model and layers")
         return self

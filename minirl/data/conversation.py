@@ -1,15 +1,19 @@
-"""One instruction record: messages, references and where it comes from."""
+"""Conversation: one instruction record with its messages, references and origin."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One record. messages: (role, content) pairs, the gold response last where there is one.
+    """One record.
 
-    references: every acceptable response as text. context: what Alpaca calls input, it belongs to the last user message.
-    origin: where the record stands, for messages to the user. tokens: prompt and response, where the record came in token ids; they
-    are what is learnt and sampled from then, and the messages only say what they mean. teacher: its column `teacher_id`.
+    messages: (role, content) pairs; the gold response comes last, if the record has one.
+    references: every acceptable response as text.
+    context: what Alpaca calls input; it belongs to the last user message.
+    origin: where the record comes from, for messages to the user ("train.jsonl line 3").
+    tokens: token ids of prompt and response, if the record was read as ids. These ids are then sampled from and learnt, and `messages`
+    only holds their text.
+    teacher: the record's column `teacher_id`.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -25,6 +29,6 @@ class Conversation:
 
     @property
     def prompt_text(self) -> str:
-        """Everything that comes before the gold response, as one text: what decides on which side of a split the record falls."""
+        """Everything before the gold response as one text. It decides which split the record belongs to."""
         prompt = self.messages[:-1] if self.has_response else self.messages
         return "\n".join([*(content for _, content in prompt), self.context])

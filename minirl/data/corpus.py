@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minirl.config.data import CorpusConfig
 from minirl.data.records import read_rows
-from minirl.data.reference_files import check_ids, is_indexed, open_all
-from minirl.data.vocab import highest_id
+from minirl.data.reference_files import check_token_ids, is_tokenised_source, open_token_files
+from minirl.data.vocab import highest_token_id
 from minirl.errors import InputError
 from minirl.types import TokenSequence
 
@@ -20,10 +20,10 @@ _DOCUMENTS_PER_CALL = 256
 
 @dataclass(frozen=True)
 class Corpus:
-    """blocks: int32 or uint16 [n, block_tokens], the ones to learn from; test_blocks: those held out, from the end of the text.
+    """blocks: int32 or uint16 [n, block_tokens], to learn from. test_blocks: the held-out ones, from the end of the text.
     report: `documents` read, `blocks`, `test_blocks`, `tokens_dropped` (the last, incomplete block).
 
-    documents: of a tokenised source its records, which are pieces of documents.
+    In a tokenised source, `documents` counts its records, which are pieces of documents.
     """
 
     blocks: np.ndarray
@@ -31,6 +31,7 @@ class Corpus:
     report: dict[str, int]
 
     def __len__(self) -> int:
+        """The number of blocks to learn from."""
         return len(self.blocks)
 
     def block(self, index: int) -> TokenSequence:
@@ -38,46 +39,45 @@ class Corpus:
         return _sequence(self.blocks[index])
 
     def held_out(self) -> list[TokenSequence]:
-        """The test blocks, like `block`."""
+        """The test blocks, in the form of `block`."""
         return [_sequence(block) for block in self.test_blocks]
 
 
 def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """Read and tokenise until the source ends or `max_blocks` are full. Raises InputError where no block is left to learn from."""
-    if is_indexed(config.source):
-        return _already_tokenised(config, tokenizer)
+    """Reads and tokenises until the source ends or `max_blocks` are full. Raises InputError if no block is left to learn from."""
+    if is_tokenised_source(config.source):
+        return _load_tokenised(config, tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end token to close the documents of the corpus with; give it an eos_token")
-    wanted = config.max_blocks * config.block_tokens if config.max_blocks else None
+    needed = config.max_blocks * config.block_tokens if config.max_blocks else None
     pieces, total, documents = [], 0, 0
-    for tokens in _tokenised(read_documents(config.source, streaming=wanted is not None), tokenizer):
+    for tokens in _tokenised(read_documents(config.source, streaming=needed is not None), tokenizer):
         pieces.append(tokens)
         total, documents = total + len(tokens), documents + 1
-        if wanted is not None and total >= wanted:
+        if needed is not None and total >= needed:
             break
     count = _block_count(config, total)
-    kept = np.concatenate(pieces)[: count * config.block_tokens]
-    return _divided(config, kept, documents, total)
+    return _corpus_of(config, np.concatenate(pieces)[: count * config.block_tokens], documents, total)
 
 
-def _already_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """The reference's own blocks: pieces of such a stream, end tokens included, here cut anew. Stays on the disk where it is one file."""
-    files = open_all(config.source, "train")
+def _load_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The blocks that the reference wrote, with their end tokens, joined and cut again. A single file stays on the disk."""
+    files = open_token_files(config.source, "train")
     total = sum(len(file.tokens) for file in files)
-    count = _block_count(config, total)
-    wanted, pieces = count * config.block_tokens, []
+    needed, pieces = _block_count(config, total) * config.block_tokens, []
     for file in files:
-        kept = min(len(file.tokens), wanted - sum(map(len, pieces)))
-        check_ids(file, highest_id(tokenizer) + 1, separators=False, among=kept)
-        pieces.append(file.tokens[:kept])
+        used = min(len(file.tokens), needed - sum(map(len, pieces)))
+        check_token_ids(file, highest_token_id(tokenizer) + 1, separators=False, first=used)
+        pieces.append(file.tokens[:used])
     stream = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return _divided(config, stream, sum(len(file) for file in files), total)
+    return _corpus_of(config, stream, sum(len(file) for file in files), total)
 
 
-def _divided(config: CorpusConfig, kept: np.ndarray, documents: int, total: int) -> Corpus:
-    blocks = kept.reshape(-1, config.block_tokens)
+def _corpus_of(config: CorpusConfig, stream: np.ndarray, documents: int, total: int) -> Corpus:
+    """Cuts a stream of whole blocks, out of `total` tokens read, into the blocks to learn from and the held-out ones."""
+    blocks = stream.reshape(-1, config.block_tokens)
     learnt = len(blocks) - config.test_blocks
-    report = {"documents": documents, "blocks": learnt, "test_blocks": config.test_blocks, "tokens_dropped": total - len(kept)}
+    report = {"documents": documents, "blocks": learnt, "test_blocks": config.test_blocks, "tokens_dropped": total - len(stream)}
     return Corpus(blocks[:learnt], blocks[learnt:], report)
 
 
@@ -108,7 +108,7 @@ def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
-    """The texts of `source`: a .txt file is one document; rows of a .jsonl or .parquet file or a hub data set have a column `text`."""
+    """The texts of `source`: a .txt file is one document; each row of a .jsonl or .parquet file or a hub data set has a column `text`."""
     if source.startswith("embedded:"):
         if source != "embedded:pydoc":
             raise InputError(f"{source} is not known; the embedded corpus is embedded:pydoc")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from minirl.config.data import DataConfig, SourceConfig
 from minirl.data.conversation import Conversation
 from minirl.data.records import read_conversations
-from minirl.data.reference_files import is_indexed, tokenised_conversations
+from minirl.data.reference_files import is_tokenised_source, tokenised_conversations
 from minirl.data.templates import Segment, Template, make_template
 from minirl.errors import InputError
 from minirl.types import Prompt, TokenSequence
@@ -83,7 +83,7 @@ def _read_splits(config: DataConfig, encode: "_Encoder") -> dict[str, list[tuple
     shares = {split: getattr(config, f"{split}_share") for split in SPLITS[1:] if getattr(config, split) is None}
     sources = read_sources(config.train, config.limit, lambda source, limit: encode.read(source, "train", limit))
     for index, conversation in enumerate(record for records in sources.values() for record in records):
-        splits[side_of(conversation.prompt_text, shares)].append((index, conversation))
+        splits[split_of_prompt(conversation.prompt_text, shares)].append((index, conversation))
     counts["records"] += sum(map(len, sources.values()))
     if len(sources) > 1:
         counts.update({f"from_{name}": len(records) for name, records in sources.items()})
@@ -99,7 +99,7 @@ def _read_splits(config: DataConfig, encode: "_Encoder") -> dict[str, list[tuple
     return splits
 
 
-def side_of(prompt_text: str, shares: dict[str, float]) -> str:
+def split_of_prompt(prompt_text: str, shares: dict[str, float]) -> str:
     """The split of a prompt. Case, spacing and punctuation don't count: near-copies of a prompt are on one side."""
     words = "".join(character if character.isalnum() else " " for character in prompt_text.casefold()).split()
     key = " ".join(words) or prompt_text
@@ -145,7 +145,7 @@ class _Encoder:
         return make_template(self.config.template, self.tokenizer, self.end_tokens)
 
     def read(self, source: str, split: str, limit: int | None = None) -> list[Conversation]:
-        if not is_indexed(source):
+        if not is_tokenised_source(source):
             return read_conversations(source, limit)
         if self.config.system_prompt is not None:
             raise InputError(f"the prompts of {source} are tokenised already and take no system prompt; leave data.system_prompt out")

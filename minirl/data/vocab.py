@@ -1,4 +1,7 @@
-"""Student and teacher must mean the same by a token id: compare their tokenizers, never `config.vocab_size` alone."""
+"""Checks that student and teacher mean the same by every token id, and returns the size of the vocabulary that they share.
+
+It compares the tokenizers: an equal `config.vocab_size` alone proves nothing.
+"""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,20 +13,20 @@ PROBES = (
     "Größe, naïve café, Ελληνικά, русский, 中文字符, हिन्दी, العربية, 🙂👩‍👩‍👧",
     "<|im_start|>user\nHello<|im_end|><|endoftext|></s>[INST]",
 )
-_CONSEQUENCE = "distillation needs one tokenizer for both, so choose two models of one family"
+_ADVICE = "distillation needs one tokenizer for both, so choose two models of one family"
 
 
 def shared_vocabulary(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_vocab_size: int, teacher_vocab_size: int
 ) -> int:
-    """The number of ids that both models know: the smaller `config.vocab_size` (one tokenizer may be padded to several widths).
+    """The number of ids that both models know: the smaller `config.vocab_size` (models of one tokenizer may pad it to different sizes).
 
-    Raises InputError saying how they differ where the tokenizers differ, or where theirs reaches past the smaller model.
+    Raises InputError if the tokenizers differ, with the first difference, or if they have ids that the smaller model does not know.
     """
     _compare_tokens(student.get_vocab(), teacher.get_vocab())
     _compare_special(student, teacher)
     _compare_encodings(student, teacher)
-    size, highest = min(student_vocab_size, teacher_vocab_size), highest_id(student)
+    size, highest = min(student_vocab_size, teacher_vocab_size), highest_token_id(student)
     if highest >= size:
         model = "student" if student_vocab_size == size else "teacher"
         raise InputError(
@@ -33,7 +36,7 @@ def shared_vocabulary(
     return size
 
 
-def highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def highest_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values())
 
 
@@ -43,33 +46,35 @@ def _compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
         example, total = differing[0], len(student.keys() | teacher.keys())
         raise InputError(
             f"the tokenizers of student and teacher differ in {len(differing)} of {total} tokens, for example {example!r} "
-            f"{_place(student, example)} in the student's and {_place(teacher, example)} in the teacher's; {_CONSEQUENCE}"
+            f"{_id_in(student, example)} in the student's and {_id_in(teacher, example)} in the teacher's; {_ADVICE}"
         )
 
 
-def _place(vocabulary: dict[str, int], token: str) -> str:
+def _id_in(vocabulary: dict[str, int], token: str) -> str:
     return f"is {vocabulary[token]}" if token in vocabulary else "is missing"
 
 
 def _compare_special(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     for name in ("eos_token", "bos_token"):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
+        in_student, in_teacher = getattr(student, name), getattr(teacher, name)
+        if in_student != in_teacher:
             raise InputError(
-                f"the tokenizers of student and teacher have the same tokens but another {name} ({ours!r} and {theirs!r}), so one would "
-                "not end where the other does; take both models from the instruct side or both from the base side of a family"
+                f"the tokenizers of student and teacher have the same tokens but another {name} ({in_student!r} and {in_teacher!r}), so "
+                "one would not end where the other does; take both models from the instruct side or both from the base side of a family"
             )
 
 
 def _compare_encodings(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     for probe in PROBES:
-        ours, theirs = (tokenizer.encode(probe, add_special_tokens=False) for tokenizer in (student, teacher))
-        if ours != theirs:
+        student_ids, teacher_ids = (tokenizer.encode(probe, add_special_tokens=False) for tokenizer in (student, teacher))
+        if student_ids != teacher_ids:
             raise InputError(
                 f"the tokenizers of student and teacher have the same tokens but cut text differently, for example {probe!r} into "
-                f"{len(ours)} and {len(theirs)} tokens, first apart at token {_first_difference(ours, theirs)}; {_CONSEQUENCE}"
+                f"{len(student_ids)} and {len(teacher_ids)} tokens, first apart at token "
+                f"{_first_difference(student_ids, teacher_ids)}; {_ADVICE}"
             )
 
 
-def _first_difference(ours: list[int], theirs: list[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+def _first_difference(first: list[int], second: list[int]) -> int:
+    differences = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differences, min(len(first), len(second)))

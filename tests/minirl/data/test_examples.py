@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from minirl.config.data import DataConfig
 from minirl.data.conversation import Conversation
-from minirl.data.examples import load_data, side_of
+from minirl.data.examples import load_data, split_of_prompt
 from minirl.data.templates import end_tokens, make_template
 from minirl.errors import InputError
 from tests.minirl.data.chatml import SPECIAL, TEMPLATE, chatml_tokenizer
@@ -241,17 +241,17 @@ prompts = st.lists(st.text(st.characters(codec="ascii", min_codepoint=33), min_s
 @given(prompts, st.randoms())
 def test_a_prompts_side_depends_on_nothing_but_its_words(words, random):
     shares = {"validation": 0.3, "test": 0.3}
-    sides = {word: side_of(word, shares) for word in words}
+    sides = {word: split_of_prompt(word, shares) for word in words}
     shuffled = random.sample(words, len(words))
-    assert {word: side_of(word, shares) for word in shuffled} == sides
+    assert {word: split_of_prompt(word, shares) for word in shuffled} == sides
     for word in words:
         if any(character.isalnum() for character in word):
-            assert side_of(f" {word.upper()}  ?", shares) == side_of(word, shares)
+            assert split_of_prompt(f" {word.upper()}  ?", shares) == split_of_prompt(word, shares)
 
 
 def test_the_shares_are_met_and_the_second_split_begins_where_the_first_ends():
     shares = {"validation": 0.1, "test": 0.2}
-    counts = Counter(side_of(f"prompt {i}", shares) for i in range(20_000))
+    counts = Counter(split_of_prompt(f"prompt {i}", shares) for i in range(20_000))
     assert counts["validation"] == pytest.approx(2000, abs=4 * 42) and counts["test"] == pytest.approx(4000, abs=4 * 57)  # 4 sigma
 
 

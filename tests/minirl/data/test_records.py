@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from minirl.data.records import conversation_of, read_conversations, read_rows
+from minirl.data.records import parse_record, read_conversations, read_rows
 from minirl.errors import InputError
 
 TURNS = [
@@ -34,7 +34,7 @@ def write(path, *lines):
     ],
 )
 def test_every_known_form_says_the_same(columns):
-    conversation = conversation_of(columns, "here")
+    conversation = parse_record(columns, "here")
     assert conversation.messages == (("user", "2+2?"), ("assistant", "4"))
     assert conversation.references == ("4",) and conversation.context == ""
     assert conversation.prompt_text == "2+2?\n"
@@ -42,26 +42,26 @@ def test_every_known_form_says_the_same(columns):
 
 @pytest.mark.parametrize("columns", [{"input": "Paris", "output": "yes"}, {"context": "Paris", "response": "yes"}])
 def test_the_input_of_alpaca_and_the_context_of_dolly_stay_apart_from_the_instruction(columns):
-    conversation = conversation_of({"instruction": "A city?", **columns}, "here")
+    conversation = parse_record({"instruction": "A city?", **columns}, "here")
     assert conversation.messages[0] == ("user", "A city?") and conversation.context == "Paris"
     assert "Paris" in conversation.prompt_text
 
 
 def test_messages_keep_their_turns_and_the_last_answer_is_the_reference():
-    conversation = conversation_of({"messages": TURNS}, "here")
+    conversation = parse_record({"messages": TURNS}, "here")
     assert [role for role, _ in conversation.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert conversation.references == ("4",)
     assert conversation.prompt_text == "Be brief.\nHi\nHello\n2+2?\n"
 
 
 def test_several_references_are_kept_and_the_first_is_the_gold_response():
-    conversation = conversation_of({"instruction": "Greet", "output": ["Hi", "Hello"]}, "here")
+    conversation = parse_record({"instruction": "Greet", "output": ["Hi", "Hello"]}, "here")
     assert conversation.references == ("Hi", "Hello") and conversation.messages[-1] == ("assistant", "Hi")
 
 
 @pytest.mark.parametrize("columns", [{"prompt": "Hi"}, {"prompt": "Hi", "completion": None}, {"messages": TURNS[:2]}])
 def test_a_prompt_alone_is_a_record_without_response(columns):
-    conversation = conversation_of(columns, "here")
+    conversation = parse_record(columns, "here")
     assert not conversation.has_response and conversation.references == ()
 
 
@@ -86,7 +86,7 @@ def test_a_prompt_alone_is_a_record_without_response(columns):
 )
 def test_an_unusable_record_is_named_with_its_reason(columns, message):
     with pytest.raises(InputError, match=message):
-        conversation_of(columns, "here")
+        parse_record(columns, "here")
 
 
 def test_jsonl_keeps_order_skips_blank_lines_and_counts_them_for_the_line_number(tmp_path):

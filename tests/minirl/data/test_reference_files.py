@@ -12,7 +12,7 @@ from minirl.config.data import CorpusConfig, DataConfig
 from minirl.data.corpus import load_corpus
 from minirl.data.examples import load_data
 from minirl.data.records import read_conversations
-from minirl.data.reference_files import open_all, open_indexed, records_of
+from minirl.data.reference_files import iterate_records, open_token_file, open_token_files
 from minirl.data.templates import end_tokens
 from minirl.errors import InputError
 from tests.minirl.data.chatml import chatml_tokenizer
@@ -31,7 +31,7 @@ DIVERGENCES = pytest.mark.parametrize("kind", ["H", "i"])
 
 @given(st.lists(st.lists(st.integers(0, 65534), max_size=5), max_size=6), st.sampled_from("Hi"))
 def test_records_are_read_as_they_were_written(tmp_path_factory, records, kind):
-    file = open_indexed(write_indexed(tmp_path_factory.mktemp("data") / "train_0.bin", records, kind))
+    file = open_token_file(write_indexed(tmp_path_factory.mktemp("data") / "train_0.bin", records, kind))
     assert len(file) == len(records) and file.separator == SEPARATORS[kind]
     assert [file.record(i).tolist() for i in range(len(file))] == records
 
@@ -46,7 +46,7 @@ def test_shards_follow_one_another_and_a_directory_names_its_splits(tmp_path):
         (tmp_path / "train_2.bin", "train", [[2], [2, 7]]),
         (tmp_path, "valid", [[9]]),
     ]:
-        found = list(records_of(open_all(str(source), split)))
+        found = list(iterate_records(open_token_files(str(source), split)))
         assert [tokens.tolist() for _, tokens in found] == expected
     assert found[0][0] == f"{tmp_path / 'valid_0.bin'} record 0"
 
@@ -63,7 +63,7 @@ def test_prompts_and_responses_are_the_ids_of_the_file_and_references_the_text_b
     for split in ("train", "valid"):
         write_split(tmp_path, split, ROWS, TOKENIZER, kind=kind)
     data = load(tmp_path, test=str(tmp_path / "valid_0.bin"), limit=2)
-    written = [tokens.tolist() for _, tokens in records_of(open_all(str(tmp_path), "train"))]
+    written = [tokens.tolist() for _, tokens in iterate_records(open_token_files(str(tmp_path), "train"))]
     for examples in (data.train, data.validation, data.test):
         assert len(examples) == 2
         for example, record, row in zip(examples, written, ROWS, strict=False):
@@ -193,8 +193,8 @@ REFUSED = {
     "a negative size": ({"idx": patched(34, "<i", -5)}, "its records do not lie end to end"),
     "no index": ({"idx": lambda c: None}, "cannot read the index .*train_0.idx, which must stand beside its .bin file: No such file"),
     "no data": ({"bin": lambda c: None}, "cannot read the data file .*train_0.bin: No such file"),
-    "cut data": ({"bin": lambda c: c[:-3]}, "train_0.bin has 15 bytes and its index speaks of 18"),
-    "data of another index": ({"bin": lambda c: c + b"\0\0"}, "train_0.bin has 20 bytes and its index speaks of 18"),
+    "cut data": ({"bin": lambda c: c[:-3]}, "train_0.bin has 15 bytes, but its index describes 18"),
+    "data of another index": ({"bin": lambda c: c + b"\0\0"}, "train_0.bin has 20 bytes, but its index describes 18"),
     "an id of another tokenizer": (
         {"bin": patched(2, "<H", 60000)},
         "record 0 has the token id 60000, and the tokenizer has ids below .*; the file was written with another tokenizer",
@@ -236,5 +236,5 @@ def test_rows_that_are_not_those_of_the_file(tmp_path):
     write_split(tmp_path, "train", ROWS, TOKENIZER)
     with (tmp_path / "train.jsonl").open("a") as rows:
         rows.write(json.dumps(ROWS[0]))
-    with pytest.raises(InputError, match="train.jsonl has 4 rows and the .bin files beside it 3 records; they are not of one piece"):
+    with pytest.raises(InputError, match="train.jsonl has 4 rows and the .bin files beside it 3 records; they do not belong together"):
         load(tmp_path / "train_0.bin")
