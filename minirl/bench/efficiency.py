@@ -1,6 +1,6 @@
-"""How near a run comes to its limits: ratios from one set of measurements, and the one change that would help most.
+"""Efficiency of a run: BenchResult, its ratios to lower bounds, and the one change that would help most.
 
-Every ratio compares two times of the same run on the same machine, so that it means the same on any machine. 1 is the limit.
+Every ratio compares two times of the same run on the same machine, so that ratios of different machines are comparable. 1 is the limit.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ ROLE_OF = {"sample": "rollout", "score": "teacher", "credit": "learner", "update
 
 @dataclass(frozen=True)
 class Work:
-    """What a role did while the others were idle. seconds: of one iteration's work; tokens: of that work, responses alone for rollout."""
+    """One iteration's work of a role, measured while the other roles were idle. tokens: of responses alone for the rollout role."""
 
     seconds: float
     tokens: float
@@ -29,7 +29,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Limit:
-    """seconds: what something takes; least: what it could not take less than, measured beside it on the same work."""
+    """seconds: measured time of an operation. least: its lower bound, measured on the same work."""
 
     seconds: float
     least: float
@@ -41,14 +41,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One run of `minirl bench`.
+    """The measurements of one run of `minirl bench`.
 
-    sharing: the roles in sets that stand on the same devices or cores, where one computes at the expense of the others; one set on a
-    machine where they take turns, three where each has devices of its own. iterations: what the driver logged of each measured
-    iteration. alone: the work of one iteration by role, and what an engine samples where no end token ends a response: `plain` (the
-    student), `mixed`, `teacher_only`. limits: `learner` (missing where the bare model cannot be run), `chunked_kl`, `publish`.
-    publish_bytes: of one version of the weights. padding: the share of the learner's tokens that is padding, in [0, 1). memory: peak
-    bytes of each process, by role.
+    sharing: sets of roles that run on the same devices or cores, where each slows the others down. One set of all roles where they share
+    everything; three sets where each role has its own devices.
+    iterations: the driver's log record of each measured iteration.
+    alone: the work of one iteration, by role; and the sampling of equally long responses (no end token ends them) from `plain` (the
+    student), `mixed` and `teacher_only`.
+    limits: `learner` (missing where the bare model cannot run), `chunked_kl`, `publish`.
+    publish_bytes: the size of one version of the weights. padding: the share of the learner's tokens that is padding, in [0, 1).
+    memory: peak bytes of each process, by role.
     """
 
     sharing: list[list[str]]
@@ -62,26 +64,27 @@ class BenchResult:
     memory: dict[str, list[int]]
 
     def loop(self, key: str) -> float:
-        """The median over the measured iterations."""
+        """The median of a logged value over the measured iterations."""
         return median(record[key] for record in self.iterations)
 
     def loop_tokens(self, role: str) -> float:
+        """Tokens that a role processes in an iteration of the loop."""
         return median(self._tokens(record, role) for record in self.iterations)
 
     def loop_rate(self, role: str) -> float:
-        """Tokens/s of a role while it computes, in the running loop."""
+        """Tokens/s of a role in the loop, over the time in which it computes."""
         return median(self._tokens(record, role) / record[f"{role}/busy_seconds"] for record in self.iterations)
 
     def idle(self, role: str) -> float:
-        """The share of an iteration in which a role computes nothing; on shared cores that is mostly waiting for its turn."""
+        """The share of an iteration in which a role computes nothing. On shared cores it mostly waits for the other roles."""
         return median(max(0.0, 1 - record[f"{role}/busy_seconds"] / record["time/iteration"]) for record in self.iterations)
 
     def alone_seconds(self, role: str) -> float:
-        """What the loop's work would take alone; responses vary in length, so by tokens."""
+        """Seconds that the loop's work would take alone. Scaled by tokens, because responses vary in length."""
         return self.loop_tokens(role) / self.alone[role].rate
 
     def verb_seconds(self) -> dict[str, float]:
-        """What the driver waits for in the median iteration, and under `driver` all the rest of it."""
+        """Seconds that the driver waits in each verb of the median iteration; under `driver`, the rest of the iteration."""
         return {verb: self.loop(f"time/{verb}") for verb in VERBS} | {"driver": median(map(driver_seconds, self.iterations))}
 
     @property
@@ -89,7 +92,7 @@ class BenchResult:
         return any(len(roles) > 1 for roles in self.sharing)
 
     def efficiency(self) -> float:
-        """The least that an iteration could take, over what it takes: those that share add up, the others go on at once."""
+        """The lower bound of an iteration over its time. Roles that share devices add up; the others run at the same time."""
         return median(
             max(sum(self._tokens(record, role) / self.alone[role].rate for role in roles) for roles in self.sharing)
             / record["time/iteration"]
@@ -97,10 +100,11 @@ class BenchResult:
         )
 
     def bound_by(self) -> list[str]:
-        """The roles on the devices that are needed longest."""
+        """The roles on the busiest devices: their time is the lower bound of an iteration."""
         return max(self.sharing, key=lambda roles: sum(map(self.alone_seconds, roles)))
 
     def slowest(self) -> str:
+        """The role whose work takes longest alone."""
         return max(ROLES, key=self.alone_seconds)
 
     def _tokens(self, record: dict[str, float], role: str) -> float:
@@ -111,7 +115,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Ratio:
-    """goal: the least that is good enough, or with `at_most` the most; None where there is none."""
+    """A measured ratio. goal: its smallest acceptable value, or its upper bound with `at_most`; None: no goal."""
 
     value: float
     meaning: str
@@ -125,25 +129,26 @@ class Ratio:
         return self.value < self.goal if self.at_most else self.value >= self.goal
 
 
-def ratios(m: BenchResult) -> dict[str, Ratio]:
-    bound = " + ".join(m.bound_by())
-    mixed = m.alone["mixed"].rate * sum(1 / m.alone[name].rate for name in ("plain", "teacher_only"))
-    overhead = median(driver_seconds(record) / record["time/iteration"] for record in m.iterations)
-    publishing = median(record["time/publish"] / record["time/iteration"] for record in m.iterations)
-    found = {
-        "efficiency": Ratio(m.efficiency(), f"{bound} alone / iteration", 0.8 if m.shares_cores else 0.9),
+def ratios(result: BenchResult) -> dict[str, Ratio]:
+    """All ratios of a run, by name."""
+    bound = " + ".join(result.bound_by())
+    mixed = result.alone["mixed"].rate * sum(1 / result.alone[name].rate for name in ("plain", "teacher_only"))
+    overhead = median(driver_seconds(record) / record["time/iteration"] for record in result.iterations)
+    publishing = median(record["time/publish"] / record["time/iteration"] for record in result.iterations)
+    ratios_by_name = {
+        "efficiency": Ratio(result.efficiency(), f"{bound} alone / iteration", 0.8 if result.shares_cores else 0.9),
         "mixed": Ratio(mixed, "rate / (1 / (1/student + 1/teacher))", 0.95),
     }
     for name, (meaning, goal) in LIMITS.items():
-        if name in m.limits:
-            found[name] = Ratio(m.limits[name].ratio, meaning, goal)
-    return found | {
+        if name in result.limits:
+            ratios_by_name[name] = Ratio(result.limits[name].ratio, meaning, goal)
+    return ratios_by_name | {
         "publish_share": Ratio(publishing, "publish / iteration", 0.05, at_most=True),
         "driver_overhead": Ratio(overhead, "beside the verbs / iteration", 0.01, at_most=True),
     }
 
 
-LIMITS = {
+LIMITS = {  # of BenchResult.limits: the ratio's meaning, and its goal
     "learner": ("bare forward + backward / update", 0.85),
     "chunked_kl": ("bare products / chunked KL", None),
     "publish": ("memory copy / publish", None),
@@ -151,21 +156,21 @@ LIMITS = {
 
 
 def driver_seconds(record: dict[str, float]) -> float:
-    """What an iteration took beside the five verbs."""
+    """Seconds of an iteration outside the five verbs."""
     return record["time/iteration"] - sum(record[f"time/{verb}"] for verb in VERBS)
 
 
-def sharing(places: dict[str, set]) -> list[list[str]]:
-    """The roles in sets that stand on common devices or cores. places: the devices, or else the cores, of each role's processes."""
+def group_roles_by_device(devices_by_role: dict[str, set]) -> list[list[str]]:
+    """Sets of roles that share devices or cores. devices_by_role: the devices of each role's processes, or their cores without devices."""
     sets: list[list[str]] = []
-    for role, mine in places.items():
-        touched = [roles for roles in sets if any(places[other] & mine for other in roles)]
-        sets = [roles for roles in sets if roles not in touched] + [[*sum(touched, []), role]]
+    for role, devices in devices_by_role.items():
+        overlapping = [roles for roles in sets if any(devices_by_role[other] & devices for other in roles)]
+        sets = [roles for roles in sets if roles not in overlapping] + [[*sum(overlapping, []), role]]
     return sets
 
 
 def padding_share(lengths: Sequence[int], workers: int, tokens_per_microbatch: int) -> float:
-    """The share of a step's computed tokens that is padding, for sequences of these lengths."""
+    """The share of padding among the tokens that an optimizer step computes. lengths: of its sequences."""
     plans = plan_microbatches(lengths, workers, tokens_per_microbatch)
     computed = sum(len(batch) * max(lengths[i] for i in batch) for plan in plans for batch in plan if batch)
     return 1 - sum(lengths) / computed
@@ -175,49 +180,51 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def advice(m: BenchResult) -> str:
-    """One sentence: what costs most beside the roles' own work, or where that has no fault, the part that is largest."""
-    found = ratios(m)
-    overhead, publishing = found["driver_overhead"].value, found["publish_share"].value
+def advice(result: BenchResult) -> str:
+    """One sentence: the largest cost outside the roles' work and its remedy; if there is none, how to shorten the roles' work."""
+    ratios_by_name = ratios(result)
+    overhead, publishing = ratios_by_name["driver_overhead"].value, ratios_by_name["publish_share"].value
     if overhead > 0.05:
         return f"driver {percent(overhead)}: raise stages.distill.prompts_per_iteration, so that an iteration has more work for each call"
     if publishing > 0.1:
         return f"publishing {percent(publishing)}: raise stages.distill.prompts_per_iteration, so that weights travel less often"
-    if m.padding > 0.25:
-        return f"padding {percent(m.padding)} of the learner's tokens: lower learner.tokens_per_microbatch, so that like lengths meet"
-    return _advice_on_shared_cores(m) if m.shares_cores else _advice_on_own_devices(m)
+    if result.padding > 0.25:
+        return f"padding {percent(result.padding)} of the learner's tokens: lower learner.tokens_per_microbatch to group similar lengths"
+    return _advice_on_shared_cores(result) if result.shares_cores else _advice_on_separate_devices(result)
 
 
-def _advice_on_own_devices(m: BenchResult) -> str:
-    slowest = m.slowest()
-    idle = {role: m.idle(role) for role in ROLES}
+def _advice_on_separate_devices(result: BenchResult) -> str:
+    slowest = result.slowest()
+    idle = {role: result.idle(role) for role in ROLES}
     idlest = max(ROLES, key=idle.get)
-    found = f"{idlest} idle {percent(idle[idlest])}"
+    diagnosis = f"{idlest} idle {percent(idle[idlest])}"
     if idle[idlest] < 0.1:
         return "no role is idle for a tenth of the time: only more devices for all of them make an iteration shorter"
     if idle[slowest] < 0.25:
-        return f"{found}: raise {slowest}.workers or {_less_work(m, slowest)}"
-    if m.max_staleness == 0:
-        return f"{found}, {slowest} {percent(idle[slowest])} too: set stages.distill.max_staleness: 1, so that sampling goes on meanwhile"
-    return f"{found}, {slowest} {percent(idle[slowest])} too: raise stages.distill.prompts_per_iteration, so that waiting weighs less"
+        return f"{diagnosis}: raise {slowest}.workers or {_less_work(result, slowest)}"
+    diagnosis += f", {slowest} {percent(idle[slowest])} too"
+    if result.max_staleness == 0:
+        return f"{diagnosis}: set stages.distill.max_staleness: 1, so that sampling goes on meanwhile"
+    return f"{diagnosis}: raise stages.distill.prompts_per_iteration, so that waiting weighs less"
 
 
-def _advice_on_shared_cores(m: BenchResult) -> str:
-    """More workers or more overlap would take the cores from each other: only less work helps."""
-    efficiency = ratios(m)["efficiency"]
-    if m.max_staleness > 0 and not efficiency.met:
-        return f"efficiency {efficiency.value:.2f}: set stages.distill.max_staleness: 0, since roles that share cores hinder each other"
-    largest = m.slowest()
-    share = m.alone_seconds(largest) / m.loop("time/iteration")
-    return f"{largest} {percent(share)} of an iteration: {_less_work(m, largest)}; roles share cores, so more workers do not help"
+def _advice_on_shared_cores(result: BenchResult) -> str:
+    """Only less work helps: more workers or more overlap would compete for the same cores."""
+    efficiency = ratios(result)["efficiency"]
+    if result.max_staleness > 0 and not efficiency.met:
+        return f"efficiency {efficiency.value:.2f}: set stages.distill.max_staleness: 0, since roles that share cores slow each other down"
+    largest = result.slowest()
+    share = result.alone_seconds(largest) / result.loop("time/iteration")
+    return f"{largest} {percent(share)} of an iteration: {_less_work(result, largest)}; roles share cores, so more workers do not help"
 
 
-def _less_work(m: BenchResult, role: str) -> str:
+def _less_work(result: BenchResult, role: str) -> str:
+    """How to make a role's work shorter."""
     if role == "rollout":
         return "lower data.max_response_tokens"
     if role == "teacher":
         return "take a smaller teacher"
-    learner = ratios(m).get("learner")
+    learner = ratios(result).get("learner")
     if learner and not learner.met:
         return "raise learner.tokens_per_microbatch"
-    return "lower stages.distill.epochs_per_iteration" if m.epochs_per_iteration > 1 else "take a smaller student"
+    return "lower stages.distill.epochs_per_iteration" if result.epochs_per_iteration > 1 else "take a smaller student"

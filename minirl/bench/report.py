@@ -1,4 +1,4 @@
-"""What `minirl bench` found, for people: tables (in the terminal and in Markdown) and one picture."""
+"""The report of `minirl bench`: bench.json, tables (in the terminal and in Markdown) and one picture."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,39 +13,39 @@ from minirl.files import write_json
 from minirl.tables import Table
 
 COLORS = {"rollout": "#3b75af", "teacher": "#e8963a", "learner": "#519d4f", "publish": "#8d69b8", "driver": "#777777", "idle": "#e4e4e4"}
-Part = tuple[str, str, float]  # of a bar: label, color, seconds
+Segment = tuple[str, str, float]  # of a bar: label, color, seconds
 SAMPLED = {"plain": "student alone", "teacher_only": "teacher alone", "mixed": "mixed"}
 
 
-def save(directory: Path, m: BenchResult, about: dict[str, str]) -> list[Path]:
-    """Write bench.json, bench.md and bench.png; returns where they are. about: what was run and where, one line each."""
+def save(directory: Path, result: BenchResult, description: dict[str, str]) -> list[Path]:
+    """Write bench.json, bench.md and bench.png; returns their paths. description: the run and the machine, a line for each key."""
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / f"bench.{kind}" for kind in ("json", "md", "png")]
-    found = {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(m).items()}
-    write_json(files[0], {"about": about, "advice": advice(m), "ratios": found, "measurements": asdict(m)})
-    files[1].write_text(markdown(m, about))
-    picture(m, files[2])
+    ratio_rows = {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(result).items()}
+    write_json(files[0], {"about": description, "advice": advice(result), "ratios": ratio_rows, "measurements": asdict(result)})
+    files[1].write_text(markdown(result, description))
+    picture(result, files[2])
     return files
 
 
-def tables(m: BenchResult) -> list[Table]:
-    return [_roles(m), _sampling(m), _verbs(m), _ratios(ratios(m)), _transport(m), _memory(m)]
+def tables(result: BenchResult) -> list[Table]:
+    return [_roles(result), _sampling(result), _verbs(result), _ratios(ratios(result)), _transport(result), _memory(result)]
 
 
-def markdown(m: BenchResult, about: dict[str, str]) -> str:
-    parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in about.items()), "", f"**{advice(m)}**", ""]
-    parts += [table.markdown() for table in tables(m)]
+def markdown(result: BenchResult, description: dict[str, str]) -> str:
+    parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in description.items()), "", f"**{advice(result)}**", ""]
+    parts += [table.markdown() for table in tables(result)]
     return "\n".join([*parts, "![an iteration, by role and by verb](bench.png)", ""])
 
 
-def picture(m: BenchResult, path: Path) -> None:
-    """Stacked bars over seconds of the median iteration: the roles alone, the verbs in the loop, and each role's busy and idle time."""
+def picture(result: BenchResult, path: Path) -> None:
+    """Stacked bars over the seconds of the median iteration: the roles alone, the verbs in the loop, each role's busy and idle time."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
-    bars = _bars(m)
-    longest = max(sum(seconds for _, _, seconds in parts) for parts in bars.values())
-    for row, parts in enumerate(bars.values()):
-        _draw(axes, row, parts, longest)
+    bars = _bars(result)
+    longest = max(sum(seconds for _, _, seconds in segments) for segments in bars.values())
+    for row, segments in enumerate(bars.values()):
+        _draw_bar(axes, row, segments, longest)
     axes.set_xlim(0, 1.22 * longest)
     axes.set_yticks(range(len(bars)), list(bars))
     axes.invert_yaxis()
@@ -54,14 +54,14 @@ def picture(m: BenchResult, path: Path) -> None:
     names = {"rollout": "rollout (sample)", "teacher": "teacher (score)", "learner": "learner (credit, update)"}
     handles = [Patch(color=color, label=names.get(name, name)) for name, color in COLORS.items()]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=6, frameon=False, columnspacing=1.4)
-    figure.suptitle("\n".join(wrap(f"efficiency {m.efficiency():.2f}; {advice(m)}", 110)), fontsize=10)
+    figure.suptitle("\n".join(wrap(f"efficiency {result.efficiency():.2f}; {advice(result)}", 110)), fontsize=10)
     figure.savefig(path, dpi=150)
 
 
-def _draw(axes: Axes, row: int, parts: list[Part], longest: float) -> None:
-    """One bar: a part too narrow for its label is told at the bar's end."""
+def _draw_bar(axes: Axes, row: int, segments: list[Segment], longest: float) -> None:
+    """One bar. The labels of segments that are too narrow for theirs are written at the end of the bar."""
     start, narrow = 0.0, []
-    for label, color, seconds in parts:
+    for label, color, seconds in segments:
         axes.barh(row, seconds, left=start, color=COLORS[color], edgecolor="white", height=0.62)
         if seconds > 0.09 * longest:
             ink = "#333333" if color == "idle" else "white"
@@ -72,72 +72,72 @@ def _draw(axes: Axes, row: int, parts: list[Part], longest: float) -> None:
     axes.text(start + 0.01 * longest, row, "\n".join(narrow), ha="left", va="center", color="#333333", fontsize=8)
 
 
-def _bars(m: BenchResult) -> dict[str, list[Part]]:
-    iteration = m.loop("time/iteration")
-    alone = [(role, role, m.alone_seconds(role)) for role in ROLES]
-    loop = [(verb, ROLE_OF.get(verb, verb), max(0.0, seconds)) for verb, seconds in m.verb_seconds().items()]
-    bars = {"each role alone": [*alone, ("publish", "publish", m.limits["publish"].seconds)], "verbs in the loop": loop}
+def _bars(result: BenchResult) -> dict[str, list[Segment]]:
+    iteration = result.loop("time/iteration")
+    alone = [(role, role, result.alone_seconds(role)) for role in ROLES]
+    loop = [(verb, ROLE_OF.get(verb, verb), max(0.0, seconds)) for verb, seconds in result.verb_seconds().items()]
+    bars = {"each role alone": [*alone, ("publish", "publish", result.limits["publish"].seconds)], "verbs in the loop": loop}
     for role in ROLES:
-        idle = m.idle(role) * iteration
+        idle = result.idle(role) * iteration
         bars[f"{role} in the loop"] = [("busy", role, iteration - idle), ("idle", "idle", idle)]
     return bars
 
 
-def _roles(m: BenchResult) -> Table:
+def _roles(result: BenchResult) -> Table:
     rows = [
         (
             role,
-            _rate(m.alone[role].rate),
-            _rate(m.loop_rate(role)),
-            _seconds(m.alone_seconds(role)),
-            _seconds(m.loop(f"{role}/busy_seconds")),
-            percent(m.idle(role)),
+            _rate(result.alone[role].rate),
+            _rate(result.loop_rate(role)),
+            _seconds(result.alone_seconds(role)),
+            _seconds(result.loop(f"{role}/busy_seconds")),
+            percent(result.idle(role)),
         )
         for role in ROLES
     ]
     return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
 
 
-def _sampling(m: BenchResult) -> Table:
-    rows = [(label, _rate(m.alone[name].rate), _seconds(m.alone[name].seconds)) for name, label in SAMPLED.items()]
+def _sampling(result: BenchResult) -> Table:
+    rows = [(label, _rate(result.alone[name].rate), _seconds(result.alone[name].seconds)) for name, label in SAMPLED.items()]
     return Table("Sampling equally long responses", ("from", "tok/s", "time"), rows)
 
 
-def _verbs(m: BenchResult) -> Table:
-    iteration = m.loop("time/iteration")
-    rows = [(verb, _seconds(seconds), percent(seconds / iteration, 1)) for verb, seconds in m.verb_seconds().items()]
+def _verbs(result: BenchResult) -> Table:
+    iteration = result.loop("time/iteration")
+    rows = [(verb, _seconds(seconds), percent(seconds / iteration, 1)) for verb, seconds in result.verb_seconds().items()]
     return Table("What the driver waited for", ("verb", "time", "share"), [*rows, ("iteration", _seconds(iteration), "100 %")])
 
 
-def _ratios(found: dict[str, Ratio]) -> Table:
+def _ratios(ratios_by_name: dict[str, Ratio]) -> Table:
     rows = []
-    for name, ratio in found.items():
+    for name, ratio in ratios_by_name.items():
         goal = "" if ratio.goal is None else f"{'<' if ratio.at_most else '>='} {ratio.goal:g}"
         rows.append((f"{name}: {ratio.meaning}", f"{ratio.value:.3g}", goal, {None: "", True: "met", False: "missed"}[ratio.met]))
     return Table("Ratios to limits", ("ratio", "value", "goal", ""), rows)
 
 
-def _transport(m: BenchResult) -> Table:
-    alone = m.limits["publish"].seconds
+def _transport(result: BenchResult) -> Table:
+    alone = result.limits["publish"].seconds
     rows = [
-        ("weights, one publish alone", _bytes(m.publish_bytes), _seconds(alone), f"{m.publish_bytes / alone / 1e9:.3g} GB/s"),
-        ("a plain copy of as much", _bytes(m.publish_bytes), *_copy(m)),
-        ("weights, each iteration", _bytes(m.loop("publish/bytes")), _seconds(m.loop("time/publish")), ""),
-        ("rollouts, each iteration", _bytes(m.loop("rollout/payload_bytes")), "", ""),
-        ("teacher scores, each iteration", _bytes(m.loop("teacher/payload_bytes")), "", ""),
+        ("weights, one publish alone", _bytes(result.publish_bytes), _seconds(alone), f"{result.publish_bytes / alone / 1e9:.3g} GB/s"),
+        ("a plain copy of as much", _bytes(result.publish_bytes), *_copy(result)),
+        ("weights, each iteration", _bytes(result.loop("publish/bytes")), _seconds(result.loop("time/publish")), ""),
+        ("rollouts, each iteration", _bytes(result.loop("rollout/payload_bytes")), "", ""),
+        ("teacher scores, each iteration", _bytes(result.loop("teacher/payload_bytes")), "", ""),
     ]
     return Table("Bytes moved", ("what", "size", "time", "speed"), rows)
 
 
-def _copy(m: BenchResult) -> tuple[str, str]:
-    seconds = m.limits["publish"].least
-    return _seconds(seconds), f"{m.publish_bytes / seconds / 1e9:.3g} GB/s"
+def _copy(result: BenchResult) -> tuple[str, str]:
+    seconds = result.limits["publish"].least
+    return _seconds(seconds), f"{result.publish_bytes / seconds / 1e9:.3g} GB/s"
 
 
-def _memory(m: BenchResult) -> Table:
+def _memory(result: BenchResult) -> Table:
     rows = [
         (f"{role} {worker}" if len(peaks) > 1 else role, _bytes(peak))
-        for role, peaks in m.memory.items()
+        for role, peaks in result.memory.items()
         for worker, peak in enumerate(peaks)
     ]
     return Table("Peak memory of each process", ("process", "peak"), rows)

@@ -1,4 +1,4 @@
-"""Measurements as `minirl bench` takes them, round enough to compute with by hand."""
+"""Example measurements of `minirl bench` for tests, with round numbers that are easy to compute with by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from minirl.bench.efficiency import ROLES, BenchResult, Limit, Work
 
 
 def record(**changes: float) -> dict[str, float]:
-    """What the driver logs of one iteration of 7 s: 400 response tokens, 600 with their prompts."""
+    """The driver's log record of one iteration of 7 s: 400 response tokens, 600 with their prompts."""
     return {
         "time/iteration": 7.0, "time/sample": 2.5, "time/score": 0.3, "time/credit": 0.1, "time/update": 3.8, "time/publish": 0.25,
         "rollout/busy_seconds": 2.1, "teacher/busy_seconds": 0.7, "learner/busy_seconds": 3.2,
@@ -23,8 +23,8 @@ def measurements(**changes: Any) -> BenchResult:
     }  # fmt: skip
     limits = {"learner": Limit(3.0, 2.7), "chunked_kl": Limit(0.5, 0.4), "publish": Limit(0.2, 0.02)}
     memory = {"driver": [400_000_000], "rollout": [1_300_000_000, 1_200_000_000], "teacher": [10**9], "learner": [3 * 10**9]}
-    found = BenchResult(
+    result = BenchResult(
         sharing=[[*ROLES]], max_staleness=0, epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
         publish_bytes=230_000_000, padding=0.05, memory=memory,
     )  # fmt: skip
-    return replace(found, **changes)
+    return replace(result, **changes)

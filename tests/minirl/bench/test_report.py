@@ -1,4 +1,4 @@
-"""The three files, and what a person reads in them."""
+"""The report of `minirl bench`: its three files and the lines of its tables."""
 
 import json
 
@@ -19,9 +19,9 @@ def text() -> str:
 def test_the_files(tmp_path):
     files = save(tmp_path / "bench", measurements(), ABOUT)
     assert [file.name for file in files] == ["bench.json", "bench.md", "bench.png"]
-    found = json.loads(files[0].read_text())
-    assert found["ratios"]["efficiency"]["value"] == pytest.approx(0.8) and found["about"] == ABOUT
-    assert found["measurements"]["memory"]["rollout"] == [1_300_000_000, 1_200_000_000]
+    report = json.loads(files[0].read_text())
+    assert report["ratios"]["efficiency"]["value"] == pytest.approx(0.8) and report["about"] == ABOUT
+    assert report["measurements"]["memory"]["rollout"] == [1_300_000_000, 1_200_000_000]
     height, width, _ = imread(files[2]).shape
     assert width > height > 500
 
@@ -47,7 +47,7 @@ def test_a_line_of_the_markdown(text, line):
     assert line in text.splitlines()
 
 
-def test_a_missed_goal_is_said(text):
+def test_a_missed_goal_is_shown(text):
     assert "| mixed: rate / (1 / (1/student + 1/teacher)) | 0.9 | >= 0.95 | missed |" in text.splitlines()
 
 
