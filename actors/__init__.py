@@ -1,1 +1,1 @@
-"""The processes of a run: where they stand, how they talk, when they end. No algorithm."""
+"""The Ray processes of a run: groups, workers, vLLM engines and weight transfer. No algorithm."""

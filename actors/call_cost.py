@@ -1,4 +1,4 @@
-"""What a call cost the worker that it ran in, told with the call's result."""
+"""Seconds and bytes of a remote call, which the worker returns with the call's result."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CallCost:
-    """seconds: spent in the call. bytes: of the payloads that it produced."""
+    """seconds: time the worker spent in the call. bytes: size of the payloads that the call produced."""
 
     seconds: float
     bytes: int = 0
@@ -21,7 +21,7 @@ class CallCost:
 
 
 class BusyMeter:
-    """Adds up the seconds of a worker's calls until somebody asks for them."""
+    """Adds up the seconds that a worker spends inside `with meter():` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -35,6 +35,7 @@ class BusyMeter:
             self.seconds += time.monotonic() - began
 
     def take(self) -> float:
+        """Returns the seconds since the last `take` and starts again from 0."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 

@@ -1,4 +1,4 @@
-"""All Ray processes of one role: started together, called with a deadline, ended together."""
+"""Group: all Ray processes of one role, started together, called with a deadline and stopped together."""
 
 import re
 import time
@@ -12,14 +12,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minirl.errors import InputError, RunError
 
-PAUSE_S = 1e-4  # for each watched reference: looking at it takes a fiftieth of that
+PAUSE_S = 1e-4  # `ready` pauses this long for each pending reference; looking at one takes a fiftieth of it
 TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Group:
-    """`workers` actors of one plain class, each on a bundle of its own.
+    """`workers` Ray processes that each hold one `worker_class(**keywords(index))`.
 
-    worker_class(**keywords(index)) is built in each process. Raises InputError where the cluster can never hold the group.
+    bundle: the Ray resources that one worker reserves. environment: variables of the worker processes. Raises InputError if the cluster has
+    no room for the group.
     """
 
     def __init__(
@@ -54,92 +55,96 @@ class Group:
         ]
 
     def remote_class(self, worker_class: type) -> Any:
-        """The class that Ray builds in each process."""
+        """The Ray class from which the worker processes are created."""
         return ray.remote(worker_class)
 
     def wait_started(self) -> None:
-        """Block until every constructor has returned."""
+        """Blocks until every constructor has returned."""
         self.get([worker.__ray_ready__.remote() for worker in self.workers], "start", self.start_timeout_s)
 
     def begin_call(self, method: str, *arguments: Any) -> list[ray.ObjectRef]:
-        """The same call on every worker, not waited for."""
+        """Starts the same call on every worker and returns one reference each, without waiting."""
         return [getattr(worker, method).remote(*arguments) for worker in self.workers]
 
     def call(self, method: str, *arguments: Any, phase: str | None = None, timeout_s: float | None = None) -> list[Any]:
-        """The same call on every worker; its results in order of workers."""
+        """Makes the same call on every worker, waits, and returns the results in the order of the workers."""
         return self.get(self.begin_call(method, *arguments), phase or method, timeout_s)
 
     def get(self, refs: list[ray.ObjectRef], phase: str, timeout_s: float | None = None) -> list[Any]:
-        """Results of one ref a worker, within a deadline."""
+        """Waits for one reference per worker and returns the results. Raises RunError after timeout_s (default: step_timeout_s)."""
         return gather([(self, refs)], phase, timeout_s)[0]
 
     def result(self, ref: ray.ObjectRef, worker: int, phase: str) -> Any:
-        """What a call returned that is known to have ended; its failure as one of ours, naming role, worker and phase."""
+        """The result of a call that has ended.
+
+        Raises the worker's own InputError or RunError unchanged. Any other failure becomes a RunError that names role, worker and phase.
+        """
         try:
             return ray.get(ref)
         except RayTaskError as error:
             if isinstance(error.cause, InputError | RunError):
                 raise type(error.cause)(str(error.cause)) from None
-            raise RunError(self._failed(worker, phase, f"{type(error.cause).__name__}: {error.cause}", error)) from None
+            raise RunError(self._failure_message(worker, phase, f"{type(error.cause).__name__}: {error.cause}", error)) from None
         except RayActorError as error:
             if not error.actor_init_failed:
                 raise RunError(f"{self.role} worker {worker} died in `{phase}`: {' '.join(str(error).split())[:800]}") from None
-            reason = str(error).strip().splitlines()[-1]  # of a constructor's error Ray keeps the traceback alone
+            reason = str(error).strip().splitlines()[-1]  # Ray keeps only the traceback of a constructor's error
             name, _, message = reason.partition(": ")
             for kind in (InputError, RunError):
                 if name == f"{kind.__module__}.{kind.__name__}":
                     raise kind(message) from None
-            raise RunError(self._failed(worker, phase, reason, error)) from None
-        except RayError as error:  # ended by Ray for want of memory, or lost with its node
+            raise RunError(self._failure_message(worker, phase, reason, error)) from None
+        except RayError as error:  # Ray killed the worker because memory ran out, or its node is gone
             raise RunError(f"{self.role} worker {worker} was lost in `{phase}`: {str(error).strip().splitlines()[0]}") from None
 
-    def timed_out(self, worker: int, phase: str, limit_s: float) -> RunError:
+    def timeout_error(self, worker: int, phase: str, limit_s: float) -> RunError:
         return RunError(
             f"{self.role} worker {worker} did not finish `{phase}` within {limit_s:g} s; "
             "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
         )
 
     def peak_memory(self) -> list[int]:
-        """Bytes, of each worker's process."""
+        """The largest memory use of each worker process so far, in bytes."""
         return self.call("peak_memory")
 
-    def _failed(self, worker: int, phase: str, reason: str, error: Exception) -> str:
+    def _failure_message(self, worker: int, phase: str, reason: str, error: Exception) -> str:
         return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{TERMINAL_COLOR.sub('', str(error))}"
 
     def stop(self) -> None:
-        """End every process of the group and give its place back."""
+        """Kills every process of the group and returns its resources to the cluster."""
         for worker in self.workers:
             ray.kill(worker)
         remove_placement_group(self._placement)
 
 
 def gather(calls: list[tuple[Group, list[ray.ObjectRef]]], phase: str, timeout_s: float | None = None) -> list[list[Any]]:
-    """Results of calls on one or more groups, one ref a worker, within a deadline. A failure names the role, the worker and the phase.
+    """Waits for calls on one or more groups, one reference per worker. Raises RunError that names role, worker and phase on a failure, and
+    after timeout_s (default: the largest step_timeout_s of the groups).
 
-    All are watched at once: a worker that fails is reported at once, also while another waits for it in a collective.
+    Watches all references together, so that a failed worker is reported at once, even while others wait for it in a collective.
     """
     limit = timeout_s or max(group.step_timeout_s for group, _ in calls)
     deadline = time.monotonic() + limit
-    asked = {ref: (group, worker) for group, refs in calls for worker, ref in enumerate(refs)}
-    found, pending = {}, list(asked)
+    callees = {ref: (group, worker) for group, refs in calls for worker, ref in enumerate(refs)}
+    results, pending = {}, list(callees)
     while pending:
         done, pending = ready(pending, deadline - time.monotonic())
         if not done:
-            group, worker = asked[pending[0]]
-            raise group.timed_out(worker, phase, limit)
+            group, worker = callees[pending[0]]
+            raise group.timeout_error(worker, phase, limit)
         for ref in done:
-            group, worker = asked[ref]
-            found[ref] = group.result(ref, worker, phase)
-    return [[found[ref] for ref in refs] for _, refs in calls]
+            group, worker = callees[ref]
+            results[ref] = group.result(ref, worker, phase)
+    return [[results[ref] for ref in refs] for _, refs in calls]
 
 
-def ready(watched: list[Any], timeout_s: float) -> tuple[list[Any], list[Any]]:
-    """What of references and streams has a result, and the rest; the first is empty where nothing came in time.
+def ready(refs: list[Any], timeout_s: float) -> tuple[list[Any], list[Any]]:
+    """Splits references and streams into those that have a result and the others. The first list is empty after timeout_s without a result.
 
-    Looking at all of them costs some microseconds each, however many are ready: it is done once for many, not once for each.
+    One look costs some microseconds per reference, however many are ready. A short pause after the first result lets one look serve many.
     """
-    done, waiting = ray.wait(watched, timeout=max(0.0, timeout_s))
-    if done and waiting:
-        more, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=PAUSE_S * len(waiting))
+    done, pending = ray.wait(refs, timeout=max(0.0, timeout_s))
+    if done and pending:
+        more, pending = ray.wait(pending, num_returns=len(pending), timeout=PAUSE_S * len(pending))
         done += more
-    return done, waiting
+    return done, pending

@@ -1,4 +1,4 @@
-"""The part that both groups of vLLM workers share: what each worker is built with and where it stands."""
+"""EngineGroup: what the rollout group and the teacher group share, a group of vLLM workers with equal settings."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_e
 
 
 class EngineGroup(Group):
-    """A group of vLLM workers, all built with the same arguments. share: of the machine's cores; None: the roles take turns."""
+    """A group of vLLM workers. engine: further arguments of every worker. share: the cores of the group; None if the roles take turns."""
 
     worker_class: type
 

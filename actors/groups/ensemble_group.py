@@ -1,6 +1,6 @@
-"""Several teacher groups as one: what is scored goes from one to the next, and each adds what it says of it.
+"""EnsembleGroup: several teacher groups with the interface of one; each adds its scores and passes the items on.
 
-Each teacher keeps workers and engines of its own, so that each scales by itself; hidden states go on beside the sequence they belong to.
+Each teacher has its own workers and engines, so that each can be scaled separately. The hidden states travel with their sequence.
 """
 
 from collections.abc import Sequence
@@ -8,47 +8,44 @@ from collections.abc import Sequence
 import ray
 
 from actors.call_cost import CallCost
-from actors.groups.teacher_group import TeacherGroup, score_dealt
+from actors.groups.teacher_group import TeacherGroup, score_across_workers
 from actors.object_batches import BatchedRef
 from actors.workers.ray_workers import Ref
 from minirl.types import TokenSequence
 
 
 class EnsembleGroup:
-    """Speaks for all its members as a `TeacherGroup` would. members: in the order of the config, with equally many workers."""
+    """Scores with all members. members: in the order of the config, with equally many workers."""
 
     def __init__(self, members: list[TeacherGroup]):
         self.members, first = members, members[0]
-        self.config, self.workers, self.as_finished, self.step_timeout_s = (
-            first.config,
-            first.workers,
-            first.as_finished,
-            first.step_timeout_s,
-        )
-        self._calls: dict[ray.ObjectRef, list[Ref]] = {}
+        self.config, self.workers = first.config, first.workers
+        self.as_finished, self.step_timeout_s = first.as_finished, first.step_timeout_s
+        self._member_costs: dict[ray.ObjectRef, list[Ref]] = {}  # the last member's reference -> those of all members
 
-    def begin_score(self, worker: int, asked: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
-        """As of `TeacherGroup`; the same worker of each member, one after the other, without the driver waiting in between."""
-        calls = []
+    def begin_score(self, worker: int, inputs: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
+        """Like `TeacherGroup.begin_score`, on the worker of this number in each member. The driver does not wait between the members."""
+        cost_refs = []
         for member in self.members:
-            told, asked = member.begin_score(worker, asked)
-            calls.append(told)
-        self._calls[told] = calls
-        return told, list(asked)
+            cost_ref, inputs = member.begin_score(worker, inputs)
+            cost_refs.append(cost_ref)
+        self._member_costs[cost_ref] = cost_refs
+        return cost_ref, list(inputs)
 
-    def score(self, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
-        return score_dealt(self, asked, tokens)
+    def score(self, inputs: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
+        return score_across_workers(self, inputs, tokens)
 
-    def get(self, calls: list[Ref], phase: str) -> list[CallCost]:
-        """What all members spent on each call, within the deadline of one."""
-        self.members[-1].get(calls, phase)
-        return [self.result(told, number, phase) for number, told in enumerate(calls)]
+    def get(self, cost_refs: list[Ref], phase: str) -> list[CallCost]:
+        """Waits for these calls within the deadline of one member. Returns the cost of each, summed over the members."""
+        self.members[-1].get(cost_refs, phase)
+        return [self.result(cost_ref, number, phase) for number, cost_ref in enumerate(cost_refs)]
 
-    def result(self, told: Ref, worker: int, phase: str) -> CallCost:
-        spent = CallCost(0.0)
-        for member, call in zip(self.members, self._calls.pop(told), strict=True):
-            spent += member.result(call, worker, phase)
-        return spent
+    def result(self, cost_ref: Ref, worker: int, phase: str) -> CallCost:
+        """The cost of a call that has ended, summed over the members."""
+        total = CallCost(0.0)
+        for member, member_ref in zip(self.members, self._member_costs.pop(cost_ref), strict=True):
+            total += member.result(member_ref, worker, phase)
+        return total
 
-    def timed_out(self, worker: int, phase: str, seconds: float) -> Exception:
-        return self.members[0].timed_out(worker, phase, seconds)
+    def timeout_error(self, worker: int, phase: str, limit_s: float) -> Exception:
+        return self.members[0].timeout_error(worker, phase, limit_s)

@@ -1,4 +1,4 @@
-"""The group of DeepSpeed ranks as the driver sees it: who gets which micro-batches, and results over all of them."""
+"""LearnerGroup: divides items into micro-batches for the DeepSpeed ranks, and combines the results of all ranks."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
 
 
 class LearnerGroup(Group):
-    """The DeepSpeed ranks. Sequence are dealt out by tokens; every rank runs equally many micro-batches."""
+    """The DeepSpeed ranks. Sequences are balanced over the ranks by tokens, and every rank runs the same number of micro-batches."""
 
     worker_class = LearnerRayWorker
 
@@ -42,40 +42,41 @@ class LearnerGroup(Group):
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )
-        self._hosting = self.workers[0].host.remote()  # begun here, so that the groups start side by side
+        self._host_call = self.workers[0].open_rendezvous.remote()  # started here, so that all groups start at the same time
 
     def wait_started(self) -> None:
-        address, port = self.get([self._hosting], "start", self.start_timeout_s)[0]
-        for refused in set(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)) - {None}:
-            warnings.warn(refused, stacklevel=2)  # in the process that a person looks at
+        address, port = self.get([self._host_call], "start", self.start_timeout_s)[0]
+        for packing_refused in set(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)) - {None}:
+            warnings.warn(packing_refused, stacklevel=2)  # in the driver, whose output the user sees
 
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Sequence[int]
     ) -> Callable[[], dict[str, float]]:
-        """One optimizer step, after those that were asked before; tokens: the length of each on-policy item.
+        """Starts one optimizer step behind the earlier calls. tokens: the length of each on-policy item.
 
-        Returns what waits for it, and returns sums over all workers, and `grad_norm`.
+        Returns a function that waits for the step and returns the sums over all workers, the mean `busy_seconds` and `grad_norm`.
         """
-        calls = self._begin_each("update", self._deal(on_policy, tokens), self._deal(supervised, _lengths(supervised)), first=(step,))
+        shares = self._divide(on_policy, tokens), self._divide(supervised, _lengths(supervised))
+        calls = self._begin_on_each_rank("update", *shares, first=(step,))
 
         def finish() -> dict[str, float]:
-            sums = _added(self.get(calls, "update"))
+            sums = _combine_sums(self.get(calls, "update"))
             return sums | {"busy_seconds": sums["busy_seconds"] / len(self.workers)}
 
         return finish
 
     def update(self, *arguments: Any) -> dict[str, float]:
-        """The same, waited for."""
+        """Takes one optimizer step and waits for it."""
         return self.begin_update(*arguments)()
 
     def frozen_advantages(self, items: list[OnPolicyItem], tokens: Sequence[int]) -> list[np.ndarray]:
-        return self._rows("frozen_advantages", items, tokens)
+        return self._per_item("frozen_advantages", items, tokens)
 
     def diagnostics(self, items: list[SupervisedItem], tokens: Sequence[int], *, top_k: int) -> list[SequenceDiagnostics]:
-        return self._rows("diagnostics", items, tokens, first=(top_k,))
+        return self._per_item("diagnostics", items, tokens, first=(top_k,))
 
     def supervised_sums(self, items: list[SupervisedItem]) -> dict[str, float]:
-        return _added(self._each("supervised_sums", self._deal(items, _lengths(items))))
+        return _combine_sums(self._on_each_rank("supervised_sums", self._divide(items, _lengths(items))))
 
     def load_model(self, path: str) -> None:
         self._run("load_model", path)
@@ -90,67 +91,70 @@ class LearnerGroup(Group):
         self._run("export", source, directory)
 
     def pack_weights(self, dtype: str) -> Iterator[tuple[Ref, int, int]]:
-        """The weights as references to `PackedWeights`, each with its checksum and bytes, while the later ones are still being packed."""
+        """Yields (reference to `PackedWeights`, checksum, bytes) of each bucket, while the learner still packs the later buckets."""
         streams = [worker.pack_weights.options(num_returns="streaming").remote(dtype) for worker in self.workers]
-        for told in self._stream(streams[0], 0):
-            expected, size = self.result(told, 0, "publish")
-            yield next(self._stream(streams[0], 0)), expected, size
-        for worker, stream in enumerate(streams[1:], start=1):  # they only helped to gather
-            for told in self._stream(stream, worker):
-                self.result(told, worker, "publish")
+        for header_ref in self._stream(streams[0], 0):
+            expected_checksum, size = self.result(header_ref, 0, "publish")
+            yield next(self._stream(streams[0], 0)), expected_checksum, size
+        for worker, stream in enumerate(streams[1:], start=1):  # these ranks only took part in gathering sharded weights
+            for ref in self._stream(stream, worker):
+                self.result(ref, worker, "publish")
 
     def _stream(self, stream: ray.ObjectRefGenerator, worker: int) -> Iterator[Ref]:
-        """The stream's references as they come, each within the deadline."""
+        """Yields the stream's references as they arrive. Raises RunError if the next one takes longer than step_timeout_s."""
         while ray.wait([stream], timeout=self.step_timeout_s)[0]:
             try:
                 yield next(stream)
             except StopIteration:
                 return
-        raise self.timed_out(worker, "publish", self.step_timeout_s)
+        raise self.timeout_error(worker, "publish", self.step_timeout_s)
 
     def baseline_seconds(self, items: list[OnPolicyItem], tokens: Sequence[int]) -> list[float | None]:
-        """For benchmarks: each worker's seconds for plain PyTorch over its share of these items."""
-        return self._each("baseline_seconds", self._deal(items, tokens))
+        """For benchmarks: each worker's seconds for a plain PyTorch update over its share of these items."""
+        return self._on_each_rank("baseline_seconds", self._divide(items, tokens))
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
-        """For benchmarks: seconds of the output heads and the KL over so many tokens, and of their bare matrix products."""
+        """For benchmarks: seconds of the output heads and the KL over `tokens` tokens, and of the matrix products alone."""
         return self._run("head_seconds", tokens)[0]
 
     def weight_info(self, dtype: str) -> dict[str, list]:
-        """What vLLM's NCCL engine asks before it receives: names, dtypes and shapes in the order in which they are sent."""
+        """What vLLM's NCCL engine must know before it receives: names, dtypes and shapes, in the order of sending."""
         names, shapes = zip(*self._run("weight_shapes")[0], strict=True)
         return {"names": list(names), "dtype_names": [dtype] * len(names), "shapes": [list(shape) for shape in shapes]}
 
     def _run(self, method: str, *arguments: Any) -> list[Any]:
         return self.call("run", method, *arguments, phase=method)
 
-    def _each(self, method: str, dealt: list[list[list[Any]]], first: tuple = ()) -> list[Any]:
-        return self.get(self._begin_each(method, dealt, first=first), method)
+    def _on_each_rank(self, method: str, microbatches: list[list[list[Any]]], first: tuple = ()) -> list[Any]:
+        return self.get(self._begin_on_each_rank(method, microbatches, first=first), method)
 
-    def _begin_each(self, method: str, *dealt: list[list[list[Any]]], first: tuple = ()) -> list[Ref]:
-        """A call of its own on every rank, at once. dealt: [worker][micro-batch] -> items; first: what comes before them, for all."""
+    def _begin_on_each_rank(self, method: str, *microbatches: list[list[list[Any]]], first: tuple = ()) -> list[Ref]:
+        """Starts the method on every rank with the rank's own items. microbatches: lists of [rank][micro-batch] -> items; first: arguments
+        before them, the same for all ranks.
+        """
         calls = []
-        for worker, shares in zip(self.workers, zip(*dealt, strict=True), strict=True):
+        for worker, rank_microbatches in zip(self.workers, zip(*microbatches, strict=True), strict=True):
             call_arguments = CallArguments()
-            entries = [[[call_arguments.argument(item) for item in items] for items in microbatches] for microbatches in shares]
-            calls.append(getattr(worker, method).remote(*first, *entries, *call_arguments.batches))
+            arguments = [[[call_arguments.argument(item) for item in items] for items in batches] for batches in rank_microbatches]
+            calls.append(getattr(worker, method).remote(*first, *arguments, *call_arguments.batches))
         return calls
 
-    def _rows(self, method: str, items: Sequence[Any], tokens: Sequence[int], first: tuple = ()) -> list[Any]:
-        """One result an item, in the order of the items."""
+    def _per_item(self, method: str, items: Sequence[Any], tokens: Sequence[int], first: tuple = ()) -> list[Any]:
+        """Calls a method that returns one result per item on every rank. Returns the results in the order of the items."""
         plan = self._plan(tokens)
-        rows = self._each(method, _dealt(items, plan), first)
+        results = self._on_each_rank(method, _follow_plan(items, plan), first)
         order = [i for share in plan for microbatch in share for i in microbatch]
-        return restore_order(order, [row for share in rows for row in share])
+        return restore_order(order, [result for share in results for result in share])
 
     def _plan(self, tokens: Sequence[int]) -> list[list[list[int]]]:
         return plan_microbatches(list(tokens), self.config.workers, self.config.tokens_per_microbatch)
 
-    def _deal(self, items: Sequence[Any], tokens: Sequence[int]) -> list[list[list[Any]]]:
-        return _dealt(items, self._plan(tokens))
+    def _divide(self, items: Sequence[Any], tokens: Sequence[int]) -> list[list[list[Any]]]:
+        """[rank][micro-batch] -> items."""
+        return _follow_plan(items, self._plan(tokens))
 
 
-def _dealt(items: Sequence[Any], plan: list[list[list[int]]]) -> list[list[list[Any]]]:
+def _follow_plan(items: Sequence[Any], plan: list[list[list[int]]]) -> list[list[list[Any]]]:
     return [[[items[i] for i in microbatch] for microbatch in share] for share in plan]
 
 
@@ -158,10 +162,10 @@ def _lengths(items: Sequence[SupervisedItem]) -> list[int]:
     return [len(item.sequence.tokens) for item in items]
 
 
-def _added(sums: list[dict[str, float]]) -> dict[str, float]:
-    """Sums over workers; `_max` keeps the largest, and grad_norm is the same on all."""
-    joined: dict[str, float] = {}
-    for name in sorted(set().union(*sums)):
-        values = [one[name] for one in sums if name in one]
-        joined[name] = max(values) if name == "grad_norm" or name.endswith("_max") else sum(values)
-    return joined
+def _combine_sums(rank_sums: list[dict[str, float]]) -> dict[str, float]:
+    """Adds the ranks' sums. Takes the largest of names that end in `_max`, and of `grad_norm`, which is equal on all ranks."""
+    combined: dict[str, float] = {}
+    for name in sorted(set().union(*rank_sums)):
+        values = [sums[name] for sums in rank_sums if name in sums]
+        combined[name] = max(values) if name == "grad_norm" or name.endswith("_max") else sum(values)
+    return combined

@@ -20,7 +20,7 @@ from actors.workers.rollout import weight_transfer
 
 @dataclass(frozen=True)
 class Publication:
-    """Weights on their way into the engines of `rollout`. bytes: the size of one copy."""
+    """A publish that has started. calls: the pending calls of the engines of `rollout`. bytes: the size of one copy of the weights."""
 
     rollout: RolloutGroup
     calls: list[list[ray.ObjectRef]]

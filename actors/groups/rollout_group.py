@@ -1,4 +1,4 @@
-"""The rollout group as the driver sees it: requests in, references to rollouts out."""
+"""RolloutGroup: samples responses on its workers and returns references to the rollouts."""
 
 from itertools import pairwise
 from typing import Any
@@ -15,9 +15,9 @@ from minirl.types import Rollout, SamplingRequest
 
 
 class RolloutGroup(EngineGroup):
-    """Samples responses. The requests are dealt out in contiguous, equal shares, so that a prompt's samples share a prefix cache.
+    """Samples responses. Each worker gets a contiguous, equal share of the requests, so that the samples of a prompt share a prefix cache.
 
-    engine: what `RolloutWorker` takes besides. Raises InputError where the weights cannot reach it as configured.
+    engine: further arguments of `RolloutWorker`. Raises InputError if `weight_transfer` is not possible on this device.
     """
 
     worker_class = RolloutRayWorker
@@ -28,12 +28,12 @@ class RolloutGroup(EngineGroup):
         super().__init__("rollout", config, cluster, device, share, engine)
 
     def begin(self, requests: list[SamplingRequest], teacher: ScoringGroup | None, **options: Any) -> Collection:
-        """Have the requests sampled, after all that was asked before, and scored by `teacher`.
+        """Starts sampling the requests, behind all earlier calls, and scoring the rollouts with `teacher`. Does not wait.
 
-        options: those of `RolloutWorker.sample_each`.
+        teacher: None to leave the rollouts without scores. options: those of `RolloutWorker.sample_each`.
         """
         calls, first = [], 0
-        for worker, share in enumerate(_contiguous(requests, len(self.workers))):
+        for worker, share in enumerate(_contiguous_shares(requests, len(self.workers))):
             if share:
                 stream = self.workers[worker].sample_batches.options(num_returns="streaming").remote(share, options)
                 calls.append(SamplingCall(worker, stream, first))
@@ -41,15 +41,15 @@ class RolloutGroup(EngineGroup):
         return Collection(self, calls, len(requests), teacher)
 
     def sample(self, requests: list[SamplingRequest], **options: Any) -> list[SampledRollout]:
-        """The same, waited for, and not scored."""
+        """Samples one response per request without scoring, and waits for all."""
         return self.begin(requests, None, **options).sampled()
 
     def fetch(self, sampled: list[SampledRollout]) -> list[Rollout]:
-        """The rollouts themselves: for evaluation, which reads their text."""
-        return fetch([one.rollout for one in sampled], self.step_timeout_s)
+        """Brings the rollouts to the driver, for evaluation, which reads their text."""
+        return fetch([rollout.rollout for rollout in sampled], self.step_timeout_s)
 
 
-def _contiguous(items: list[Any], parts: int) -> list[list[Any]]:
-    """Equal shares, the first ones longer by at most one."""
+def _contiguous_shares(items: list[Any], parts: int) -> list[list[Any]]:
+    """Splits items into contiguous shares whose lengths differ by at most one."""
     edges = [len(items) * part // parts for part in range(parts + 1)]
     return [items[start:end] for start, end in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Rollouts that wait to be scored, and which teacher worker gets how many of them."""
+"""ScoringQueue: rollouts that wait to be scored, and how many of them each teacher worker gets next."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from actors.object_batches import VALUES_PER_BATCH
 from minirl.model.microbatch import plan_microbatches
 
-CALLS_AHEAD = 2  # scoring calls that one worker may have, so that it does not wait for the driver between two full ones
+MAX_PENDING_CALLS = 2  # scoring calls of one worker, so that it need not wait for the driver between two full passes
 
-Piece = tuple[int, list[int]]  # a worker, and the positions of what it gets
+Assignment = tuple[int, list[int]]  # a worker, and the positions of the rollouts that it gets
 
 
 class ScoringQueue:
-    """A queue of rollouts by position, dealt out in pieces. limit: tokens of a scoring pass.
+    """A first-in, first-out queue of rollouts, identified by their positions. pass_tokens: the most tokens of one scoring pass.
 
-    Whoever is idle gets its share of what waits, as if all workers would ask now: guided self-scheduling (Polychronopoulos and Kuck,
-    1987). So the pieces shrink where little is left, and no worker ends an iteration with a long one while the others are idle.
+    An idle worker gets 1/workers of the waiting tokens: guided self-scheduling (Polychronopoulos and Kuck, 1987). Shares therefore shrink
+    towards the end of an iteration, and no worker ends it with a long share while the others are idle.
     """
 
-    def __init__(self, limit: int):
-        self.limit, self.tokens = limit, 0
+    def __init__(self, pass_tokens: int):
+        self.pass_tokens, self.tokens = pass_tokens, 0
         self._waiting: deque[tuple[int, int]] = deque()
 
     def __bool__(self) -> bool:
@@ -29,33 +29,38 @@ class ScoringQueue:
         self._waiting.append((position, tokens))
         self.tokens += tokens
 
-    def pieces(self, calls: Sequence[int]) -> list[Piece]:
-        """For idle workers, at most a pass each; for others where a whole pass waits for every worker. calls: that each worker has."""
-        share, one_for_each = min(self.limit, -(-self.tokens // len(calls))), self.limit * len(calls)
-        pieces, calls = [], list(calls)
-        for worker, pending in enumerate(calls):
-            if pending == 0 and self:
-                pieces.append((worker, self._take(share)))
-                calls[worker] += 1
-        for worker, pending in enumerate(calls):
-            if self.tokens < one_for_each:
-                break
-            if pending < CALLS_AHEAD:
-                pieces.append((worker, self._take(self.limit)))
-        return pieces
+    def assign(self, pending_calls: Sequence[int]) -> list[Assignment]:
+        """Takes the next rollouts from the queue. pending_calls: the number of unfinished scoring calls of each worker.
 
-    def equal_shares(self, workers: int) -> list[Piece]:
-        """All at once, dealt by tokens: what a worker gets depends on the rollouts alone and not on when they finished."""
+        Each idle worker gets its share, at most one pass. While a whole pass per worker still waits, busy workers get a pass ahead.
+        """
+        pending_calls = list(pending_calls)
+        share = min(self.pass_tokens, -(-self.tokens // len(pending_calls)))
+        one_pass_per_worker = self.pass_tokens * len(pending_calls)
+        assignments = []
+        for worker, pending in enumerate(pending_calls):
+            if pending == 0 and self:
+                assignments.append((worker, self._take(share)))
+                pending_calls[worker] += 1
+        for worker, pending in enumerate(pending_calls):
+            if self.tokens < one_pass_per_worker:
+                break
+            if pending < MAX_PENDING_CALLS:
+                assignments.append((worker, self._take(self.pass_tokens)))
+        return assignments
+
+    def assign_all(self, workers: int) -> list[Assignment]:
+        """Empties the queue into one share per worker, balanced by tokens. The shares do not depend on the order of arrival."""
         waiting, self._waiting, self.tokens = sorted(self._waiting), deque(), 0
         shares = plan_microbatches([tokens for _, tokens in waiting], workers, 2**62)
         return [(worker, [waiting[i][0] for i in share[0]]) for worker, share in enumerate(shares) if share and share[0]]
 
     def _take(self, share: int) -> list[int]:
-        """At most `share` tokens; within the limit also more, to fill a batch with their scores."""
+        """Takes rollouts of at most `share` tokens, but at least one. Exceeds the share, up to one pass, to fill an object batch."""
         taken, tokens = [], 0
         while self._waiting:
             position, length = self._waiting[0]
-            if taken and tokens + length > (self.limit if len(taken) < VALUES_PER_BATCH else share):
+            if taken and tokens + length > (self.pass_tokens if len(taken) < VALUES_PER_BATCH else share):
                 break
             self._waiting.popleft()
             taken.append(position)

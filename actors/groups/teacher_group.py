@@ -1,4 +1,4 @@
-"""The teacher group as the driver sees it: rollouts or sequences in, references to their scores out."""
+"""TeacherGroup: scores rollouts or sequences on its workers and returns references to the scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from minirl.types import TokenSequence
 
 
 class TeacherGroup(EngineGroup):
-    """Scores sequences. engine: what `TeacherWorker` takes besides.
+    """Scores sequences. engine: further arguments of `TeacherWorker`.
 
-    as_finished: each rollout is scored as soon as a worker is free for it. Else all are dealt out when the last one is there, so
-    that what is scored together, and with it the last bits, does not depend on time.
+    as_finished: score each rollout as soon as a worker is free. Otherwise all rollouts are distributed when the last one has arrived, so
+    that neither the composition of the scoring passes nor the last bits of the scores depend on timing.
     """
 
     worker_class = TeacherRayWorker
@@ -36,26 +36,29 @@ class TeacherGroup(EngineGroup):
         self.as_finished = as_finished
         super().__init__(role, config, cluster, device, share, engine)
 
-    def begin_score(self, worker: int, asked: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
-        """Have one worker score rollouts (by place) or sequences (by value).
+    def begin_score(self, worker: int, inputs: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
+        """Starts scoring rollouts (by reference) or sequences (by value) on one worker, without waiting.
 
-        Returns a reference to an `CallCost`, and the place of each item with its `TeacherScores`.
+        Returns a reference to the call's `CallCost`, and one to each `OnPolicyItem` or `SupervisedItem` with its `TeacherScores`.
         """
         call_arguments = CallArguments()
-        entries = [call_arguments.argument(one) for one in asked]
-        call = self.workers[worker].score_batches.options(num_returns=1 + -(-len(asked) // VALUES_PER_BATCH))
-        told, *batches = call.remote(entries, *call_arguments.batches)
-        return told, batched_refs(batches, len(asked))
+        arguments = [call_arguments.argument(value) for value in inputs]
+        call = self.workers[worker].score_batches.options(num_returns=1 + -(-len(inputs) // VALUES_PER_BATCH))
+        cost_ref, *batches = call.remote(arguments, *call_arguments.batches)
+        return cost_ref, batched_refs(batches, len(inputs))
 
-    def score(self, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
-        """The places of all with their `TeacherScores`, dealt out by tokens (the length of each) and waited for."""
-        return score_dealt(self, asked, tokens)
+    def score(self, inputs: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
+        """Scores all inputs, balanced over the workers by tokens (the length of each input), and waits.
+
+        Returns references to the items with their `TeacherScores`, in the order of the inputs.
+        """
+        return score_across_workers(self, inputs, tokens)
 
 
-def score_dealt(group: Any, asked: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
-    """`score` of a group that begins to score at one worker."""
+def score_across_workers(group: Any, inputs: Sequence[BatchedRef | TokenSequence], tokens: Sequence[int]) -> list[BatchedRef]:
+    """`TeacherGroup.score` for any group that has `begin_score` and `get`."""
     shares = [share[0] for share in plan_microbatches(list(tokens), len(group.workers), 2**62)]
-    calls = [group.begin_score(worker, [asked[i] for i in share]) for worker, share in enumerate(shares) if share]
-    group.get([told for told, _ in calls], "score")
+    calls = [group.begin_score(worker, [inputs[i] for i in share]) for worker, share in enumerate(shares) if share]
+    group.get([cost_ref for cost_ref, _ in calls], "score")
     order = [index for share in shares for index in share]
-    return restore_order(order, [place for _, found in calls for place in found])
+    return restore_order(order, [ref for _, refs in calls for ref in refs])

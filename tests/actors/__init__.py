@@ -1,0 +1,1 @@
+"""Tests of actors/, with fixtures for engines and learner groups."""

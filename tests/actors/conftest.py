@@ -1,4 +1,4 @@
-"""Engines are dear (5 to 20 s each): fixtures that build them once, and Hugging Face references to hold against them."""
+"""Fixtures that start each vLLM engine only once (5 to 20 s each), and Hugging Face references to compare engines with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ MAX_LENGTH = 256
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Build a tiny model, once for each choice of arguments."""
+    """Builds a tiny model, once for each combination of arguments."""
     built: dict[str, str] = {}
 
     def build(family: str, **shape) -> str:
@@ -40,7 +40,7 @@ def rollout_worker(student: str, teacher: str | None = None, **arguments) -> Rol
 
 @pytest.fixture(scope="session")
 def open_worker() -> Callable[..., RolloutWorker]:
-    """Start workers that live as long as the session: on one device an engine has no process of its own to end."""
+    """Starts workers that live until the session ends: a single-device engine runs inside this process and cannot be stopped."""
     workers: list[RolloutWorker] = []
 
     def start(*arguments, **named) -> RolloutWorker:
@@ -55,7 +55,7 @@ def hugging_face(directory: str | Path) -> PreTrainedModel:
 
 
 def requests(count: int = 6, vocab: int = 512, seed: int = 0) -> list[SamplingRequest]:
-    """Prompts of different lengths, each with a seed of its own; the last fills a block of the KV cache (128 tokens on a CPU)."""
+    """Prompts of different lengths with different seeds. The last prompt fills a block of the KV cache (128 tokens on a CPU)."""
     draw = np.random.default_rng(seed)
     prompts = [draw.integers(3, vocab, size=8 + 5 * i if i < count - 1 else 140) for i in range(count)]
     return [SamplingRequest(prompt, i, 0, 1000 * seed + i) for i, prompt in enumerate(prompts)]
@@ -63,7 +63,7 @@ def requests(count: int = 6, vocab: int = 512, seed: int = 0) -> list[SamplingRe
 
 @torch.no_grad()
 def mixture_rows(student: PreTrainedModel, teacher: PreTrainedModel | None, share: float, tokens: np.ndarray, **options) -> torch.Tensor:
-    """The mixture's next-token log-probs, float64 [n, shared], straight from its definition."""
+    """The mixture's next-token log-probs, float64 [n, shared], computed from its definition."""
     shared, temperature = options.get("shared", 512), options.get("temperature", 1.0)
     ids = torch.from_numpy(tokens)[None]
     softmax = [
@@ -73,7 +73,7 @@ def mixture_rows(student: PreTrainedModel, teacher: PreTrainedModel | None, shar
 
 
 def worst_gap(rollouts: list[Rollout], student: PreTrainedModel, teacher: PreTrainedModel | None, share: float, **options) -> float:
-    """The largest difference, in nats, between behaviour log-probs and the mixture's."""
+    """The largest difference, in nats, between the rollouts' behavior log-probs and the mixture's."""
     gaps = []
     for rollout in rollouts:
         tokens = rollout.sequence.tokens
@@ -85,14 +85,14 @@ def worst_gap(rollouts: list[Rollout], student: PreTrainedModel, teacher: PreTra
 
 
 def perturb(model: PreTrainedModel, seed: int) -> None:
-    """Move every weight by about a third of its spread: log-probs change by far more than any tolerance here."""
+    """Adds noise of about a third of each weight's spread. Log-probs change by far more than any tolerance here."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator) * parameter.data.std().clamp(min=0.05)
 
 
 def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    """What a learner sends: parameters by name, the head always named."""
+    """The weights as a learner sends them: by name, with a tied head listed too."""
     named = dict(model.named_parameters())
     named["lm_head.weight"] = model.get_output_embeddings().weight
     return list(named.items())

@@ -1,4 +1,4 @@
-"""Learner groups and what to feed them with: shared by the tests of the learner and of the groups together."""
+"""Learner groups and items to train them on, shared by the tests of the learner and of the groups."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from minirl.config.stages import SftConfig
 from minirl.config.student import LoraConfig
 from minirl.model.loading import read_head
 from minirl.training.update import OnPolicyItem, SupervisedItem
-from minirl.types import Rollout, TeacherScores, TokenSequence, array_of
+from minirl.types import Rollout, TeacherScores, TokenSequence, numpy_from_tensor
 from tests.actors.conftest import hugging_face
 
 VOCABULARY = 256
@@ -37,7 +37,7 @@ def learner_group(
     lora: LoraConfig | None = None,
     **learner,
 ) -> Iterator[LearnerGroup]:
-    """A started group; `learner` are switches of `LearnerConfig`."""
+    """A started group, stopped at the end of the block. learner: further fields of `LearnerConfig`."""
     setup = LearnerSetup(
         model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
         device="cpu", threads=1, seed=0, training=training,
@@ -52,18 +52,18 @@ def learner_group(
 
 
 def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
-    """What the group would publish, by name."""
+    """The weights that the group would publish, by name."""
     return {name: tensor.clone() for ref, *_ in group.pack_weights("float32") for name, tensor in ray.get(ref).tensors()}
 
 
 def blocks(lengths: tuple[int, ...] = (30, 17, 9), vocabulary: int = VOCABULARY) -> list[SupervisedItem]:
-    """Plain text: every token but the first is a target."""
+    """Blocks of plain text: every token except the first is a target."""
     draw = np.random.default_rng(5)
     return [SupervisedItem(TokenSequence(draw.integers(3, vocabulary, n), np.arange(n) > 0)) for n in lengths]
 
 
-def scored(teacher: str, sequences: list[TokenSequence], vocabulary: int = VOCABULARY) -> list[TeacherScores]:
-    """What the model in the directory `teacher` says of the targets, by Hugging Face."""
+def teacher_scores(teacher: str, sequences: list[TokenSequence], vocabulary: int = VOCABULARY) -> list[TeacherScores]:
+    """The scores of the targets under the model in the directory `teacher`, computed by Hugging Face."""
     network, head = hugging_face(teacher), read_head(teacher, vocabulary)
     scores = []
     for sequence in sequences:
@@ -73,12 +73,12 @@ def scored(teacher: str, sequences: list[TokenSequence], vocabulary: int = VOCAB
             logits = head.logits(hidden)
         normalizers = logits.logsumexp(-1)
         logprobs = logits[torch.arange(len(positions)), torch.from_numpy(sequence.tokens)[positions]] - normalizers
-        scores.append(TeacherScores(array_of(logprobs), array_of(normalizers), array_of(hidden)))
+        scores.append(TeacherScores(numpy_from_tensor(logprobs), numpy_from_tensor(normalizers), numpy_from_tensor(hidden)))
     return scores
 
 
-def rollouts_of(count: int = 12, vocabulary: int = VOCABULARY) -> list[Rollout]:
-    """Random responses to random prompts, each 2 to 19 tokens; every third cut at a limit; behaviour log-probs of no model at all."""
+def random_rollouts(count: int = 12, vocabulary: int = VOCABULARY) -> list[Rollout]:
+    """Random prompts and responses of 2 to 19 tokens each, with random behavior log-probs. Every third response is truncated."""
     draw = np.random.default_rng(0)
     rollouts = []
     for number in range(count):
@@ -89,8 +89,8 @@ def rollouts_of(count: int = 12, vocabulary: int = VOCABULARY) -> list[Rollout]:
 
 
 def on_policy_items(teacher: str, rollouts: list[Rollout] | None = None, vocabulary: int = VOCABULARY) -> list[OnPolicyItem]:
-    rollouts = rollouts_of(vocabulary=vocabulary) if rollouts is None else rollouts
-    scores = scored(teacher, [rollout.sequence for rollout in rollouts], vocabulary)
+    rollouts = random_rollouts(vocabulary=vocabulary) if rollouts is None else rollouts
+    scores = teacher_scores(teacher, [rollout.sequence for rollout in rollouts], vocabulary)
     return [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The settings of one teacher and of several."""
+"""Tests of the teacher settings, for one teacher and for an ensemble."""
 
 import pytest
 
@@ -7,23 +7,23 @@ from minirl.config.reader import validate_config
 from minirl.errors import InputError
 
 
-def test_one_teacher_is_a_model():
+def test_a_single_model_is_an_ensemble_of_one():
     config = validate_config(TeacherConfig, {"model": "a"})
     assert [(m.model, m.weight, m.id) for m in config.members] == [("a", 1.0, None)]
-    assert not config.by_record
+    assert not config.selected_by_record
 
 
 def test_several_teachers_have_weights_or_ids():
     averaged = validate_config(TeacherConfig, {"ensemble": [{"model": "a"}, {"model": "b", "weight": 3.0}]})
-    assert [(m.model, m.weight) for m in averaged.members] == [("a", 1.0), ("b", 3.0)] and not averaged.by_record
-    called = validate_config(TeacherConfig, {"ensemble": [{"model": "a", "id": "x"}, {"model": "b", "id": "y"}]})
-    assert [m.id for m in called.members] == ["x", "y"] and called.by_record
-    for config in (averaged, called):
+    assert [(m.model, m.weight) for m in averaged.members] == [("a", 1.0), ("b", 3.0)] and not averaged.selected_by_record
+    selected = validate_config(TeacherConfig, {"ensemble": [{"model": "a", "id": "x"}, {"model": "b", "id": "y"}]})
+    assert [m.id for m in selected.members] == ["x", "y"] and selected.selected_by_record
+    for config in (averaged, selected):
         assert validate_config(TeacherConfig, config.model_dump()) == config
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("values", "message"),
     [
         ({}, "either a model or an ensemble"),
         ({"model": "a", "ensemble": [{"model": "b"}, {"model": "c"}]}, "either a model or an ensemble"),
@@ -37,7 +37,7 @@ def test_several_teachers_have_weights_or_ids():
         ({"ensemble": [{"model": "a"}, {"modle": "b"}]}, "did you mean model"),
     ],
 )
-def test_an_ensemble_that_contradicts_itself_is_refused(values, sentence):
-    with pytest.raises(InputError, match=sentence) as caught:
+def test_an_ensemble_that_contradicts_itself_is_refused(values, message):
+    with pytest.raises(InputError, match=message) as error:
         validate_config(TeacherConfig, values)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

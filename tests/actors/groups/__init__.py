@@ -1,0 +1,1 @@
+"""Tests of the Ray groups, from one call to whole iterations."""

@@ -1,4 +1,4 @@
-"""Groups of real Ray processes: every way to fail is one clear error, and nothing outlives `stop`."""
+"""Tests of Group with real Ray processes: every failure is one clear error, and `stop` leaves no process behind."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 class Worker:
-    """Does as it is told. broken: raises in its constructor."""
+    """A worker that fails, dies or hangs on request. broken: an error for the constructor to raise."""
 
     def __init__(self, index: int, broken: Exception | None = None):
         self.index = index
@@ -31,12 +31,12 @@ class Worker:
         return os.environ.get(name)
 
     def fail(self, index: int, error: Exception) -> int:
-        """Raise on one worker; the others return."""
+        """Raises on the worker with this index; the others return."""
         if index == self.index:
             raise error
         return self.index
 
-    def fail_beside_one_that_waits(self, index: int, error: Exception) -> None:
+    def fail_while_the_others_wait(self, index: int, error: Exception) -> None:
         if index == self.index:
             raise error
         time.sleep(600)
@@ -55,10 +55,10 @@ class Worker:
 
 @contextlib.contextmanager
 def groups():
-    """Starts groups of `Worker`s; those that are left are stopped."""
+    """Yields a function that starts groups of `Worker`s. Stops all of them at the end of the block."""
     started: list[Group] = []
 
-    def group_of(workers: int = 2, *, cpus: float = 1, broken: dict[int, Exception] | None = None, **limits) -> Group:
+    def start_group(workers: int = 2, *, cpus: float = 1, broken: dict[int, Exception] | None = None, **limits) -> Group:
         limits = {"start_timeout_s": 60.0, "step_timeout_s": 30.0} | limits
         group = Group(
             "rollout",
@@ -73,37 +73,37 @@ def groups():
         return group
 
     try:
-        yield group_of
+        yield start_group
     finally:
         for group in started:
             group.stop()
 
 
 @pytest.fixture
-def group_of(ray_cluster):
-    with groups() as group_of:
-        yield group_of
+def start_group(ray_cluster):
+    with groups() as start_group:
+        yield start_group
 
 
 @pytest.fixture
-def group(group_of):
-    """A group of the test's own, to be broken."""
-    group = group_of()
+def group(start_group):
+    """A new group for one test, which may break it."""
+    group = start_group()
     group.wait_started()
     return group
 
 
 @pytest.fixture(scope="module")
-def standing(ray_cluster):
-    """A group for tests that leave it as it was."""
-    with groups() as group_of:
-        group = group_of()
+def shared_group(ray_cluster):
+    """One group for all tests that leave it intact."""
+    with groups() as start_group:
+        group = start_group()
         group.wait_started()
         yield group
 
 
-def gone(pids: list[int], seconds: float = 20) -> bool:
-    """Whether all processes end within so many seconds."""
+def all_end(pids: list[int], seconds: float = 20) -> bool:
+    """Whether all processes end within this time."""
     deadline = time.monotonic() + seconds
     while any(alive(pid) for pid in pids):
         if time.monotonic() > deadline:
@@ -118,28 +118,28 @@ def alive(pid: int) -> bool:
     return False
 
 
-def test_a_call_reaches_every_worker_in_a_process_of_its_own(standing):
-    answers = standing.call("whoami", "hello")
+def test_a_call_reaches_every_worker_in_a_separate_process(shared_group):
+    answers = shared_group.call("whoami", "hello")
     assert [answer[:2] for answer in answers] == [("hello", 0), ("hello", 1)]
     assert len({pid for *_, pid in answers} | {os.getpid()}) == 3
-    assert standing.call("environment", "OMP_NUM_THREADS") == ["3", "3"]
+    assert shared_group.call("environment", "OMP_NUM_THREADS") == ["3", "3"]
 
 
 # --- failures ---
 
 
 @pytest.mark.parametrize("kind", [InputError, RunError])
-def test_what_a_worker_says_on_purpose_arrives_as_it_was_said(standing, kind):
+def test_an_error_that_a_worker_raises_for_the_user_arrives_unchanged(shared_group, kind):
     with pytest.raises(kind, match="^the head is wrong; check it$"):
-        standing.call("fail", 1, kind("the head is wrong; check it"))
-    assert standing.call("whoami", "still here")[0][0] == "still here"
+        shared_group.call("fail", 1, kind("the head is wrong; check it"))
+    assert shared_group.call("whoami", "still here")[0][0] == "still here"
 
 
-def test_any_other_error_names_role_worker_and_phase(standing):
-    with pytest.raises(RunError) as caught:
-        standing.call("fail", 1, ValueError("boom"), phase="sample")
-    assert str(caught.value).splitlines()[0] == "rollout worker 1 failed in `sample`: ValueError: boom"
-    assert "in fail" in str(caught.value) and "\x1b" not in str(caught.value), "where it happened belongs to it"
+def test_any_other_error_names_role_worker_and_phase(shared_group):
+    with pytest.raises(RunError) as error:
+        shared_group.call("fail", 1, ValueError("boom"), phase="sample")
+    assert str(error.value).splitlines()[0] == "rollout worker 1 failed in `sample`: ValueError: boom"
+    assert "in fail" in str(error.value) and "\x1b" not in str(error.value), "the traceback is part of the message, without colors"
 
 
 def test_a_worker_that_dies_is_named(group):
@@ -154,8 +154,8 @@ def test_a_worker_that_hangs_is_named_when_its_time_is_up(group):
     assert time.monotonic() - began < 5
 
 
-def test_the_deadline_of_a_step_is_the_groups_own(group_of):
-    group = group_of(1, step_timeout_s=0.5)
+def test_the_default_deadline_of_a_call_is_the_step_timeout_of_the_group(start_group):
+    group = start_group(1, step_timeout_s=0.5)
     group.wait_started()
     with pytest.raises(RunError, match="within 0.5 s"):
         group.call("hang", 0)
@@ -164,19 +164,19 @@ def test_the_deadline_of_a_step_is_the_groups_own(group_of):
 def test_a_failure_is_reported_while_another_worker_still_waits(group):
     began = time.monotonic()
     with pytest.raises(RunError, match="rollout worker 1 failed"):
-        group.call("fail_beside_one_that_waits", 1, ValueError("boom"))
+        group.call("fail_while_the_others_wait", 1, ValueError("boom"))
     assert time.monotonic() - began < 10
 
 
-def test_a_worker_that_does_not_start_is_named(group_of):
-    group = group_of(broken={1: ValueError("no memory")})
-    with pytest.raises(RunError) as caught:
+def test_a_worker_that_does_not_start_is_named(start_group):
+    group = start_group(broken={1: ValueError("no memory")})
+    with pytest.raises(RunError) as error:
         group.wait_started()
-    assert str(caught.value).splitlines()[0] == "rollout worker 1 failed in `start`: ValueError: no memory"
+    assert str(error.value).splitlines()[0] == "rollout worker 1 failed in `start`: ValueError: no memory"
 
 
-def test_what_a_constructor_says_on_purpose_arrives_as_it_was_said(group_of):
-    group = group_of(broken={0: InputError("the model reads at most 8 tokens; lower the limit")})
+def test_an_error_that_a_constructor_raises_for_the_user_arrives_unchanged(start_group):
+    group = start_group(broken={0: InputError("the model reads at most 8 tokens; lower the limit")})
     with pytest.raises(InputError, match="^the model reads at most 8 tokens; lower the limit$"):
         group.wait_started()
 
@@ -184,15 +184,15 @@ def test_what_a_constructor_says_on_purpose_arrives_as_it_was_said(group_of):
 # --- the end ---
 
 
-def test_nothing_outlives_stop(group_of):
-    group = group_of(cpus=5)
+def test_stop_ends_every_process_and_frees_the_resources(start_group):
+    group = start_group(cpus=5)
     group.wait_started()
     pids = [pid for *_, pid in group.call("whoami", "")] + group.call("spawn")
-    group.workers[0].hang.remote(0)  # also one that is in the middle of something
+    group.workers[0].hang.remote(0)  # one worker is busy
     assert all(alive(pid) for pid in pids)
     group.stop()
-    assert gone(pids)
-    group_of(cpus=5, start_timeout_s=10.0)  # of the cluster's 16: refused if the first one's place was not given back
+    assert all_end(pids)
+    start_group(cpus=5, start_timeout_s=10.0)  # 10 of the cluster's 16 CPUs: refused if the first group still held its 10
 
 
 def test_stop_after_a_death_and_stop_twice(group):
@@ -206,13 +206,13 @@ def test_stop_after_a_death_and_stop_twice(group):
 
 
 @pytest.mark.parametrize(("workers", "cpus"), [(40, 1), (1, 17)])
-def test_a_group_that_the_cluster_cannot_hold_is_refused(group_of, workers, cpus):
-    with pytest.raises(InputError) as caught:
-        group_of(workers, cpus=cpus, start_timeout_s=2.0)
-    sentence = f"the Ray cluster has no room for the rollout group ({workers} x {cpus} CPU); lower rollout.workers or add nodes"
-    assert str(caught.value) == sentence
-    after = group_of(1)
-    after.wait_started()
+def test_a_group_that_the_cluster_cannot_hold_is_refused(start_group, workers, cpus):
+    with pytest.raises(InputError) as error:
+        start_group(workers, cpus=cpus, start_timeout_s=2.0)
+    message = f"the Ray cluster has no room for the rollout group ({workers} x {cpus} CPU); lower rollout.workers or add nodes"
+    assert str(error.value) == message
+    smaller_group = start_group(1)
+    smaller_group.wait_started()
 
 
 def test_what_a_worker_reserves():
@@ -220,7 +220,7 @@ def test_what_a_worker_reserves():
     assert bundle(LearnerConfig(), "cuda") == {"CPU": 1, "GPU": 1}
 
 
-def test_threads_are_shared_out_among_the_workers_of_a_role(monkeypatch):
+def test_the_workers_of_a_role_divide_the_threads(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert [share_all_cores(ClusterConfig(), LearnerConfig(workers=n)).threads for n in (1, 2, 3, 20)] == [8, 4, 2, 1]
     assert share_all_cores(ClusterConfig(threads_per_worker=5), LearnerConfig(workers=2)).threads == 5

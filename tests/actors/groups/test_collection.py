@@ -1,4 +1,4 @@
-"""Rollouts as they finish, and their scores: plain workers in real Ray processes say when they are asked, and fail as they are told."""
+"""Tests of Collection: stub workers in real Ray processes record when they score, and fail on request."""
 
 import os
 import time
@@ -22,7 +22,7 @@ REQUESTS = [SamplingRequest(np.arange(4), number, 0, number) for number in range
 
 
 class Sampler(RolloutRayWorker):
-    """A response of 1 + prompt_index tokens each; `slow` seconds before the last; then what `then` says."""
+    """Returns responses of 1 + prompt_index tokens. Before the last one it sleeps `slow` seconds, then does what `then` names."""
 
     def __init__(self, **_):
         pass
@@ -40,17 +40,17 @@ class Sampler(RolloutRayWorker):
 
 
 class Scorer(TeacherRayWorker):
-    """Notes when it was asked; its scores name the response's length."""
+    """Records when it scores and how many. Every score is the length of the response."""
 
     def __init__(self, **_):
-        self.asked = []
+        self.calls = []
 
     def score(self, sequences):
-        self.asked.append((time.time(), len(sequences)))
+        self.calls.append((time.time(), len(sequences)))
         return [TeacherScores(*(np.full(s.targets, s.targets, np.float32) for _ in range(2)), np.zeros((s.targets, 2))) for s in sequences]
 
-    def notes(self):
-        return self.asked
+    def take_calls(self):
+        return self.calls
 
 
 class Samplers(RolloutGroup):
@@ -77,29 +77,30 @@ def groups(as_finished: bool = True, micro_batch_tokens: int = 64):
 
 
 @pytest.mark.parametrize("as_finished", [True, False])
-def test_all_come_scored_in_the_order_of_the_requests(ray_cluster, as_finished):
+def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_finished):
     with groups(as_finished) as (rollout, teacher):
-        first, second = (rollout.begin(REQUESTS, teacher) for _ in range(2))  # the second is begun before the first is taken
+        first, second = (rollout.begin(REQUESTS, teacher) for _ in range(2))  # the second starts before the results of the first are taken
         for collection in (first, second):
-            assert [one.summary.response_tokens for one in collection.sampled()] == list(range(1, 25))
+            assert [rollout.summary.response_tokens for rollout in collection.sampled()] == list(range(1, 25))
             items = fetch(collection.scores(), 30)
             assert [item.rollout.prompt_index for item in items] == list(range(24))
             assert [item.scores.logprobs.tolist() for item in items] == [[n] * n for n in range(1, 25)]
-            assert collection.effort["rollout/busy_seconds"] > 0 and collection.effort["teacher/busy_seconds"] > 0
-            assert collection.effort["teacher/payload_bytes"] == sum(range(1, 25)) * (2 * 4 + 2 * 8)
+            assert collection.call_costs["rollout/busy_seconds"] > 0 and collection.call_costs["teacher/busy_seconds"] > 0
+            assert collection.call_costs["teacher/payload_bytes"] == sum(range(1, 25)) * (2 * 4 + 2 * 8)
         assert rollout.begin([], teacher).scores() == []
 
 
-def test_rollouts_are_scored_while_others_are_sampled_or_else_all_together(ray_cluster):
+def test_rollouts_are_scored_as_they_finish_or_all_at_the_end(ray_cluster):
     for as_finished in (True, False):
         with groups(as_finished) as (rollout, teacher):
             collection = rollout.begin(REQUESTS, teacher, slow=1.5)
             collection.scores()
-            notes = [note for worker in teacher.call("notes") for note in worker]
-            before = sum(count for asked, count in notes if asked < max(asked for asked, _ in notes) - 0.7)
-            assert sum(count for _, count in notes) == 24
-            assert before >= 16 if as_finished else before == 0
-            assert as_finished or len(notes) == 2, "one call a worker, whatever finished when"
+            calls = [call for worker in teacher.call("take_calls") for call in worker]
+            last = max(moment for moment, _ in calls)
+            scored_early = sum(count for moment, count in calls if moment < last - 0.7)
+            assert sum(count for _, count in calls) == 24
+            assert scored_early >= 16 if as_finished else scored_early == 0
+            assert as_finished or len(calls) == 2, "one call per worker, whatever the order of finishing"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_rollouts_are_scored_while_others_are_sampled_or_else_all_together(ray_c
         ("hang", "rollout worker . did not finish `sample` within 6 s"),
     ],
 )
-def test_a_worker_that_fails_in_the_middle_is_one_clear_error(ray_cluster, then, message):
+def test_a_worker_that_fails_while_sampling_is_one_clear_error(ray_cluster, then, message):
     with groups() as (rollout, teacher):
         collection = rollout.begin(REQUESTS, teacher, then=then)
         for wait in (collection.sampled, collection.scores):

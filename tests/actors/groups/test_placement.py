@@ -1,4 +1,4 @@
-"""Where processes stand: whose cluster a run uses, what a worker reserves, and what its process is told."""
+"""Tests of placement: the Ray cluster that a run uses, what a worker reserves, its cores, and the ranks of the NCCL group."""
 
 import contextlib
 import json
@@ -19,81 +19,81 @@ from actors.weights.nccl_channel import NcclChannel
 from actors.workers.rollout import weight_transfer
 from minirl.errors import InputError
 
-# In a process of its own: the suite's own cluster is alive in this one. Says where it ran and with how many CPUs.
+# Runs in a separate process, because the test suite has a cluster in this one. Prints the cluster's address and number of CPUs as JSON.
 RUN = """
 import json, ray
-from actors.placement import cluster, device_of
+from actors.groups.placement import cluster, device_of
 from actors.config import ClusterConfig
 from minirl.errors import InputError
-said = {}
+report = {}
 try:
     with cluster(3, 2**27):
-        said = {"address": ray.get_runtime_context().gcs_address, "cpus": ray.cluster_resources()["CPU"]}
-        said["device"] = device_of(ClusterConfig())
+        report = {"address": ray.get_runtime_context().gcs_address, "cpus": ray.cluster_resources()["CPU"]}
+        report["device"] = device_of(ClusterConfig())
         device_of(ClusterConfig(device="cuda"))
 except InputError as error:
-    said["refused"] = str(error)
-print(json.dumps(said | {"running": ray.is_initialized()}))
+    report["refused"] = str(error)
+print(json.dumps(report | {"running": ray.is_initialized()}))
 """
 
 
 @pytest.fixture
 def machine() -> Iterator[dict[str, str]]:
-    """The environment of a machine of its own, as far as Ray's notes about running clusters go; its clusters ask for a token."""
-    with tempfile.TemporaryDirectory(prefix="r") as directory:  # a short path: Ray's sockets live below it
+    """The environment of a machine on which Ray finds no running cluster. Clusters started in it require a token."""
+    with tempfile.TemporaryDirectory(prefix="r") as directory:  # short, since Ray creates sockets in it, whose paths have a length limit
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         yield inherited | {"RAY_TMPDIR": directory, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 @contextlib.contextmanager
-def somebody_elses_cluster(machine: dict[str, str]) -> Iterator[str]:
-    """What `ray start --head` leaves on a machine, for as long as the block lasts; yields its address."""
+def other_cluster(machine: dict[str, str]) -> Iterator[str]:
+    """A cluster of another user, started with `ray start --head` and stopped at the end of the block. Yields its address."""
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port=0", "--num-cpus=5", "--object-store-memory=134217728",
         "--include-dashboard=false", "--disable-usage-stats",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=machine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    note = Path(machine["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
+    address_file = Path(machine["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
     try:
         deadline = time.monotonic() + 60
-        while not note.is_file() and time.monotonic() < deadline:
+        while not address_file.is_file() and time.monotonic() < deadline:
             time.sleep(0.2)
-        yield note.read_text().strip()
+        yield address_file.read_text().strip()
     finally:
         process.terminate()
         process.wait(timeout=60)
 
 
 def run_on(machine: dict[str, str], **variables: str) -> dict:
-    done = subprocess.run([sys.executable, "-c", RUN], env=machine | variables, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", RUN], env=machine | variables, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_a_run_starts_its_own_cluster_beside_another_and_attaches_where_it_is_told_to(machine):
-    with somebody_elses_cluster(machine) as address:
-        own = run_on(machine, RAY_ADDRESS="")
-        assert own["address"] != address
-        assert own["cpus"] == 3
-        for _ in range(2):  # the end of the first does not end the cluster
+def test_a_run_starts_a_new_cluster_beside_another_and_joins_the_one_at_ray_address(machine):
+    with other_cluster(machine) as address:
+        started = run_on(machine, RAY_ADDRESS="")
+        assert started["address"] != address
+        assert started["cpus"] == 3
+        for _ in range(2):  # the end of the first run does not stop the cluster
             attached = run_on(machine, RAY_ADDRESS=address)
             assert (attached["address"], attached["cpus"]) == (address, 5)
-        stranger = run_on(machine, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled", RAY_NUM_REDIS_GET_RETRIES="2")
-    for said in (own, attached):
-        assert said["device"] == "cpu"
-        assert said["refused"].startswith("cluster.device is cuda but the Ray cluster has no GPU")
-        assert not said["running"]
-    assert stranger["refused"].startswith(f"the Ray cluster at RAY_ADDRESS={address} cannot be reached")
+        without_token = run_on(machine, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled", RAY_NUM_REDIS_GET_RETRIES="2")
+    for report in (started, attached):
+        assert report["device"] == "cpu"
+        assert report["refused"].startswith("cluster.device is cuda but the Ray cluster has no GPU")
+        assert not report["running"]
+    assert without_token["refused"].startswith(f"the Ray cluster at RAY_ADDRESS={address} cannot be reached")
 
 
 def test_a_tensor_parallel_worker_is_one_bundle():
-    """One bundle stands on one node, where vLLM's `mp` executor starts the worker's processes."""
+    """Ray places a bundle on one node, and vLLM's `mp` executor starts all processes of a worker on one node."""
     assert bundle(EngineConfig(tensor_parallel=4, cpus_per_worker=2), "cuda") == {"CPU": 2, "GPU": 4}
     assert bundle(EngineConfig(tensor_parallel=4), "cpu") == {"CPU": 1}
 
 
-def test_the_processes_of_a_tensor_parallel_worker_share_the_cores_too(monkeypatch):
+def test_the_processes_of_a_tensor_parallel_worker_divide_the_cores_too(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert [share_all_cores(ClusterConfig(), EngineConfig(workers=w, tensor_parallel=t)).threads for w, t in ((1, 2), (2, 2), (4, 4))] == [
         4,
@@ -103,8 +103,8 @@ def test_the_processes_of_a_tensor_parallel_worker_share_the_cores_too(monkeypat
     assert share_all_cores(ClusterConfig(), LearnerConfig(workers=2)).threads == 4
 
 
-def test_workers_find_the_programs_beside_their_python():
-    """DeepSpeed builds the offloaded optimizer with ninja, which stands beside the python of the virtual environment alone."""
+def test_workers_find_the_programs_in_the_directory_of_their_python():
+    """DeepSpeed builds the offloaded optimizer with ninja, which is installed only in the virtual environment."""
     path = worker_environment(2)["PATH"]
     assert path.split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert shutil.which("ninja", path=path) == str(Path(sys.executable).parent / "ninja")
@@ -122,7 +122,7 @@ def test_nccl_is_refused_without_gpus_and_chosen_with_them():
 
 
 @pytest.mark.parametrize(("workers", "tensor_parallel"), [(1, 1), (3, 1), (2, 4)])
-def test_every_device_has_a_rank_of_its_own_in_the_nccl_group(workers, tensor_parallel):
+def test_every_device_has_a_different_rank_in_the_nccl_group(workers, tensor_parallel):
     channel = NcclChannel("10.0.0.1", 1234, workers, tensor_parallel, 2**20)
     infos = [channel.engine_info(worker) for worker in range(workers)]
     ranks = [info["rank_offset"] + within for info in infos for within in range(tensor_parallel)]
@@ -131,8 +131,8 @@ def test_every_device_has_a_rank_of_its_own_in_the_nccl_group(workers, tensor_pa
 
 
 @pytest.mark.slow
-def test_vllm_reads_what_engines_are_told():
-    """vLLM's own parsing of the dictionary, and our engine under its own name in vLLM's registry."""
+def test_vllm_accepts_the_engines_settings():
+    """vLLM parses `engine_info`, and its registry holds our transfer engine under our name."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 
@@ -141,11 +141,11 @@ def test_vllm_reads_what_engines_are_told():
     register()
     engine = WeightTransferEngineFactory._registry[NCCL_TRANSFER]()
     assert issubclass(engine, NCCLWeightTransferEngine)
-    told = NCCLWeightTransferInitInfo(**NcclChannel("10.0.0.1", 1234, 2, 2, 2**20).engine_info(1))
+    engine_info = NCCLWeightTransferInitInfo(**NcclChannel("10.0.0.1", 1234, 2, 2, 2**20).engine_info(1))
     sender = NCCLTrainerInitInfo("10.0.0.1", 1234, 5, packed=True, packed_buffer_size_bytes=2**20, rank=0)
     for name in ("packed", "packed_buffer_size_bytes", "packed_num_buffers", "world_size", "master_address", "master_port"):
-        assert getattr(told, name) == getattr(sender, name)
-    assert told.rank_offset == 3
+        assert getattr(engine_info, name) == getattr(sender, name)
+    assert engine_info.rank_offset == 3
 
 
 def test_roles_that_compute_at_the_same_time_divide_the_cores():
@@ -156,6 +156,6 @@ def test_roles_that_compute_at_the_same_time_divide_the_cores():
     }  # fmt: skip
     assert [shares[name].threads for name in roles] == [1, 2, 2]
     assert divide_cores(ClusterConfig(threads_per_worker=3), roles, range(8))["teacher"].threads == 3
-    few = divide_cores(ClusterConfig(), roles, (4, 6))  # fewer cores than roles, in a container that was given these two
+    few = divide_cores(ClusterConfig(), roles, (4, 6))  # fewer cores than roles: a container with only cores 4 and 6
     assert {name: share.cores for name, share in few.items()} == {"rollout": ((4,), (4,)), "teacher": ((4,),), "learner": ((6,), (6,))}
     assert {core for share in divide_cores(ClusterConfig(), roles, (5,)).values() for cores in share.cores for core in cores} == {5}
