@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minirl.errors import InputError, RunError
 
-PAUSE_S = 1e-4  # `ready` pauses this long for each pending reference; looking at one takes a fiftieth of it
+PAUSE_S = 1e-4  # pause of `ready` per pending reference; looking at a reference takes a fiftieth of that
 TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 

@@ -36,9 +36,9 @@ class ScoringGroup(Protocol):
 
 @dataclass
 class SamplingCall:
-    """A call that samples on one rollout worker. stream: its results, in turn a batch of rollouts and the summaries of that batch.
+    """A call that samples on one rollout worker. stream: its results, which alternate: a batch of rollouts, then that batch's summaries.
 
-    first: position of the call's first request among all requests. batch: a batch that has arrived and whose summaries have not.
+    first: the position of the call's first request among all requests. batch: a batch that has arrived before its summaries, else None.
     """
 
     worker: int

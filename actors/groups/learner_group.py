@@ -42,10 +42,10 @@ class LearnerGroup(Group):
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )
-        self._host_call = self.workers[0].open_rendezvous.remote()  # started here, so that all groups start at the same time
+        self._rendezvous_call = self.workers[0].open_rendezvous.remote()  # started here, so that all groups start at the same time
 
     def wait_started(self) -> None:
-        address, port = self.get([self._host_call], "start", self.start_timeout_s)[0]
+        address, port = self.get([self._rendezvous_call], "start", self.start_timeout_s)[0]
         for packing_refused in set(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)) - {None}:
             warnings.warn(packing_refused, stacklevel=2)  # in the driver, whose output the user sees
 
