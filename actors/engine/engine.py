@@ -1,6 +1,6 @@
-"""Starting a vLLM engine: every argument and environment variable that depends on the device stands here, and nowhere else.
+"""Start and stop a vLLM engine: every argument and environment variable that depends on the device is here.
 
-vLLM is imported inside the functions: it takes seconds, and reads its environment while it is imported.
+The functions import vLLM themselves: the import takes seconds, and vLLM reads its environment while it is imported.
 """
 
 import logging
@@ -21,13 +21,13 @@ GIB = 2**30
 
 
 def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[str, str]:
-    """Environment of a process that holds an engine. Ray workers should get it as they start; `start_engine` sets it at the latest."""
+    """Environment of a process that holds an engine. Ray workers should get it when they start; `start_engine` sets it in any case."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
-    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler stays in our process: it dies with it
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler runs in our process and dies with it
     if tensor_parallel > 1:
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if device == "cpu":
-        # nobind: engines that share a machine would otherwise all bind themselves to the same cores.
+        # nobind: otherwise all engines on a machine would bind themselves to the same cores.
         environment |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "KMP_BLOCKTIME": "0",
@@ -47,9 +47,10 @@ def start_engine(
     mixed: bool = False,
     **arguments: Any,
 ) -> "LLM":
-    """Start an engine on the model in the directory `model`.
+    """Starts an engine on the model in the directory `model`.
 
-    overrides: of the model's own config. mixed: the engine holds two networks. `arguments` go to `vllm.LLM` as they are.
+    overrides: entries that replace those of the model's config. mixed: the engine holds two networks. `arguments` go to `vllm.LLM`
+    unchanged.
     """
     os.environ.update(engine_environment(device, threads, config.tensor_parallel))
     torch.set_num_threads(threads)
@@ -66,21 +67,21 @@ def start_engine(
             tensor_parallel_size=config.tensor_parallel,
             distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
             use_tqdm_on_load=False,
-            generation_config="vllm",  # no sampling defaults from the model's directory
+            generation_config="vllm",  # ignores the sampling defaults in the model's directory
             seed=0,
             **_device_arguments(config, device, mixed) | arguments,
         )
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for the whole process, with a function that refuses
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, process-wide, with a function that refuses
 
 
 def stop_engine(engine: "LLM") -> None:
-    """End the engine's processes, if it has some, and free its memory."""
+    """Ends the engine's processes, if it has any, and frees its memory."""
     engine.llm_engine.engine_core.shutdown()
 
 
 def read_model_config(model: str, max_model_len: int) -> PreTrainedConfig:
-    """The configuration of a model directory. Raises InputError where the model's positions end before `max_model_len`."""
+    """The configuration of a model directory. Raises InputError if the model has fewer than `max_model_len` positions."""
     config = AutoConfig.from_pretrained(model)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < max_model_len:
@@ -92,7 +93,7 @@ def read_model_config(model: str, max_model_len: int) -> PreTrainedConfig:
 
 
 def architecture_of(config: PreTrainedConfig, model: str) -> str:
-    """The model class that the directory names. Raises InputError where it names none."""
+    """The model class that the directory names. Raises InputError if it names none."""
     architectures: Sequence[str] = config.architectures or ()
     if not architectures:
         raise InputError(f"the config.json of {model} names no architectures; save the model again with transformers")
@@ -100,19 +101,20 @@ def architecture_of(config: PreTrainedConfig, model: str) -> str:
 
 
 def _head_dtype(device: str) -> str:
-    # Float32 logits cost a GPU next to nothing. A CPU casts the whole head at every pass: a rollout engine makes half the tokens/s
-    # (764 against 1,510), for log-probs that are hardly closer to the learner's (0.127 against 0.136 nats apart), since the layers
-    # round to bfloat16 too; of the teacher's, only the checksum is made of them.
+    # Float32 logits cost a GPU next to nothing. A CPU would cast the whole head at every pass: a rollout engine then makes half the
+    # tokens/s (764 against 1,510), and its log-probs are hardly closer to the learner's (0.127 against 0.136 nats apart), because the
+    # layers round to bfloat16 too. The teacher's logits serve only the checksum.
     return "float32" if device == "cuda" else "model"
 
 
 def _device_arguments(config: EngineConfig, device: str, mixed: bool) -> dict[str, Any]:
     if device == "cpu":
-        # Compiling costs more than it gives here. A cache of explicit size keeps engines from claiming shares of the whole memory. A seeded
-        # request whose prompt is cut in two passes would have its generator turned back, which torch's CPU generators cannot.
+        # Compiling costs more than it gains here. An explicit cache size keeps each engine from claiming a share of the whole memory.
+        # Without chunked prefill no prompt is cut into two passes: for a seeded request vLLM would then turn its generator back, and
+        # torch's CPU generators cannot do that.
         return {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB), "enable_chunked_prefill": False}
     arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if mixed:
-        # A graph of the whole step would freeze the share that held while it was captured; piecewise graphs keep our branch in Python.
+        # A graph of the whole step would freeze the teacher share at its value during capture. Piecewise graphs leave our branch in Python.
         arguments["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
     return arguments

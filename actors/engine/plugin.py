@@ -1,19 +1,22 @@
-"""What vLLM loads in every process of its own, through the `vllm.general_plugins` entry point of this distribution."""
+"""The vLLM plugin: registers our model classes and weight-transfer engines.
 
-WEIGHT_TRANSFER, NCCL_TRANSFER = "host_memory", "student_nccl"
+vLLM loads it in each of its processes, through the `vllm.general_plugins` entry point of this distribution.
+"""
+
+HOST_MEMORY_TRANSFER, NCCL_TRANSFER = "host_memory", "student_nccl"
 WORKER_EXTENSION = "actors.engine.vllm_extension.WorkerExtension"
 TRANSFERS = {
-    WEIGHT_TRANSFER: ("actors.weights.host_memory", "HostMemoryEngine"),
+    HOST_MEMORY_TRANSFER: ("actors.weights.host_memory", "HostMemoryEngine"),
     NCCL_TRANSFER: ("actors.weights.nccl", "StudentNcclEngine"),
 }
 MODELS = {
-    "MixedPolicyForCausalLM": "actors.engine.mixed_policy:MixedPolicyForCausalLM",
+    "MixtureForCausalLM": "actors.engine.mixture_model:MixtureForCausalLM",
     "ScoringForCausalLM": "actors.engine.scoring_model:ScoringForCausalLM",
 }
 
 
 def register() -> None:
-    """Make our model classes and our weight-transfer engines known to vLLM. May be called more than once."""
+    """Registers our model classes and weight-transfer engines with vLLM. May be called more than once."""
     from vllm import ModelRegistry
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 

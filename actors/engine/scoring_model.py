@@ -1,12 +1,13 @@
-"""A vLLM pooling model that tells, of every token of a sequence, what the teacher made of it.
+"""A vLLM pooling model that returns, for each token, the teacher's hidden state, log-normaliser and log-prob.
 
 The row of position i holds, in float32: the hidden state after the final norm (d), the log-normaliser of the distribution that
 predicts token i + 1, and that token's log-prob. The last two come from the wrapped model's own `compute_logits` (its norm, bias,
-scale and soft-cap), so that a learner which rebuilds them from `hidden @ head.T` has an independent check. They are there in the first of
-every `check_every` rows, else not a number: a wrong head shows in any row, and the learner multiplies by it again anyway.
+scale and soft-cap), so that a learner that rebuilds them from `hidden @ head.T` has an independent check. Only the first of every
+`check_every` rows has them; in the other rows they are NaN. That suffices: a wrong head shows in any row, and the learner multiplies
+by the head again anyway.
 
-Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary, check_every. A request names the first
-row that it wants (`PoolingParams.extra_kwargs["first_row"]`); the last row, which predicts nothing known, is left out.
+Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary, check_every. A request sets the first row
+that it needs (`PoolingParams.extra_kwargs["first_row"]`). The last row predicts a token that is not known, so it is left out.
 """
 
 import copy
@@ -20,11 +21,13 @@ from vllm.model_executor.layers.pooler.tokwise import AllPool, TokenPooler
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.v1.pool.metadata import PoolingMetadata
 
-HEAD_CHUNK_ROWS = {"cpu": 128, "cuda": 512}  # rows whose logits exist at once; what a CPU's allocator keeps needs no new pages
-CACHED_ROWS = 16  # rows whose float32 logits stay in a CPU's cache from one pass over them to the next
+HEAD_CHUNK_ROWS = {"cpu": 128, "cuda": 512}  # rows whose logits exist at once; on a CPU few, so that its allocator reuses their memory
+CACHED_ROWS = 16  # rows whose float32 logits stay in a CPU's cache between two passes over them
 
 
 class ScoringForCausalLM(nn.Module):
+    """The teacher's network with a pooler that scores tokens."""
+
     is_pooling_model = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -50,10 +53,10 @@ class ScoringForCausalLM(nn.Module):
         return {f"network.{name}" for name in self.network.load_weights(weights)}
 
     def score(self, hidden: list[torch.Tensor | None], metadata: PoolingMetadata) -> list[torch.Tensor | None]:
-        """The rows of each finished sequence; None for one of which more chunks will come."""
-        wanted = [(parameters.extra_kwargs or {}).get("first_row", 0) for parameters in metadata.pooling_params]
-        rows = [None if states is None else states[first:-1] for states, first in zip(hidden, wanted, strict=True)]
-        next_tokens = [tokens[first + 1 :] for tokens, first in zip(metadata.get_prompt_token_ids_cpu(), wanted, strict=True)]
+        """The rows of each finished sequence; None for a sequence with more chunks to come."""
+        first_rows = [(parameters.extra_kwargs or {}).get("first_row", 0) for parameters in metadata.pooling_params]
+        rows = [None if states is None else states[first:-1] for states, first in zip(hidden, first_rows, strict=True)]
+        next_tokens = [tokens[first + 1 :] for tokens, first in zip(metadata.get_prompt_token_ids_cpu(), first_rows, strict=True)]
         finished = [i for i, states in enumerate(rows) if states is not None]
         if not finished:
             return rows
@@ -63,15 +66,15 @@ class ScoringForCausalLM(nn.Module):
         scored = torch.cat([states.float(), states.new_full((len(states), 2), torch.nan, dtype=torch.float32)], dim=-1)
         size = HEAD_CHUNK_ROWS[states.device.type]
         chunks = zip(states[checked].split(size), tokens[checked].split(size), strict=True)
-        scored[checked, -2:] = torch.cat([self._head_columns(part, following) for part, following in chunks])
-        for i, part in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
-            rows[i] = part
+        scored[checked, -2:] = torch.cat([self._head_columns(states_chunk, tokens_chunk) for states_chunk, tokens_chunk in chunks])
+        for i, scored_rows in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
+            rows[i] = scored_rows
         return rows
 
     def _head_columns(self, hidden: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
         """Log-normaliser and next token's log-prob, float32 [rows, 2]. A token above the shared vocabulary has log-prob -inf."""
         logits = self.network.compute_logits(hidden)
-        if logits is None:  # under tensor parallelism rank 0 alone has logits, and alone is asked for its rows
+        if logits is None:  # under tensor parallelism only rank 0 has logits, and vLLM reads only its rows
             return hidden.new_zeros(len(hidden), 2, dtype=torch.float32)
         logits = logits[..., : self.shared_vocabulary]
         blocks = logits.split(CACHED_ROWS if logits.is_cpu else len(logits))
@@ -82,7 +85,7 @@ class ScoringForCausalLM(nn.Module):
 
 
 class ScoringPooler(TokenPooler):
-    """vLLM's own gathering of all tokens of a sequence, with the scores as its head."""
+    """vLLM's pooler over all tokens of a sequence, with `ScoringForCausalLM.score` as its head."""
 
     def get_supported_tasks(self):
         return {"token_embed"}

@@ -1,4 +1,14 @@
-"""The receiving end of weights that travel through host memory: a weight-transfer engine for vLLM."""
+"""The vLLM weight-transfer engine that loads new student weights from buckets in host memory.
+
+`actors.engine.plugin` registers `HostMemoryEngine` with vLLM, and vLLM builds one in each of its worker processes. The rollout worker
+(`actors.workers.rollout`) drives a weight update:
+
+    begin_weights    start_weight_update    vLLM makes every layer of the student buffer the weights that it receives
+    load_bucket      update_weights         once per bucket; a layer that has received all its weights replaces them in place
+    finish_weights   finish_weight_update   vLLM processes the layers that are still waiting
+
+Where the engine holds a mixture, only the student is loaded; the teacher stays as it is.
+"""
 
 from dataclasses import dataclass
 
@@ -11,21 +21,23 @@ from actors.weights.packed import PackedWeights
 
 
 @dataclass
-class NoInit(WeightTransferInitInfo):
-    pass
+class HostMemoryInitInfo(WeightTransferInitInfo):
+    """Empty: host memory needs no connection."""
 
 
 @dataclass
-class OneBucket(WeightTransferUpdateInfo):
+class HostMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """One bucket of an update."""
+
     bucket: PackedWeights
 
 
-class HostMemoryEngine(WeightTransferEngine[NoInit, OneBucket]):
-    """Loads buckets of host memory layer by layer; in a mixed policy into the student alone."""
+class HostMemoryEngine(WeightTransferEngine[HostMemoryInitInfo, HostMemoryUpdateInfo]):
+    """Loads buckets into the student, layer by layer."""
 
-    init_info_cls, update_info_cls = NoInit, OneBucket
+    init_info_cls, update_info_cls = HostMemoryInitInfo, HostMemoryUpdateInfo
 
-    def init_transfer_engine(self, init_info: NoInit) -> None:
+    def init_transfer_engine(self, init_info: HostMemoryInitInfo) -> None:
         pass
 
     def start_weight_update(self) -> None:
@@ -37,7 +49,7 @@ class HostMemoryEngine(WeightTransferEngine[NoInit, OneBucket]):
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: OneBucket) -> None:
+    def receive_weights(self, update_info: HostMemoryUpdateInfo) -> None:
         student_of(self.model).load_weights(update_info.bucket.tensors())
 
     def finish_weight_update(self) -> None:
@@ -48,5 +60,5 @@ class HostMemoryEngine(WeightTransferEngine[NoInit, OneBucket]):
 
 
 def student_of(model: nn.Module) -> nn.Module:
-    """The network that the learner trains: the student inside a mixed policy, else the model itself."""
+    """The network that the learner trains: the student inside a mixture, else the model itself."""
     return getattr(model, "student", model)

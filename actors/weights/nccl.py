@@ -1,8 +1,10 @@
-"""Both ends of vLLM's own NCCL weight transfer. Needs GPUs: the test suite, which has none, runs nothing of it beyond `LearnerWeights`.
+"""Both ends of vLLM's NCCL weight transfer: the engine that receives, and the sender on the learner's ranks.
 
-vLLM's sender means to make the engines' calls itself. Here the driver makes them (`actors.groups.publishing`), at the same time and with
-one deadline for both ends, so that an engine that fails is reported at once and not after the sender has waited for it; hence
-`DrivenElsewhere`.
+It needs GPUs. The test suite has none and runs only `LearnerWeights`.
+
+vLLM's sender expects to make the engines' calls itself. Here the driver makes them (`actors.groups.publishing`): it starts both ends at the
+same time, with one deadline, so that it reports a failing engine at once instead of after the sender has waited for it. The sender
+therefore gets a client that does nothing, `NoOpEngineClient`.
 """
 
 from collections.abc import Iterator
@@ -16,11 +18,11 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NC
 
 from actors.weights.host_memory import student_of
 from actors.weights.nccl_channel import NcclChannel
-from actors.weights.packed import SentSample, sample_of
+from actors.weights.packed import SentSample, sample_elements
 
 
 class PublishingLearner(Protocol):
-    """What the sender asks of a learner rank."""
+    """The part of a learner rank that the sender uses."""
 
     rank: int
 
@@ -29,14 +31,14 @@ class PublishingLearner(Protocol):
 
 
 class StudentNcclEngine(NCCLWeightTransferEngine):
-    """The engine's end: vLLM's own, aimed at the student alone where the model is a mixed policy."""
+    """The receiving end: vLLM's own engine. Where the model is a mixture, it loads only the student."""
 
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module):
         super().__init__(config, vllm_config, device, student_of(model))
 
 
 class LearnerWeights(WeightSource):
-    """The learner's weights as vLLM's sender reads them. sent: a few elements of each tensor of the last pass, on rank 0."""
+    """The learner's weights in the form that vLLM's sender reads. sent: on rank 0, a few elements of each tensor of the last pass."""
 
     def __init__(self, learner: PublishingLearner, dtype: str):
         self.learner, self.dtype, self.sent = learner, dtype, []
@@ -48,12 +50,12 @@ class LearnerWeights(WeightSource):
         self.sent: list[SentSample] = []
         for name, tensor in self.learner.gathered_weights(self.dtype):
             if self.learner.rank == 0:
-                self.sent.append(sample_of(name, tensor))
+                self.sent.append(sample_elements(name, tensor))
             yield name, tensor
 
 
-class DrivenElsewhere:
-    """The engines' calls as vLLM's sender makes them: none, since the driver makes them."""
+class NoOpEngineClient:
+    """Stands in for the engines in vLLM's sender. Its calls do nothing, because the driver calls the engines."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         pass
@@ -69,7 +71,7 @@ class DrivenElsewhere:
 
 
 def open_sender(learner: PublishingLearner, channel: NcclChannel, dtype: str) -> Any:
-    """The learner's end; `send_weights()` publishes once. Every rank opens and sends: gathering ZeRO-3 shards is a collective."""
+    """The sending end; each `send_weights()` publishes once. Every rank opens one and sends: gathering ZeRO-3 shards is collective."""
     info = NCCLTrainerInitInfo(
         channel.address,
         channel.port,
@@ -78,4 +80,4 @@ def open_sender(learner: PublishingLearner, channel: NcclChannel, dtype: str) ->
         packed_buffer_size_bytes=channel.buffer_bytes,
         rank=learner.rank,
     )
-    return WeightTransferTrainerFactory.trainer_init(info, client=DrivenElsewhere(), source=LearnerWeights(learner, dtype))
+    return WeightTransferTrainerFactory.trainer_init(info, client=NoOpEngineClient(), source=LearnerWeights(learner, dtype))

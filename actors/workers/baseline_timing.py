@@ -1,4 +1,4 @@
-"""What the learner is measured against: the same work in bare PyTorch, on its device and in its dtype, for `minirl bench`."""
+"""Baselines for `minirl bench`: seconds of plain PyTorch for the learner's work, on its device and in its dtype."""
 
 import time
 from collections.abc import Callable
@@ -13,27 +13,30 @@ from minirl.model.matmul import matmul_into
 from minirl.model.microbatch import MicroBatch
 from minirl.model.student import StudentHead
 
-TIMES = 3  # measured, after one that is not
+TIMED_RUNS = 3  # after one warm-up run
 
 
 def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> float:
-    """Forward and backward of the plain model: logits of every position in its dtype, cross-entropy of the targets in float32.
+    """Seconds for forward and backward of the plain model over all micro-batches.
 
-    The model's gradients are gone afterwards, so it must not be one that is being trained.
+    It computes logits of every position in the model's dtype, and cross-entropy of the targets in float32. It deletes the model's
+    gradients, so the model must not be in training.
     """
 
-    def passes() -> None:
+    def forward_backward() -> None:
         for batch in microbatches:
             logits = batch.predicting_rows(model(input_ids=batch.input_ids, use_cache=False).logits)
             nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum").backward()
         model.zero_grad()
 
-    return _seconds(passes, model.device)
+    return _median_seconds(forward_backward, model.device)
 
 
 def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
-    """Seconds for so many targets. `chunked`: the output heads and reverse KL as trained, forward and backward; `products`: the
-    matrix products that these cannot do without, four of them, or three where the student's head is frozen.
+    """Seconds of the output heads over `tokens` random targets.
+
+    `chunked`: forward and backward of the heads and the reverse KL, as in training. `products`: only the matrix products that this
+    needs, four of them, or three if the student's head is frozen.
     """
     student, teacher = head.student, head.teacher_head
     device, dtype = student.weight.device, student.weight.dtype
@@ -52,26 +55,26 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
 
     @torch.no_grad()
     def products() -> None:
-        with widened_head(student, hidden, head.buffer_pool) as own:
+        with widened_head(student, hidden, head.buffer_pool) as wide_head:
             for start in range(0, tokens, chunk):
                 rows = slice(start, min(start + chunk, tokens))
                 count = rows.stop - rows.start
-                matmul_into(logits[:count], hidden[rows], own.weight[: own.vocabulary])
+                matmul_into(logits[:count], hidden[rows], wide_head.weight[: wide_head.vocabulary])
                 matmul_into(logits[:count], teacher_hidden[rows], teacher.weight[: teacher.vocabulary])
                 torch.mm(gradient[:count], student.weight[: student.vocabulary])
                 if student.weight.requires_grad:
                     torch.mm(gradient[:count].T, hidden[rows])
 
-    return {"chunked": _seconds(chunked, device), "products": _seconds(products, device)}
+    return {"chunked": _median_seconds(chunked, device), "products": _median_seconds(products, device)}
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    def once() -> float:
+def _median_seconds(run: Callable[[], None], device: torch.device) -> float:
+    def timed_run() -> float:
         started = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    once()
-    return median(once() for _ in range(TIMES))
+    timed_run()
+    return median(timed_run() for _ in range(TIMED_RUNS))

@@ -1,4 +1,4 @@
-"""What DeepSpeed and transformers are told, from the learner's configuration."""
+"""Settings for DeepSpeed and transformers, derived from the learner's configuration."""
 
 from transformers.utils import is_flash_attn_2_available
 
@@ -8,7 +8,10 @@ from minirl.errors import InputError
 
 
 def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
-    """DeepSpeed's own settings; accumulation boundaries are set by hand, since the number of micro-batches varies."""
+    """DeepSpeed's settings. training None: no optimizer.
+
+    `gradient_accumulation_steps` is 1: the learner sets accumulation boundaries itself, because the number of micro-batches varies.
+    """
     zero: dict = {"stage": config.zero_stage}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -31,7 +34,10 @@ def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | Non
 
 
 def attention_kernel(config: LearnerConfig, device: str) -> str | None:
-    """What transformers is asked for; None leaves it the choice. Raises InputError where flash attention is wanted and cannot run."""
+    """The attention implementation for transformers; None lets transformers choose.
+
+    Raises InputError if the config asks for flash attention and it cannot run.
+    """
     flash = device == "cuda" and config.dtype == "bfloat16" and is_flash_attn_2_available()
     if config.attention == "flash_attention_2" and not flash:
         raise InputError(

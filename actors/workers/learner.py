@@ -1,4 +1,7 @@
-"""The learner: the student under DeepSpeed, one rank of it in each worker. It and what gathers its weights know DeepSpeed."""
+"""The learner: trains the student under DeepSpeed; each worker process holds one rank.
+
+Only this file, `gathered_weights` and `rendezvous` call DeepSpeed.
+"""
 
 import math
 import random
@@ -18,7 +21,7 @@ from actors.weights.packed import PackedWeights, pack
 from actors.workers.baseline_timing import baseline_seconds, head_seconds
 from actors.workers.deepspeed_config import attention_kernel, deepspeed_config
 from actors.workers.gathered_weights import export, merged_weights, weight_shapes
-from actors.workers.sanity_checks import refuse_bad_teacher, refuse_foreign_behavior, refuse_non_finite
+from actors.workers.sanity_checks import check_behavior_match, check_finite, check_teacher_match
 from minirl.errors import RunError
 from minirl.model.loading import load_causal_lm
 from minirl.model.lora import attach_adapters, trainable_parameters
@@ -41,21 +44,22 @@ from minirl.training.update import (
     supervised_loss,
 )
 
-# How far a packed sequence's states may be from those alone, relative to the largest: rounding, and no other sequence's tokens.
+# Largest allowed difference between the states of a packed sequence and of the same sequence alone, relative to the largest state.
+# Rounding stays below it; attention to another sequence's tokens does not.
 PACKING_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 class Learner:
-    """One rank. Every method that touches the model is collective: all ranks call it, in the same order."""
+    """One rank of the learner. Methods that use the model are collective: all ranks must call them in the same order."""
 
     def __init__(self, setup: LearnerSetup):
         self.setup = setup
         self.rank, self.workers = dist.get_rank(), dist.get_world_size()
         torch.set_num_threads(setup.threads)
         torch.use_deterministic_algorithms(setup.deterministic)
-        # The output heads alone multiply in float32. Their bfloat16 inputs are exact in it, so the forward pass loses nothing.
+        # Only the output heads multiply in float32. Their bfloat16 inputs are exact under "medium", so the forward pass loses nothing.
         torch.set_float32_matmul_precision("medium" if setup.config.dtype == "bfloat16" else "highest")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed's buffers of gigabytes, at every update
+        torch.utils.deterministic.fill_uninitialized_memory = False  # would fill DeepSpeed's gigabyte buffers at every update
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(setup.seed % 2**32 + self.rank)
         self.teacher_head = None
@@ -64,12 +68,12 @@ class Learner:
         self.load_model(setup.model)
 
     def load_model(self, path: str) -> None:
-        """Build the student from a model directory; an optimizer with it if the setup trains."""
+        """Builds the student from a model directory, and an optimizer if the setup trains."""
         setup, config = self.setup, self.setup.config
         settings = deepspeed_config(config, setup.training)
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
         model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, attention=attention_kernel(config, setup.device))
-        # transformers shards every model that it builds while this lives, and `export` builds one on one rank alone.
+        # While this object lives, transformers shards every model that it builds. `export` builds one on a single rank.
         del sharded_loading
         if config.zero_stage < 3:
             check_head(model, "student")
@@ -89,46 +93,51 @@ class Learner:
         self._choose_packing()
 
     def _choose_packing(self) -> None:
-        """Pack where it pays and where the student's family computes a packed sequence as it does one alone; a refusal is a warning,
-        and stays in `packing_refused` for whoever asks the learner later.
+        """Packs sequences if that pays and if the student computes a packed sequence as it computes the sequence alone.
+
+        If the second condition fails, it warns, and the message stays in `packing_refusal`.
         """
         config, kernel = self.setup.config, self.model.config._attn_implementation
-        self.packing_refused: str | None = None
+        self.packing_refusal: str | None = None
         if config.packing == "off" or (config.packing == "auto" and kernel != "flash_attention_2"):
             return
         gap = packing_gap(self.model)
         self.module.packed = gap <= PACKING_TOLERANCE[config.dtype]
         if not self.module.packed:
-            self.packing_refused = (
+            self.packing_refusal = (
                 f"{type(self.model).__name__} with {kernel} attention does not keep packed sequences apart (states {gap:.2g} off), so "
-                "the learner pads; set learner.packing: off to say so yourself"
+                "the learner pads; set learner.packing: off to avoid this warning"
             )
-            warnings.warn(self.packing_refused, stacklevel=2)
+            warnings.warn(self.packing_refusal, stacklevel=2)
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
-        """One optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global."""
+        """Takes one optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global.
+
+        Raises RunError before the weights change if the loss is not finite, if the rebuilt teacher differs from the teacher engine, or
+        (with `step.check_behavior`) if the engine did not sample with the published weights.
+        """
         losses = [lambda items=items: self._on_policy_loss(items, step.divisors) for items in on_policy]
         losses += [lambda items=items: self._supervised_loss(items, step.divisors) for items in supervised]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
         total: Sums = {}
-        finite = torch.tensor(True, device=self.setup.device)  # not looked at before the end: a GPU would stand still for each look
+        is_finite = torch.tensor(True, device=self.setup.device)  # read only once, at the end: each read would stall a GPU
         for number, loss_of in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(number == len(losses) - 1)
             loss, sums = loss_of()
-            finite &= torch.isfinite(loss.detach())
-            # DeepSpeed averages gradients over workers; the loss is already divided by the whole step's count.
+            is_finite &= torch.isfinite(loss.detach())
+            # DeepSpeed averages gradients over workers, but the loss is already divided by the counts of the whole step.
             self.engine.backward(loss * self.workers)
             add_sums(total, sums)
-        refuse_non_finite(finite, step, "loss", self.setup.device)
-        refuse_bad_teacher(total, self.setup)
+        check_finite(is_finite, step, "loss", self.setup.device)
+        check_teacher_match(total, self.setup)
         if step.check_behavior:
-            refuse_foreign_behavior(total, step, self.setup)
+            check_behavior_match(total, step, self.setup)
         norm = self._step(step)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": norm}
 
     def frozen_advantages(self, microbatches: list[list[OnPolicyItem]]) -> list[np.ndarray]:
-        """The gradient-free pass of `credit: frozen`: advantages before whitening, micro-batch after micro-batch."""
+        """The gradient-free pass of `credit: frozen`: advantages before whitening, in the order of the micro-batches."""
         advantages, total = [], {}
         for items in microbatches:
             rows, sums = frozen_advantages(
@@ -136,7 +145,7 @@ class Learner:
             )
             advantages += rows
             add_sums(total, sums)
-        refuse_bad_teacher(total, self.setup)
+        check_teacher_match(total, self.setup)
         return advantages
 
     @torch.no_grad()
@@ -147,24 +156,24 @@ class Learner:
         for items in microbatches:
             add_sums(total, self._supervised_loss(items, LossDivisors())[1])
         self.engine.train()
-        refuse_bad_teacher(total, self.setup)
+        check_teacher_match(total, self.setup)
         return {name: float(value) for name, value in total.items()}
 
     @torch.no_grad()
     def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[SequenceDiagnostics]:
-        """Of each sequence, in the order of the micro-batches; top_k: as of `SequenceDiagnostics.overlap`."""
-        found, total = [], {}
+        """Diagnostics of each sequence, in the order of the micro-batches. top_k: as in `SequenceDiagnostics.overlap`."""
+        diagnostics, total = [], {}
         self.engine.eval()
         for items in microbatches:
             rows, gap = diagnose(self.engine, items, self.setup.device, top_k)
-            found += rows
+            diagnostics += rows
             add_sums(total, gap)
         self.engine.train()
-        refuse_bad_teacher(total, self.setup)
-        return found
+        check_teacher_match(total, self.setup)
+        return diagnostics
 
     def baseline_seconds(self, microbatches: list[list[OnPolicyItem]]) -> float | None:
-        """For benchmarks: a bare PyTorch pass over the same micro-batches, by a fresh copy of the student; None where it is sharded."""
+        """For benchmarks: seconds of plain PyTorch over the same micro-batches, with a fresh copy of the student. None under ZeRO 3."""
         setup = self.setup
         if setup.config.zero_stage == 3:
             return None
@@ -176,30 +185,33 @@ class Learner:
         )
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
-        """For benchmarks: the output heads over so many random targets, and their bare products; None where nothing can be."""
+        """For benchmarks: `baseline_timing.head_seconds`. None under ZeRO 3, and unless the learner has exactly one teacher."""
         if self.setup.config.zero_stage == 3 or not isinstance(self.teacher_head, OutputHead):
             return None
         return head_seconds(self.module.head, tokens)
 
     def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and whole shape of each of the student's weights, in the order in which they are published."""
+        """Name and full shape of each of the student's weights, in the order in which they are published."""
         return weight_shapes(self.model)
 
     def gathered_weights(self, dtype: str) -> Iterator[tuple[str, Tensor]]:
-        """The student's weights under their Hugging Face names, on the learner's device; on every rank."""
-        sharded = self.setup.config.zero_stage == 3  # then the gathered tensor dies, and a copy has to outlive it
-        for named in self._merged():
+        """Yields the student's weights under their Hugging Face names, on the learner's device, on every rank."""
+        sharded = self.setup.config.zero_stage == 3  # then the gathered tensor is freed, so yield a copy
+        for named in self._merged_buckets():
             for name, tensor in named:
                 yield name, tensor.to(getattr(torch, dtype), copy=sharded)
 
     def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
-        """The student's weights under their Hugging Face names, in buckets; yields on rank 0, the others only help to gather."""
-        for named in self._merged():
+        """Yields the student's weights in buckets, under their Hugging Face names, on rank 0. The other ranks only help to gather."""
+        for named in self._merged_buckets():
             if self.rank == 0:
                 yield from pack(((name, tensor.to(getattr(torch, dtype))) for name, tensor in named), self._bucket_bytes)
 
     def export(self, source: str, directory: str) -> None:
-        """Write the student as a Hugging Face directory; config and tokenizer from `source`, which an adapter in it lies on."""
+        """Writes the student as a Hugging Face directory, with the config and tokenizer of `source`.
+
+        With LoRA the directory also holds the adapter, whose base model is `source`.
+        """
         export(
             self.model,
             self.setup.lora,
@@ -212,19 +224,19 @@ class Learner:
         dist.barrier()
 
     def save(self, directory: str) -> None:
-        """Optimizer, trained weights and random states of this rank."""
-        frozen = self.setup.lora is not None  # weights that stay as they are in the directory they were read from
-        self.engine.save_checkpoint(directory, tag="learner", save_latest=False, exclude_frozen_parameters=frozen)
+        """Saves optimizer, trained weights and random states of this rank."""
+        has_frozen_weights = self.setup.lora is not None  # they never change, so the model directory suffices
+        self.engine.save_checkpoint(directory, tag="learner", save_latest=False, exclude_frozen_parameters=has_frozen_weights)
         states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         if self.setup.device == "cuda":
             states["cuda"] = torch.cuda.get_rng_state()
         torch.save(states, Path(directory) / f"random-{self.rank}.pt")
 
     def load(self, directory: str) -> None:
-        """The inverse of `save`, for the same number of workers."""
+        """Restores what `save` wrote, with the same number of workers. Raises RunError if DeepSpeed cannot."""
         loaded, _ = self.engine.load_checkpoint(directory, tag="learner", load_module_strict=self.setup.lora is None)
         if loaded is None:
-            raise RunError(f"DeepSpeed could not load the checkpoint in {directory}; delete it to start from the one before")
+            raise RunError(f"DeepSpeed could not load the checkpoint in {directory}; delete it to resume from the previous checkpoint")
         states = torch.load(Path(directory) / f"random-{self.rank}.pt", weights_only=False)
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
@@ -258,18 +270,18 @@ class Learner:
         return soft_update_loss(self.engine, items, setup.soft, divisor, device=setup.device, temperature=setup.temperature)
 
     def _step(self, step: UpdateStep) -> float:
-        """The optimizer's step. Returns the global norm of the gradient before clipping; one that is not finite is refused."""
-        known_before = not hasattr(self.engine.optimizer, "_global_grad_norm")
-        if known_before:  # float32 at ZeRO 0: DeepSpeed leaves torch's optimizer as it is, and tells no norm
+        """Takes the optimizer's step. Returns the global norm of the gradient before clipping. Raises RunError if it is not finite."""
+        plain_optimizer = not hasattr(self.engine.optimizer, "_global_grad_norm")
+        if plain_optimizer:  # float32 at ZeRO 0: DeepSpeed does not wrap torch's optimizer and reports no norm
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
-            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
+            check_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
         self.engine.step()
-        if not known_before:
+        if not plain_optimizer:
             norm = float(self.engine.get_global_grad_norm())
-            refuse_non_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
+            check_finite(math.isfinite(norm), step, "gradient norm", self.setup.device)
         return norm
 
-    def _merged(self) -> Iterator[list[tuple[str, Tensor]]]:
+    def _merged_buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
         return merged_weights(self.model, self._bucket_bytes, sharded=self.setup.config.zero_stage == 3)
 
     @property
@@ -278,7 +290,10 @@ class Learner:
 
 
 def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Undo DeepSpeed's rounding of buffers to bfloat16: rotary frequencies are float32 in every engine, and 0.01 nats apart if not."""
+    """Undoes DeepSpeed's rounding of buffers to bfloat16.
+
+    Rotary frequencies are float32 in every engine. With rounded ones the learner's log-probs would be 0.01 nats off.
+    """
     for name, buffer in buffers.items():
         owner, _, attribute = name.rpartition(".")
         device = next(module.parameters()).device

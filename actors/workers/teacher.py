@@ -1,4 +1,4 @@
-"""One teacher worker: a vLLM pooling engine that says of every target token how the teacher would have predicted it."""
+"""One teacher worker: a vLLM pooling engine that scores every target token of a sequence under a frozen teacher."""
 
 import numpy as np
 import torch
@@ -6,14 +6,14 @@ import torch
 from actors.config import TeacherConfig
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
 from minirl.errors import RunError
-from minirl.types import TeacherScores, TokenSequence, array_of
+from minirl.types import TeacherScores, TokenSequence, numpy_from_tensor
 
 
 class TeacherWorker:
     """Scores token sequences under a frozen model.
 
-    model: a directory in Hugging Face format. shared_vocabulary: distributions are over the token ids below it. temperature: of
-    log-probs and log-normalisers; hidden states know none. max_model_len: the longest sequence.
+    model: a directory in Hugging Face format. shared_vocabulary: distributions are over the token ids below it. temperature: applied to
+    log-probs and log-normalisers, not to hidden states. max_model_len: the longest sequence, in tokens.
     """
 
     def __init__(
@@ -42,44 +42,49 @@ class TeacherWorker:
             max_model_len=max_model_len,
             overrides={"architectures": ["ScoringForCausalLM"], "scoring": settings},
             runner="pooling",
-            enable_prefix_caching=False,  # a cached token's hidden state would be missing
+            enable_prefix_caching=False,  # a cached token would have no hidden state
             enable_chunked_prefill=False,  # every sequence in one pass
             max_num_batched_tokens=max(config.micro_batch_tokens, max_model_len),
         )
 
     def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
-        """Score every sequence's targets, in order. Raises RunError where a sequence is too long or a target is not shared."""
+        """Scores of each sequence's targets, in order of the sequences.
+
+        Raises RunError if a sequence is too long or a target is outside the shared vocabulary.
+        """
         from vllm import PoolingParams
 
         for sequence in sequences:
-            self._check(sequence)
-        asked = [sequence for sequence in sequences if sequence.targets]
+            self._require_scorable(sequence)
+        with_targets = [sequence for sequence in sequences if sequence.targets]
         outputs = iter(
             self._engine.encode(
-                [{"prompt_token_ids": sequence.tokens.tolist()} for sequence in asked],
-                pooling_params=[PoolingParams(extra_kwargs={"first_row": _first_row(sequence)}) for sequence in asked],
+                [{"prompt_token_ids": sequence.tokens.tolist()} for sequence in with_targets],
+                pooling_params=[PoolingParams(extra_kwargs={"first_row": _first_row(sequence)}) for sequence in with_targets],
                 pooling_task="token_embed",
                 use_tqdm=False,
             )
-            if asked
+            if with_targets
             else ()
         )
-        return [self._scores(sequence, next(outputs).outputs.data if sequence.targets else None) for sequence in sequences]
+        return [self._to_scores(sequence, next(outputs).outputs.data if sequence.targets else None) for sequence in sequences]
 
     def close(self) -> None:
-        """Stop the engine and the processes that it started."""
+        """Stops the engine and the processes that it started."""
         stop_engine(self._engine)
 
-    def _scores(self, sequence: TokenSequence, rows: torch.Tensor | None) -> TeacherScores:
+    def _to_scores(self, sequence: TokenSequence, rows: torch.Tensor | None) -> TeacherScores:
         if rows is None:
-            nothing = np.empty(0, np.float32)
-            return TeacherScores(nothing, nothing, array_of(torch.empty(0, self._width, dtype=self._dtype)))
+            empty = np.empty(0, np.float32)
+            return TeacherScores(empty, empty, numpy_from_tensor(torch.empty(0, self._width, dtype=self._dtype)))
         rows = rows[np.flatnonzero(sequence.is_target) - 1 - _first_row(sequence)]
         hidden, normalizers, logprobs = rows.split([self._width, 1, 1], dim=-1)
-        # The pooler's float32 is exact for a bfloat16 state, and so is the way back: half the bytes to ship.
-        return TeacherScores(array_of(logprobs.squeeze(-1)), array_of(normalizers.squeeze(-1)), array_of(hidden.to(self._dtype)))
+        # A bfloat16 state is exact in the pooler's float32, so converting back loses nothing and halves the bytes to ship.
+        return TeacherScores(
+            numpy_from_tensor(logprobs.squeeze(-1)), numpy_from_tensor(normalizers.squeeze(-1)), numpy_from_tensor(hidden.to(self._dtype))
+        )
 
-    def _check(self, sequence: TokenSequence) -> None:
+    def _require_scorable(self, sequence: TokenSequence) -> None:
         if len(sequence.tokens) > self._max_model_len:
             raise RunError(f"a sequence of {len(sequence.tokens)} tokens exceeds the teacher engine's {self._max_model_len}")
         highest = int(sequence.tokens[sequence.is_target].max(initial=-1))
@@ -90,5 +95,5 @@ class TeacherWorker:
 
 
 def _first_row(sequence: TokenSequence) -> int:
-    """The first position whose row is wanted: the one before the first target."""
+    """The first position whose row is needed: the one before the first target."""
     return int(np.argmax(sequence.is_target)) - 1

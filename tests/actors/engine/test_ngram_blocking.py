@@ -1,4 +1,4 @@
-"""N-gram blocking: by hand, and step by step against transformers' own `NoRepeatNGramLogitsProcessor`."""
+"""N-gram blocking: by hand, and step by step against transformers' `NoRepeatNGramLogitsProcessor`."""
 
 import numpy as np
 import pytest
@@ -7,54 +7,54 @@ from transformers import NoRepeatNGramLogitsProcessor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from actors.engine.ngram_blocking import NGRAM, NgramBlocking, SeenNgrams
+from actors.engine.ngram_blocking import NGRAM_KEY, NgramBlocking, SeenNgrams
 
 
-def test_what_would_repeat_a_bigram_by_hand():
-    """After 1 2 3 1, the 2 would repeat (1, 2); in the response 2 1 after it, both 2 and nothing else follow 1."""
+def test_blocked_tokens_by_hand():
+    """After 1 2 3 1, the token 2 would repeat (1, 2). The response 4 1 adds (1, 4), so after it 2 and 4 are blocked."""
     response: list[int] = []
     seen = SeenNgrams(2, [1, 2, 3, 1], response)
-    assert seen.completing() == [2]
+    assert seen.blocked_tokens() == [2]
     response += [4, 1]
-    assert seen.completing() == [2, 4]
-    assert SeenNgrams(1, [5, 3], []).completing() == [3, 5]
-    assert SeenNgrams(6, [1, 2], [3]).completing() == []
+    assert seen.blocked_tokens() == [2, 4]
+    assert SeenNgrams(1, [5, 3], []).blocked_tokens() == [3, 5]
+    assert SeenNgrams(6, [1, 2], [3]).blocked_tokens() == []
 
 
-def added(index: int, prompt: list[int], response: list[int], n: int | None):
-    return index, SamplingParams(extra_args={NGRAM: n} if n else None), prompt, response
+def new_request(index: int, prompt: list[int], response: list[int], n: int | None):
+    return index, SamplingParams(extra_args={NGRAM_KEY: n} if n else None), prompt, response
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_each_step_is_that_of_transformers(n):
-    """Few tokens, so that much repeats. One row is not blocked; rows swap places midway, as vLLM does with its batch."""
+def test_each_step_equals_that_of_transformers(n):
+    """With few tokens, much repeats. One row has no blocking. Two rows swap midway, as they do in vLLM's batch."""
     draw = np.random.default_rng(n)
     prompts = [draw.integers(0, 4, length).tolist() for length in (1, 6, 9)]
     responses: list[list[int]] = [[], [], []]
-    blocking, theirs = NgramBlocking(None, torch.device("cpu"), False), NoRepeatNGramLogitsProcessor(n)
-    ours = [n, None, n]
-    blocking.update_state(BatchUpdate(3, [], [added(i, prompts[i], responses[i], ours[i]) for i in range(3)], []))
-    blocked = 0
+    blocking, reference = NgramBlocking(None, torch.device("cpu"), False), NoRepeatNGramLogitsProcessor(n)
+    sizes = [n, None, n]
+    blocking.update_state(BatchUpdate(3, [], [new_request(i, prompts[i], responses[i], sizes[i]) for i in range(3)], []))
+    blocked_count = 0
     for step in range(8):
         logits = torch.randn(3, 5)
-        found = blocking.apply(logits.clone())
+        processed = blocking.apply(logits.clone())
         for row in range(3):
             expected = logits[row]
-            if ours[row]:
-                expected = theirs(torch.tensor([prompts[row] + responses[row]]), logits[row : row + 1].clone())[0]
-            assert torch.equal(found[row], expected)
-            blocked += int(found[row].isinf().sum())
+            if sizes[row]:
+                expected = reference(torch.tensor([prompts[row] + responses[row]]), logits[row : row + 1].clone())[0]
+            assert torch.equal(processed[row], expected)
+            blocked_count += int(processed[row].isinf().sum())
             responses[row].append(int(draw.integers(0, 4)))
         if step == 3:
             blocking.update_state(BatchUpdate(3, [], [], [(0, 1, MoveDirectionality.SWAP)]))
-            for rows in (prompts, responses, ours):
+            for rows in (prompts, responses, sizes):
                 rows[0], rows[1] = rows[1], rows[0]
-    assert blocked
+    assert blocked_count
 
 
-def test_a_request_that_left_blocks_nothing():
+def test_a_finished_request_blocks_nothing():
     blocking = NgramBlocking(None, torch.device("cpu"), False)
-    blocking.update_state(BatchUpdate(1, [], [added(0, [1, 1], [], 1)], []))
+    blocking.update_state(BatchUpdate(1, [], [new_request(0, [1, 1], [], 1)], []))
     assert blocking.apply(torch.zeros(1, 3)).isinf().any()
     blocking.update_state(BatchUpdate(0, [0], [], []))
     assert not blocking.apply(torch.zeros(1, 3)).isinf().any()

@@ -1,4 +1,4 @@
-"""Weights on their way to the engines: packing, checksums, and what an engine refuses."""
+"""Weights for the engines: packing, checksums, loading into a rollout worker, and the errors it raises."""
 
 import dataclasses
 
@@ -25,10 +25,10 @@ def test_pack_keeps_names_order_and_bits(bucket_bytes):
     for (_, sent), (_, received) in zip(tensors(), unpacked, strict=True):
         assert sent.dtype == received.dtype
         assert torch.equal(sent, received)
-    assert all(bucket.nbytes <= bucket_bytes or len(bucket.entries) == 1 for bucket in buckets)
+    assert all(bucket.nbytes <= bucket_bytes or len(bucket.specs) == 1 for bucket in buckets)
 
 
-def test_tied_tensors_are_in_a_bucket_once_and_one_alone_is_not_copied():
+def test_tied_tensors_share_one_array_and_are_not_copied():
     tied = torch.randn(64, 8)
     (bucket,) = pack([("head", tied), ("embedding", tied), ("other", tied.clone())], 4 * 1024)
     assert bucket.arrays[0] is bucket.arrays[1] and bucket.nbytes == 2 * tied.numel() * 4
@@ -46,13 +46,13 @@ def test_tensors_are_views_of_read_only_memory():
 def test_checksum_sees_values_names_and_shapes():
     (bucket,) = pack(tensors(), 10**6)
     original = checksum(bucket)
-    name, dtype, shape = bucket.entries[0]
-    for entry in [("z", dtype, shape), (name, "int32", shape), (name, dtype, (7, 5))]:
-        assert checksum(PackedWeights((entry, *bucket.entries[1:]), bucket.arrays)) != original
-    for number in range(len(bucket.entries)):
+    name, dtype, shape = bucket.specs[0]
+    for spec in [("z", dtype, shape), (name, "int32", shape), (name, dtype, (7, 5))]:
+        assert checksum(PackedWeights((spec, *bucket.specs[1:]), bucket.arrays)) != original
+    for index in range(len(bucket.specs)):
         arrays = [array.copy() for array in bucket.arrays]
-        arrays[number][-1] ^= 1
-        assert checksum(PackedWeights(bucket.entries, tuple(arrays))) != original
+        arrays[index][-1] ^= 1
+        assert checksum(PackedWeights(bucket.specs, tuple(arrays))) != original
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_bfloat16_stream_is_widened_exactly(untied):
 
 
 @pytest.mark.slow
-def test_no_half_loaded_or_other_version_ever_samples(untied):
+def test_a_half_loaded_or_another_version_never_samples(untied):
     worker, path = untied
     student = hugging_face(path)
     publish(worker, student, 7)
@@ -99,9 +99,9 @@ def test_no_half_loaded_or_other_version_ever_samples(untied):
         sample(worker, None)
     worker.begin_weights()
     first, *rest = pack(named_weights(student), 60_000)
-    for wanted in (7, 8, None):
+    for version in (7, 8, None):
         with pytest.raises(RunError, match="half-way"):
-            sample(worker, wanted)
+            sample(worker, version)
     worker.load_bucket(first, checksum(first))
     with pytest.raises(RunError, match="half-way"):
         sample(worker, 8)
@@ -116,7 +116,7 @@ def test_no_half_loaded_or_other_version_ever_samples(untied):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_changed_on_its_way_is_refused(model_directory, open_worker):
+def test_a_bucket_that_changed_in_transit_is_refused(model_directory, open_worker):
     worker = open_worker(model_directory("qwen2", seed=12))
     student = hugging_face(model_directory("qwen2", seed=12))
     bucket = next(pack(named_weights(student), 60_000))
@@ -139,7 +139,7 @@ def test_a_tied_head_that_was_left_out_or_differs_is_noticed(family, model_direc
         worker.begin_weights()
         for bucket in pack((pair for pair in named_weights(student) if pair[0] != "lm_head.weight"), 10**6):
             worker.load_bucket(bucket, checksum(bucket))
-        if case == "stale":  # the engine never sees the head, though the sender says that it was sent
+        if case == "stale":  # the engine never receives the head, but the sent samples include it
             (head,) = pack([("lm_head.weight", student.get_output_embeddings().weight)], 10**9)
             worker._sent += sent_samples(head)
         with pytest.raises(RunError, match="lm_head.weight"):

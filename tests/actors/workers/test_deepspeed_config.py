@@ -1,3 +1,5 @@
+"""DeepSpeed settings and the attention implementation that follow from the learner's configuration."""
+
 import pytest
 
 from actors.config import LearnerConfig
@@ -14,21 +16,21 @@ def flash_installed(request, monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float32"), ("cuda", "bfloat16")])
-def test_flash_attention_is_taken_where_it_can_run_and_refused_elsewhere(flash_installed, device, dtype):
+def test_flash_attention_is_used_where_it_can_run_and_refused_elsewhere(flash_installed, device, dtype):
     can_run = flash_installed and (device, dtype) == ("cuda", "bfloat16")
     assert attention_kernel(LearnerConfig(dtype=dtype), device) == ("flash_attention_2" if can_run else None)
     assert attention_kernel(LearnerConfig(dtype=dtype, attention="sdpa"), device) == "sdpa"
-    wanted = LearnerConfig(dtype=dtype, attention="flash_attention_2")
+    config = LearnerConfig(dtype=dtype, attention="flash_attention_2")
     if can_run:
-        assert attention_kernel(wanted, device) == "flash_attention_2"
+        assert attention_kernel(config, device) == "flash_attention_2"
     else:
         with pytest.raises(InputError, match="learner.attention: flash_attention_2 needs a GPU"):
-            attention_kernel(wanted, device)
+            attention_kernel(config, device)
 
 
-def test_the_fused_optimizer_is_torchs_own_and_not_the_one_in_host_memory():
+def test_torchs_fused_adam_is_used_unless_the_optimizer_is_offloaded():
     training = SftConfig(learning_rate=1e-3)
-    own, offloaded = (deepspeed_config(LearnerConfig(offload_optimizer=o), training)["optimizer"]["params"] for o in (False, True))
-    assert own["torch_adam"] and own["fused"]
+    on_device, offloaded = (deepspeed_config(LearnerConfig(offload_optimizer=o), training)["optimizer"]["params"] for o in (False, True))
+    assert on_device["torch_adam"] and on_device["fused"]
     assert not {"torch_adam", "fused"} & set(offloaded)
     assert "fused" not in deepspeed_config(LearnerConfig(optimizer="sgd"), training)["optimizer"]["params"]

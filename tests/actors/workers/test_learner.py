@@ -1,4 +1,4 @@
-"""The learner under real DeepSpeed: the same gradient and the same weights however the step is divided, resumed or sharded."""
+"""The learner under real DeepSpeed: dividing, resuming or sharding a step changes neither gradient nor weights."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from minirl.model.student import StudentModule
 from minirl.objective.credit import whitening_statistics
 from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep, on_policy_loss, supervised_loss
 from minirl.types import Rollout
-from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, scored, weights
+from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, teacher_scores, weights
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -40,9 +40,9 @@ def models(model_directory):
 
 @pytest.fixture(scope="module")
 def items(models):
-    """Twelve rollouts of different lengths with teacher scores as the teacher itself gives them, and three blocks of plain text."""
+    """Twelve rollouts of different lengths and three blocks of plain text, all with the teacher's scores."""
     plain = blocks()
-    scores = scored(models[1], [block.sequence for block in plain])
+    scores = teacher_scores(models[1], [block.sequence for block in plain])
     return on_policy_items(models[1]), [dataclasses.replace(block, scores=s) for block, s in zip(plain, scores, strict=True)]
 
 
@@ -50,8 +50,8 @@ def response_tokens(items) -> int:
     return sum(len(item.rollout.response_tokens) for item in items)
 
 
-def one_update(group, items, preset="paper"):
-    """Weights before and after an update, and its sums; with frozen credit the advantages come from the group first."""
+def run_update(group, items, preset="paper"):
+    """Weights before and after an update, and its sums. With frozen credit the group first computes the advantages."""
     before = weights(group)
     on_policy, supervised = items
     whitening = None
@@ -79,18 +79,18 @@ def assert_same_step(result, expected):
     for name, value in expected[2].items():
         assert name == "busy_seconds" or result[2][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
     before, after, sums = result
-    moved = torch.cat([(before[name] - after[name]).flatten() for name in before if name != "lm_head.weight"])  # it is tied
+    moved = torch.cat([(before[name] - after[name]).flatten() for name in before if name != "lm_head.weight"])  # lm_head is tied
     assert sums["grad_norm"] == pytest.approx(moved.norm().item() / LEARNING_RATE, rel=1e-4)
 
 
-def step_of(models, items, *, preset="paper", **learner):
+def updated_with(models, items, *, preset="paper", **learner):
     with learner_group(*models, preset=preset, **learner) as group:
-        return one_update(group, items, preset)
+        return run_update(group, items, preset)
 
 
 @pytest.fixture(scope="module")
 def reference(ray_cluster, models, items):
-    return step_of(models, items)
+    return updated_with(models, items)
 
 
 @pytest.mark.parametrize(
@@ -98,36 +98,36 @@ def reference(ray_cluster, models, items):
     [(2, 0, 4096), (1, 2, 64), (2, 2, 100), (4, 2, 4096), (2, 3, 64)],
 )
 def test_gradient_does_not_depend_on_the_division(reference, models, items, workers, stage, tokens_per_microbatch):
-    assert_same_step(step_of(models, items, workers=workers, zero_stage=stage, tokens_per_microbatch=tokens_per_microbatch), reference)
+    assert_same_step(updated_with(models, items, workers=workers, zero_stage=stage, tokens_per_microbatch=tokens_per_microbatch), reference)
 
 
 def test_packed_sequences_and_recomputed_chunks_give_the_same_step(reference, models, items):
-    assert_same_step(step_of(models, items, packing="on", tokens_per_microbatch=200, head_chunk_tokens=16), reference)
+    assert_same_step(updated_with(models, items, packing="on", tokens_per_microbatch=200, head_chunk_tokens=16), reference)
 
 
-def test_what_benchmarks_measure_leaves_the_student_alone(ray_cluster, models, items):
-    def limits(shell) -> tuple:
-        learner, (on_policy, _) = shell.learner, items
-        found = learner.baseline_seconds([on_policy[:4], on_policy[4:]]), learner.head_seconds(30)
-        return *found, all(parameter.grad is None for parameter in learner.model.parameters())
+def test_benchmark_baselines_do_not_change_the_student(ray_cluster, models, items):
+    def baselines(worker) -> tuple:
+        learner, (on_policy, _) = worker.learner, items
+        seconds = learner.baseline_seconds([on_policy[:4], on_policy[4:]]), learner.head_seconds(30)
+        return *seconds, all(parameter.grad is None for parameter in learner.model.parameters())
 
     for stage in (0, 2, 3):
         with learner_group(*models, zero_stage=stage) as group:
             before = weights(group)
-            bare, heads, clean = group.get([group.workers[0].__ray_call__.remote(limits)], "measure")[0]
-            assert (bare is None, heads is None) == (stage == 3, stage == 3)
-            assert stage == 3 or (bare > 0 and set(heads) == {"chunked", "products"} and min(heads.values()) > 0)
-            assert clean
+            plain, heads, no_gradients = group.get([group.workers[0].__ray_call__.remote(baselines)], "measure")[0]
+            assert (plain is None, heads is None) == (stage == 3, stage == 3)
+            assert stage == 3 or (plain > 0 and set(heads) == {"chunked", "products"} and min(heads.values()) > 0)
+            assert no_gradients
             assert all(torch.equal(tensor, before[name]) for name, tensor in weights(group).items())
 
 
 def test_frozen_credit_and_whitening_do_not_depend_on_the_division(ray_cluster, models, items):
-    whole = step_of(models, items, preset="lmops")
-    assert_same_step(step_of(models, items, preset="lmops", workers=2, zero_stage=2, tokens_per_microbatch=70), whole)
+    undivided = updated_with(models, items, preset="lmops")
+    assert_same_step(updated_with(models, items, preset="lmops", workers=2, zero_stage=2, tokens_per_microbatch=70), undivided)
 
 
 def plain_gradient(student: str, teacher: str, items) -> torch.Tensor:
-    """The gradient by autograd alone: one process, no DeepSpeed, no checkpointing, one micro-batch of each kind."""
+    """The gradient from plain autograd: one process, no DeepSpeed, no checkpointing, one micro-batch of each kind."""
     model = load_causal_lm(student, torch.float32, dropout=False)
     module = StudentModule(model, vocabulary=VOCABULARY, chunk_tokens=4096, teacher_head=read_head(teacher, VOCABULARY))
     on_policy, supervised = items
@@ -155,24 +155,24 @@ def test_families_heads_and_checkpointing_equal_plain_autograd(switches, ray_clu
             student = student_of(model_directory, kind)
             group.load_model(student)
             expected = plain_gradient(student, models[1], items)
-            assert (gradient(one_update(group, items)) - expected).norm() <= 1e-5 * expected.norm(), kind
+            assert (gradient(run_update(group, items)) - expected).norm() <= 1e-5 * expected.norm(), kind
         if switches.get("zero_stage") == 3:
             assert_nccl_would_send_what_is_packed(group)
 
 
 def assert_nccl_would_send_what_is_packed(group):
-    """On GPUs vLLM's sender iterates over these weights; its own check of order, names, dtypes and shapes runs here on every rank."""
+    """On GPUs vLLM's sender iterates over these weights. Here every rank runs the sender's own check of order, names, dtypes and shapes."""
 
-    def streamed(shell):
+    def checked_by_sender(worker):
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine as Sender
 
         from actors.weights.nccl import LearnerWeights
 
-        source = LearnerWeights(shell.learner, "bfloat16")
+        source = LearnerWeights(worker.learner, "bfloat16")
         return dict(Sender._checked_iter(source, source.metadata())), source.sent
 
     packed = {name: tensor for ref, *_ in group.pack_weights("bfloat16") for name, tensor in ray.get(ref).tensors()}
-    for rank, (sent, samples) in enumerate(group.get([worker.__ray_call__.remote(streamed) for worker in group.workers], "send")):
+    for rank, (sent, samples) in enumerate(group.get([worker.__ray_call__.remote(checked_by_sender) for worker in group.workers], "send")):
         assert list(sent) == list(packed)
         assert all(torch.equal(sent[name], packed[name]) for name in packed)
         assert [sample.name for sample in samples] == (list(packed) if rank == 0 else [])
@@ -186,12 +186,12 @@ def test_bfloat16_trains_with_a_float32_optimizer(workers, stage, ray_cluster, m
     plain = blocks()
     count = sum(item.sequence.targets for item in plain)
 
-    def optimizer_dtypes(shell):
-        optimizer = shell.learner.engine.optimizer
+    def optimizer_dtypes(worker):
+        optimizer = worker.learner.engine.optimizer
         inner = getattr(optimizer, "optimizer", optimizer)
         moments = [v for state in inner.state.values() for v in state.values() if torch.is_tensor(v) and v.ndim]
         masters = [p for group in inner.param_groups for p in group["params"]]
-        return {str(t.dtype) for t in moments}, {str(p.dtype) for p in masters}, {str(p.dtype) for p in shell.learner.model.parameters()}
+        return {str(t.dtype) for t in moments}, {str(p.dtype) for p in masters}, {str(p.dtype) for p in worker.learner.model.parameters()}
 
     with learner_group(models[0], dtype="bfloat16", optimizer="adamw", workers=workers, zero_stage=stage) as group:
         losses = []
@@ -205,7 +205,7 @@ def test_bfloat16_trains_with_a_float32_optimizer(workers, stage, ray_cluster, m
 
 
 def test_an_optimizer_in_host_memory_learns_too(ray_cluster, models):
-    """Its first start on a machine compiles DeepSpeed's CPU optimizer."""
+    """The first run on a machine compiles DeepSpeed's CPU optimizer."""
     plain = blocks()
     count = sum(item.sequence.targets for item in plain)
     with learner_group(models[0], dtype="bfloat16", optimizer="adamw", zero_stage=2, offload_optimizer=True) as group:
@@ -216,7 +216,7 @@ def test_an_optimizer_in_host_memory_learns_too(ray_cluster, models):
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_resumed_training_equals_uninterrupted_bit_for_bit(stage, ray_cluster, model_directory, tmp_path):
-    """Dropout is on, so that random states count too."""
+    """Dropout is on, so that random states matter too."""
     student, plain = student_of(model_directory, "gpt2"), blocks((30, 17, 9, 25))
     scale = LossDivisors(supervised=sum(item.sequence.targets for item in plain))
     switches = {"optimizer": "adamw", "workers": 2, "zero_stage": stage, "dropout": True, "deterministic": True}
@@ -227,13 +227,13 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(stage, ray_cluster, m
     with learner_group(student, **switches) as group:
         updates(group, 0, 2)
         group.save(str(tmp_path))
-        straight = updates(group, 2, 4), weights(group)
+        uninterrupted = updates(group, 2, 4), weights(group)
     with learner_group(student, **switches) as group:
         fresh = weights(group)
         group.load(str(tmp_path))
         resumed = updates(group, 2, 4), weights(group)
-    assert resumed[0] == straight[0]
-    assert all(torch.equal(resumed[1][name], straight[1][name]) for name in fresh)
+    assert resumed[0] == uninterrupted[0]
+    assert all(torch.equal(resumed[1][name], uninterrupted[1][name]) for name in fresh)
     assert not any(torch.equal(resumed[1][name], fresh[name]) for name in fresh if name.endswith("weight"))
 
 
@@ -246,7 +246,7 @@ def permuted(source: str, directory: Path) -> str:
     return str(directory)
 
 
-def test_refusals_leave_the_weights_alone(ray_cluster, model_directory, models, tmp_path):
+def test_refused_updates_leave_the_weights_unchanged(ray_cluster, model_directory, models, tmp_path):
     teacher = model_directory("llama", vocab=VOCABULARY, tied=False, **TEACHER)
     good = on_policy_items(teacher)
     norm = load_file(Path(teacher) / "model.safetensors")["model.norm.weight"].numpy()
@@ -267,7 +267,7 @@ def test_refusals_leave_the_weights_alone(ray_cluster, model_directory, models, 
             group.frozen_advantages(without_norm, lengths_of(without_norm))
         refused([with_behavior(good[0], -1e4), *good[1:]], "loss of iteration 7, update 21, is not finite")
         refused(good, "iteration 7: the learner and the rollout engine differ", check_behavior=True)
-        group.load_model(models[0])  # the refused gradients have piled up
+        group.load_model(models[0])  # drops the gradients of the refused updates
         group.update(UpdateStep(7, 21, 1e-3, scale), good, [], lengths_of(good))
         assert not torch.equal(weights(group)["model.norm.weight"], before["model.norm.weight"])
 
@@ -279,7 +279,7 @@ def with_behavior(item: OnPolicyItem, first: float) -> OnPolicyItem:
 
 
 def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(ray_cluster, tmp_path):
-    """The allocator's peak over a whole update, at 1,024 and at 4,096 target tokens of a vocabulary of 32,768, by the learner itself."""
+    """The allocator's peak during an update in the learner's process, at 1,024 and at 4,096 target tokens, with 32,768 token ids."""
     vocabulary, few, many = 32_768, 8, 32
     student = tiny_model(tmp_path / "student", "llama", vocab=vocabulary, hidden=32, layers=1, seed=1, tokenizer_vocab=64)
     teacher = tiny_model(tmp_path / "teacher", "llama", vocab=vocabulary, hidden=32, layers=1, seed=2, tokenizer_vocab=64)
@@ -290,17 +290,17 @@ def test_memory_of_an_update_does_not_grow_with_tokens_times_vocabulary(ray_clus
     ]
     items = on_policy_items(teacher, rollouts, vocabulary)
 
-    def peak(shell, items) -> int:
+    def peak_bytes(worker, items) -> int:
         step = UpdateStep(0, 0, 1e-3, LossDivisors(response_tokens(items), 1.0))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            shell.update(step, [items], [])
+            worker.update(step, [items], [])
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
     with learner_group(student, teacher, vocabulary=vocabulary, head_chunk_tokens=256) as group:
-        group.update(UpdateStep(0, 0, 1e-3, LossDivisors(128.0, 1.0)), items[:1], [], [132])  # the optimizer's own memory comes first
-        small, large = (group.get([group.workers[0].__ray_call__.remote(peak, items[:n])], "update")[0] for n in (few, many))
+        group.update(UpdateStep(0, 0, 1e-3, LossDivisors(128.0, 1.0)), items[:1], [], [132])  # allocates the optimizer's own memory first
+        small, large = (group.get([group.workers[0].__ray_call__.remote(peak_bytes, items[:n])], "update")[0] for n in (few, many))
     chunk_logits = 256 * vocabulary * 4
-    assert small > chunk_logits  # the profiler did see the head
+    assert small > chunk_logits  # the profiler saw the head
     more_logits = (many - few) * 128 * vocabulary * 4  # 400 MB
     assert large - small < 0.1 * more_logits

@@ -1,4 +1,4 @@
-"""A student with adapters under real DeepSpeed: what is trained, what is published and saved, and that a resumed run is the same run."""
+"""A student with LoRA adapters under real DeepSpeed: training, publishing, saving and resuming."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of,
 pytestmark = pytest.mark.slow
 
 LORA = LoraConfig(rank=4, alpha=8.0)
-UPDATES = 2  # in the first only B moves, since it begins as zero
+UPDATES = 2  # the first one moves only B, because B starts at zero
 LEARNING_RATE = 0.5
 
 
@@ -43,7 +43,7 @@ def scale(items):
 
 @pytest.fixture(scope="module")
 def expected(models, items, scale):
-    """Weights after each update, and each gradient norm, by autograd and torch's SGD in one process."""
+    """Weights and gradient norm after each update, from autograd and torch's SGD in one process."""
     model = load_causal_lm(models[0], torch.float32, dropout=False)
     attach_adapters(model, LORA, seed=0, dropout=False)
     module = StudentModule(model, vocabulary=VOCABULARY, chunk_tokens=4096, teacher_head=read_head(models[1], VOCABULARY))
@@ -64,7 +64,7 @@ def moved(before: dict, after: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("workers", "stage", "tokens"), [(1, 0, 4096), (2, 2, 100), (2, 3, 64)])
-def test_two_updates_are_those_of_plain_autograd_and_what_is_published_is_saved(
+def test_two_updates_equal_plain_autograd_and_published_weights_equal_exported_ones(
     workers, stage, tokens, ray_cluster, models, items, scale, expected, tmp_path
 ):
     on_policy, supervised = items
@@ -80,27 +80,27 @@ def test_two_updates_are_those_of_plain_autograd_and_what_is_published_is_saved(
             assert sums["grad_norm"] == pytest.approx(norm, rel=1e-4)
         assert_published_is_exported(group, models[0], tmp_path / "best")
         if stage == 0:
-            bare, heads = group.baseline_seconds(on_policy, lengths_of(on_policy))[0], group.head_seconds(30)
-            assert min(bare, *heads.values()) > 0, "what benchmarks measure runs with a frozen head too"
+            plain, heads = group.baseline_seconds(on_policy, lengths_of(on_policy))[0], group.head_seconds(30)
+            assert min(plain, *heads.values()) > 0, "the benchmark baselines also run with a frozen head"
 
 
 def assert_published_is_exported(group, base: str, directory: Path, dtype: str = "float32"):
-    """The same tensors; and the adapter beside them, put on the base by peft itself, makes the same model."""
+    """Exported and published tensors are equal. The exported adapter, put onto the base model by peft, gives the same model."""
     group.export(base, str(directory))
     published = {name: tensor.clone() for ref, *_ in group.pack_weights(dtype) for name, tensor in ray.get(ref).tensors()}
-    whole = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").state_dict()
-    assert set(whole) == set(published)
-    assert all(torch.equal(whole[name], tensor) for name, tensor in published.items())
-    ours = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    theirs = PeftModel.from_pretrained(ours, str(directory / "adapter")).merge_and_unload().state_dict()
+    exported = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").state_dict()
+    assert set(exported) == set(published)
+    assert all(torch.equal(exported[name], tensor) for name, tensor in published.items())
+    base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base_model, str(directory / "adapter")).merge_and_unload().state_dict()
     tolerance = {"float32": 1e-6, "bfloat16": 8e-3}[dtype]
     for name, tensor in published.items():
-        torch.testing.assert_close(tensor.float(), theirs[name], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(tensor.float(), merged[name], rtol=tolerance, atol=tolerance)
 
 
-def trained(shell) -> dict:
-    """What the optimizer of this rank holds, by number of elements, and in which precision."""
-    learner = shell.learner
+def optimizer_contents(worker) -> dict:
+    """Numbers of elements that this rank's optimizer holds, their dtypes, and whether frozen weights have gradients."""
+    learner = worker.learner
     outer = learner.engine.optimizer
     groups = getattr(outer, "optimizer", outer).param_groups
     masters = getattr(outer, "fp32_partitioned_groups_flat", None)  # ZeRO 3 lends them to the optimizer for its step
@@ -116,7 +116,9 @@ def trained(shell) -> dict:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_resumed_run_with_dropout_is_the_same_run_and_its_optimizer_holds_adapters_alone(stage, ray_cluster, models, tmp_path):
+def test_a_resumed_run_with_dropout_equals_the_uninterrupted_one_and_its_optimizer_holds_only_adapters(
+    stage, ray_cluster, models, tmp_path
+):
     plain = blocks((30, 17, 9, 25))
     scale = LossDivisors(supervised=sum(item.sequence.targets for item in plain))
     lora = LORA.model_copy(update={"dropout": 0.2})
@@ -129,17 +131,17 @@ def test_a_resumed_run_with_dropout_is_the_same_run_and_its_optimizer_holds_adap
         fresh = weights(group)
         losses = updates(group, 0, 2)
         group.save(str(tmp_path / "checkpoint"))
-        straight = updates(group, 2, 4), weights(group)
-        for rank in group.get([worker.__ray_call__.remote(trained) for worker in group.workers], "inspect"):
+        uninterrupted = updates(group, 2, 4), weights(group)
+        for rank in group.get([worker.__ray_call__.remote(optimizer_contents) for worker in group.workers], "inspect"):
             assert rank["master_dtypes"] == {"torch.float32"} and rank["gradients"] == {True}
             share = rank["adapters"] // (2 if stage else 1)
-            assert share <= rank["masters"] <= share + 64  # padding, where they are divided
-        assert straight[0][-1] < losses[0]
+            assert share <= rank["masters"] <= share + 64  # padding, if the ranks divide them
+        assert uninterrupted[0][-1] < losses[0]
         group.load_model(models[0])
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in weights(group).items())
         group.load(str(tmp_path / "checkpoint"))
         resumed = updates(group, 2, 4), weights(group)
         assert_published_is_exported(group, models[0], tmp_path / "best", "bfloat16")
-    assert resumed[0] == straight[0]
-    assert all(torch.equal(resumed[1][name], straight[1][name]) for name in fresh)
+    assert resumed[0] == uninterrupted[0]
+    assert all(torch.equal(resumed[1][name], uninterrupted[1][name]) for name in fresh)
     assert any(not torch.equal(resumed[1][name], fresh[name]) for name in fresh)

@@ -1,4 +1,4 @@
-"""Soft targets and several teachers under real DeepSpeed, sharded over two workers: one update against plain autograd on whole logits."""
+"""Soft targets and two teachers under real DeepSpeed on two workers: one update against plain autograd on full logits."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from actors.groups.learner_group import LearnerGroup
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.model.loading import load_causal_lm, read_head
 from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
-from minirl.types import EnsembleScores, TokenSequence, tensor_of
-from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, rollouts_of, scored, weights
+from minirl.types import EnsembleScores, TokenSequence, tensor_from_numpy
+from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, random_rollouts, teacher_scores, weights
 
 pytestmark = pytest.mark.slow
 
@@ -26,26 +26,26 @@ def models(model_directory):
 
 @pytest.fixture(scope="module")
 def items(models):
-    """Rollouts and plain text. Of every three sequences one has the first teacher alone, one the second alone, one both."""
-    rollouts, plain = rollouts_of(6), [block.sequence for block in blocks()]
-    spoken = [scored(teacher, [*(r.sequence for r in rollouts), *plain]) for teacher in models[1]]
+    """Rollouts and plain text. Of every three sequences, one has scores of the first teacher, one of the second, one of both."""
+    rollouts, plain = random_rollouts(6), [block.sequence for block in blocks()]
+    scores_by_teacher = [teacher_scores(teacher, [*(r.sequence for r in rollouts), *plain]) for teacher in models[1]]
     scores = [
-        EnsembleScores(tuple(None if number % 3 == 1 - k else score for k, score in enumerate(both)))
-        for number, both in enumerate(zip(*spoken, strict=True))
+        EnsembleScores(tuple(None if number % 3 == 1 - k else score for k, score in enumerate(pair)))
+        for number, pair in enumerate(zip(*scores_by_teacher, strict=True))
     ]
     on_policy = [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores[:6], strict=True)]
     return on_policy, [SupervisedItem(sequence, score) for sequence, score in zip(plain, scores[6:], strict=True)]
 
 
 def teacher_rows(score: EnsembleScores, heads) -> torch.Tensor:
-    """[n, V] log-probs of the average of whoever speaks."""
-    speaking = [k for k, member in enumerate(score.scores) if member is not None]
-    rows = [WEIGHTS[k] * heads[k].logits(tensor_of(score.scores[k].hidden)).double().softmax(-1) for k in speaking]
-    return (sum(rows) / sum(WEIGHTS[k] for k in speaking)).log()
+    """[n, V] log-probs of the average of the teachers that scored the sequence."""
+    members = [k for k, member in enumerate(score.scores) if member is not None]
+    rows = [WEIGHTS[k] * heads[k].logits(tensor_from_numpy(score.scores[k].hidden)).double().softmax(-1) for k in members]
+    return (sum(rows) / sum(WEIGHTS[k] for k in members)).log()
 
 
 def soft_loss(model, sequence: TokenSequence, score: EnsembleScores, heads) -> torch.Tensor:
-    """jsd at a temperature, and cross-entropy, of one sequence's whole logits, written with torch's own functions."""
+    """jsd at a temperature, plus cross-entropy, from the full logits of one sequence, with torch's own functions."""
     tokens, positions = torch.from_numpy(sequence.tokens), torch.from_numpy(np.flatnonzero(sequence.is_target))
     logits = model(tokens[None]).logits[0, positions - 1].double()
     p, q = ((rows / TAU).softmax(-1) for rows in (teacher_rows(score, heads), logits))

@@ -1,4 +1,4 @@
-"""What a rollout engine samples and reports, against Hugging Face."""
+"""Samples and log-probs of a rollout worker, compared with Hugging Face."""
 
 import copy
 
@@ -25,15 +25,15 @@ PAIRS = {
 }
 
 
-def sample(worker, share, version=None, tokens=40, asked=None):
-    return worker.sample(asked or requests(), teacher_share=share, max_response_tokens=tokens, weight_version=version)
+def sample(worker, share, version=None, tokens=40, sampling_requests=None):
+    return worker.sample(sampling_requests or requests(), teacher_share=share, max_response_tokens=tokens, weight_version=version)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_mixture_equals_hugging_face_as_loaded_and_after_each_publish(pair, model_directory, open_worker):
     paths = [model_directory(family, **shape) for family, shape in PAIRS[pair]]
     worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
-    # 0 first: the teacher's part of the KV cache is then unwritten, which a prompt found in the prefix cache would take for written.
+    # Share 0 comes first: it leaves the teacher's part of the KV cache unwritten. A prompt left in the prefix cache would then be wrong.
     for share in (0.0, 0.2, 1.0, 0.2):
         assert worst_gap(sample(worker, share), student, teacher, share) < 1e-5
     for version in (1, 2):
@@ -54,18 +54,18 @@ def test_padded_vocabulary_and_temperature(vocabularies, model_directory, open_w
     student, teacher = map(hugging_face, paths)
     for share in (0.0, 0.3, 1.0):
         rollouts = sample(worker, share, tokens=60)
-        # Equal to distributions that are normalised over the shared ids alone: none is left for the others.
+        # The expected distributions are normalised over the shared ids alone, so the other ids have probability 0.
         assert worst_gap(rollouts, student, teacher, share, shared=500, temperature=0.7) < 1e-5
         assert max(rollout.response_tokens.max() for rollout in rollouts) < 500
 
 
 def test_samples_follow_the_mixture(model_directory, open_worker):
-    """Chi-square over a vocabulary of 12. The student's own distribution, for contrast, is refuted by the same samples."""
+    """Chi-square over a vocabulary of 12. As a contrast, the same samples reject the student's own distribution."""
     paths = [model_directory("llama", vocab=12, seed=seed) for seed in (3, 4)]
     worker, (student, teacher) = open_worker(*paths, shared_vocabulary=12), map(hugging_face, paths)
     prompt = np.array([5, 9, 4, 7, 3])
-    asked = [SamplingRequest(prompt, 0, i, 7_919 * i) for i in range(4000)]
-    counts = np.bincount([r.response_tokens[0] for r in sample(worker, 0.5, tokens=1, asked=asked)], minlength=12)
+    sampling_requests = [SamplingRequest(prompt, 0, i, 7_919 * i) for i in range(4000)]
+    counts = np.bincount([r.response_tokens[0] for r in sample(worker, 0.5, tokens=1, sampling_requests=sampling_requests)], minlength=12)
     p_value = {}
     for share in (0.0, 0.5):
         p_value[share] = chi_square_p(counts, mixture_rows(student, teacher, share, prompt, shared=12)[-1].exp().numpy())
@@ -87,7 +87,7 @@ def plain(model_directory, open_worker):
     return open_worker(path, end_tokens=(END_TOKEN, 40, 41)), hugging_face(path)
 
 
-def test_plain_student_needs_no_mixed_policy(plain, model_directory):
+def test_plain_student_needs_no_mixture_model(plain, model_directory):
     worker, student = plain
     names = worker._engine.apply_model(lambda model: type(model).__name__)
     assert names == ["LlamaForCausalLM"]
@@ -102,7 +102,7 @@ def many_requests() -> list[SamplingRequest]:
 
 def test_each_end_token_ends_a_response_and_counts_once(plain):
     worker, student = plain
-    rollouts = sample(worker, 0.0, tokens=64, asked=many_requests())
+    rollouts = sample(worker, 0.0, tokens=64, sampling_requests=many_requests())
     ends = {END_TOKEN, 40, 41}
     for rollout in rollouts:
         assert not ends & set(rollout.response_tokens[:-1].tolist())
@@ -112,67 +112,71 @@ def test_each_end_token_ends_a_response_and_counts_once(plain):
     assert worst_gap(rollouts, student, None, 0.0) < 1e-5
 
 
-def test_to_the_limit_no_token_ends_a_response(plain):
+def test_with_ignore_end_tokens_no_token_ends_a_response(plain):
     worker, _ = plain
-    asked, options = many_requests(), {"teacher_share": 0.0, "max_response_tokens": 64, "weight_version": None}
-    ended = [len(rollout.response_tokens) for rollout in worker.sample(asked, **options)]
+    sampling_requests, options = many_requests(), {"teacher_share": 0.0, "max_response_tokens": 64, "weight_version": None}
+    ended = [len(rollout.response_tokens) for rollout in worker.sample(sampling_requests, **options)]
     assert min(ended) < 64
-    assert {len(rollout.response_tokens) for rollout in worker.sample(asked, **options, to_the_limit=True)} == {64}
+    assert {len(rollout.response_tokens) for rollout in worker.sample(sampling_requests, **options, ignore_end_tokens=True)} == {64}
 
 
 def test_end_token_at_the_limit_is_finished_not_truncated(plain):
     worker, _ = plain
-    asked = many_requests()
-    finished = [(r, o) for r, o in zip(asked, sample(worker, 0.0, tokens=64, asked=asked), strict=True) if not o.truncated]
-    request, whole = min(finished, key=lambda pair: len(pair[1].response_tokens))
-    limit = len(whole.response_tokens)
-    (again,) = sample(worker, 0.0, tokens=limit, asked=[request])
-    assert (again.truncated, again.response_tokens.tolist()) == (False, whole.response_tokens.tolist())
+    sampling_requests = many_requests()
+    finished = [
+        (r, o)
+        for r, o in zip(sampling_requests, sample(worker, 0.0, tokens=64, sampling_requests=sampling_requests), strict=True)
+        if not o.truncated
+    ]
+    request, complete = min(finished, key=lambda pair: len(pair[1].response_tokens))
+    limit = len(complete.response_tokens)
+    (again,) = sample(worker, 0.0, tokens=limit, sampling_requests=[request])
+    assert (again.truncated, again.response_tokens.tolist()) == (False, complete.response_tokens.tolist())
     if limit > 1:
-        (cut,) = sample(worker, 0.0, tokens=limit - 1, asked=[request])
-        assert cut.truncated and cut.response_tokens.tolist() == whole.response_tokens[:-1].tolist()
+        (cut,) = sample(worker, 0.0, tokens=limit - 1, sampling_requests=[request])
+        assert cut.truncated and cut.response_tokens.tolist() == complete.response_tokens[:-1].tolist()
 
 
 def test_samples_of_one_prompt_share_its_cached_beginning(plain, monkeypatch):
-    """vLLM caches whole blocks, of 128 tokens on a CPU: three of the four samples find the first block of the prompt there."""
+    """vLLM caches whole blocks, of 128 tokens on a CPU. Three of the four samples find the first block of the prompt in the cache."""
     worker, student = plain
     prompt = np.random.default_rng(9).integers(3, 512, 140)
-    asked = [SamplingRequest(prompt, 0, number, 70 + number) for number in range(4)]
-    engine, found = worker._engine.llm_engine, []
+    sampling_requests = [SamplingRequest(prompt, 0, sample_index, 70 + sample_index) for sample_index in range(4)]
+    engine, cached_tokens = worker._engine.llm_engine, []
     step = engine.step
 
-    def counted():
+    def counting_step():
         outputs = step()
-        found.extend(output.num_cached_tokens for output in outputs if output.finished)
+        cached_tokens.extend(output.num_cached_tokens for output in outputs if output.finished)
         return outputs
 
-    monkeypatch.setattr(engine, "step", counted)
-    rollouts = sample(worker, 0.0, tokens=20, asked=asked)
-    assert sorted(found) == [0, 128, 128, 128]
+    monkeypatch.setattr(engine, "step", counting_step)
+    rollouts = sample(worker, 0.0, tokens=20, sampling_requests=sampling_requests)
+    assert sorted(cached_tokens) == [0, 128, 128, 128]
     assert len({tuple(r.response_tokens) for r in rollouts}) == 4
     assert worst_gap(rollouts, student, None, 0.0) < 1e-5
 
 
 def test_batch_composition_and_order_do_not_change_the_tokens(plain):
     worker, _ = plain
-    asked = requests(8, seed=4)
-    together = [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=asked)]
-    backwards = [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=asked[::-1])][::-1]
-    alone = [r.response_tokens.tolist() for request in asked for r in sample(worker, 0.0, asked=[request])]
+    sampling_requests = requests(8, seed=4)
+    together = [r.response_tokens.tolist() for r in sample(worker, 0.0, sampling_requests=sampling_requests)]
+    backwards = [r.response_tokens.tolist() for r in sample(worker, 0.0, sampling_requests=sampling_requests[::-1])][::-1]
+    alone = [r.response_tokens.tolist() for request in sampling_requests for r in sample(worker, 0.0, sampling_requests=[request])]
     assert together == backwards == alone
-    other = [SamplingRequest(r.prompt_tokens, r.prompt_index, 1, r.seed + 1) for r in asked]
-    assert together != [r.response_tokens.tolist() for r in sample(worker, 0.0, asked=other)]
+    other = [SamplingRequest(r.prompt_tokens, r.prompt_index, 1, r.seed + 1) for r in sampling_requests]
+    assert together != [r.response_tokens.tolist() for r in sample(worker, 0.0, sampling_requests=other)]
 
 
 def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain):
-    """A prompt that only half fits waits: cut in two, its seeded generator would be turned back, which a CPU's cannot."""
+    """A prompt that does not fit a pass waits for the next one: it is never cut, which a CPU's seeded generators could not handle."""
     worker, student = plain
     pass_tokens = worker._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     prompts = np.random.default_rng(11).integers(3, 512, (pass_tokens // 50, 113))
-    asked = [SamplingRequest(prompt, i, 0, 50 + i) for i, prompt in enumerate(prompts)]
-    rollouts = sample(worker, 0.0, tokens=3, asked=asked)
-    for request, rollout in list(zip(asked, rollouts, strict=True))[:: len(asked) // 5]:
-        (alone,) = sample(worker, 0.0, tokens=3, asked=[request])
+    sampling_requests = [SamplingRequest(prompt, i, 0, 50 + i) for i, prompt in enumerate(prompts)]
+    rollouts = sample(worker, 0.0, tokens=3, sampling_requests=sampling_requests)
+    for request, rollout in list(zip(sampling_requests, rollouts, strict=True))[:: len(sampling_requests) // 5]:
+        (alone,) = sample(worker, 0.0, tokens=3, sampling_requests=[request])
         assert alone.response_tokens.tolist() == rollout.response_tokens.tolist()
     assert worst_gap(rollouts[::20], student, None, 0.0) < 1e-5
 
@@ -183,7 +187,7 @@ def test_identical_calls_are_bit_identical(plain):
     assert np.array_equal(first, second)
 
 
-def test_refusals_of_sampling(plain):
+def test_invalid_sampling_calls_are_refused(plain):
     worker, _ = plain
     with pytest.raises(RunError, match="holds no teacher"):
         sample(worker, 0.2)
@@ -213,20 +217,20 @@ def test_tensor_parallel_mixture_equals_hugging_face(model_directory):
         worker.close()
 
 
-def test_no_ngram_comes_twice_where_that_is_blocked_and_log_probs_are_of_what_is_left(model_directory, open_worker):
-    """Twelve tokens, bigrams: without blocking nearly every response repeats some."""
+def test_blocked_ngrams_never_repeat_and_log_probs_are_renormalised(model_directory, open_worker):
+    """A vocabulary of twelve, bigrams: without blocking nearly every response would repeat one."""
     path = model_directory("llama", vocab=12)
     worker, model = open_worker(path, shared_vocabulary=12, no_repeat_ngram=2), hugging_face(path)
-    draw, blocked = np.random.default_rng(0), 0
-    asked = [SamplingRequest(draw.integers(3, 12, size=6), i, 0, i) for i in range(8)]
-    for rollout in sample(worker, 0.0, tokens=24, asked=asked):
+    draw, blocked_count = np.random.default_rng(0), 0
+    sampling_requests = [SamplingRequest(draw.integers(3, 12, size=6), i, 0, i) for i in range(8)]
+    for rollout in sample(worker, 0.0, tokens=24, sampling_requests=sampling_requests):
         tokens = rollout.sequence.tokens
         rows = mixture_rows(model, None, 0.0, tokens, shared=12)
-        for place in range(len(rollout.prompt_tokens), len(tokens)):
-            seen = {tokens[i + 1] for i in range(place - 1) if tokens[i] == tokens[place - 1]}
-            assert tokens[place] not in seen
-            left = rows[place - 1].index_fill(0, torch.tensor(sorted(seen), dtype=torch.int64), float("-inf")).log_softmax(-1)
-            behavior = rollout.behavior_logprobs[place - len(rollout.prompt_tokens)]
-            assert float(left[tokens[place]]) == pytest.approx(behavior, abs=1e-5)
-            blocked += len(seen)
-    assert blocked > 100
+        for position in range(len(rollout.prompt_tokens), len(tokens)):
+            seen = {tokens[i + 1] for i in range(position - 1) if tokens[i] == tokens[position - 1]}
+            assert tokens[position] not in seen
+            allowed = rows[position - 1].index_fill(0, torch.tensor(sorted(seen), dtype=torch.int64), float("-inf")).log_softmax(-1)
+            behavior = rollout.behavior_logprobs[position - len(rollout.prompt_tokens)]
+            assert float(allowed[tokens[position]]) == pytest.approx(behavior, abs=1e-5)
+            blocked_count += len(seen)
+    assert blocked_count > 100

@@ -1,4 +1,4 @@
-"""What the teacher engine ships, against Hugging Face."""
+"""The teacher worker's scores, compared with Hugging Face."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from actors.config import TeacherConfig
 from actors.workers.teacher import TeacherWorker
 from minirl.errors import InputError, RunError
-from minirl.types import TokenSequence, tensor_of
+from minirl.types import TokenSequence, tensor_from_numpy
 from tests.actors.conftest import MAX_LENGTH, hugging_face
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def teacher_worker(
 
 
 def sequences(vocab: int = 500) -> list[TokenSequence]:
-    """Responses at the end, one conversation with two separate stretches of targets, one without any, one from the second token."""
+    """Six sequences. Most have targets at the end; one has two separate stretches of them, one has none, two start at the second token."""
     draw = np.random.default_rng(0)
     tokens = [draw.integers(3, vocab, size=n) for n in (20, 128, 37, 64, 15, 2)]
     targets = [np.arange(len(t)) >= start for t, start in zip(tokens, (12, 90, 1, 40, 15, 1), strict=True)]
@@ -58,27 +58,27 @@ def test_scores_equal_hugging_face(case, model_directory):
         logits, normalizers, logprobs = expected(network, sequence, shared, temperature)
         assert scores.hidden.dtype == np.float32
         assert scores.hidden.shape == (sequence.targets, network.config.hidden_size)
-        torch.testing.assert_close(tensor_of(scores.log_normalizers).double(), normalizers, atol=1e-5, rtol=0)
-        torch.testing.assert_close(tensor_of(scores.logprobs).double(), logprobs, atol=1e-5, rtol=0)
-        torch.testing.assert_close((tensor_of(scores.hidden) @ head.T).double(), logits, atol=3e-5, rtol=0)
+        torch.testing.assert_close(tensor_from_numpy(scores.log_normalizers).double(), normalizers, atol=1e-5, rtol=0)
+        torch.testing.assert_close(tensor_from_numpy(scores.logprobs).double(), logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close((tensor_from_numpy(scores.hidden) @ head.T).double(), logits, atol=3e-5, rtol=0)
 
 
-def test_told_of_some_tokens_it_says_the_same_of_them_and_nothing_of_the_others(model_directory):
+def test_check_every_only_turns_the_other_log_probs_into_nan(model_directory):
     path = model_directory("llama", tied=False, seed=7)
-    found = {}
+    scores_by_check = {}
     for check_every in (1, 3):
         worker = teacher_worker(path, check_every=check_every)
         try:
-            found[check_every] = worker.score(sequences())
+            scores_by_check[check_every] = worker.score(sequences())
         finally:
             worker.close()
-    for sequence, every, some in zip(sequences(), found[1], found[3], strict=True):
+    for sequence, every, some in zip(sequences(), scores_by_check[1], scores_by_check[3], strict=True):
         rows = np.flatnonzero(sequence.is_target)
-        told = (rows - rows[:1]) % 3 == 0  # counted from the first target
+        checked = (rows - rows[:1]) % 3 == 0  # counted from the first target
         for name in ("logprobs", "log_normalizers"):
-            one, other = getattr(every, name), getattr(some, name)
-            assert np.isfinite(one).all() and (np.isfinite(other) == told).all()
-            np.testing.assert_allclose(other[told], one[told], atol=1e-5)
+            full, partial = getattr(every, name), getattr(some, name)
+            assert np.isfinite(full).all() and (np.isfinite(partial) == checked).all()
+            np.testing.assert_allclose(partial[checked], full[checked], atol=1e-5)
         np.testing.assert_allclose(some.hidden, every.hidden, atol=1e-5)
 
 
@@ -91,20 +91,20 @@ def bfloat16_teacher(model_directory):
 
 
 def test_bfloat16_states_are_exact_and_their_log_normalisers_match(bfloat16_teacher):
-    """The shipped bits, multiplied with the head in float32, give the shipped log-normalisers: that is the learner's checksum.
+    """The shipped states, multiplied with the head in float32, give the shipped log-normalisers. The learner uses this as a checksum.
 
-    To the rounding of the engine's own logits, which are bfloat16 on a CPU: 8 bits of the largest.
+    Tolerance: the rounding of the engine's own logits, which are bfloat16 on a CPU: 8 bits of the largest logit.
     """
     worker, network = bfloat16_teacher
     head = network.get_output_embeddings().weight.detach().bfloat16().float()
     for sequence, scores in zip(sequences(), worker.score(sequences()), strict=True):
         assert scores.hidden.dtype == np.uint16
-        logits = tensor_of(scores.hidden).float() @ head.T
+        logits = tensor_from_numpy(scores.hidden).float() @ head.T
         rounding = 2**-8 * max(logits.abs().flatten().tolist(), default=0.0)
-        torch.testing.assert_close(tensor_of(scores.log_normalizers), logits.logsumexp(-1), atol=rounding, rtol=0)
+        torch.testing.assert_close(tensor_from_numpy(scores.log_normalizers), logits.logsumexp(-1), atol=rounding, rtol=0)
         targets = sequence.tokens[sequence.is_target]
         chosen = logits.log_softmax(-1)[torch.arange(len(targets)), targets]
-        torch.testing.assert_close(tensor_of(scores.logprobs), chosen, atol=2 * rounding, rtol=0)
+        torch.testing.assert_close(tensor_from_numpy(scores.logprobs), chosen, atol=2 * rounding, rtol=0)
         reference = expected(network, sequence, 512, 1.0)[0]
         assert not len(targets) or (logits - reference).abs().mean() < 0.05  # bfloat16 rounding through the layers
 
@@ -116,7 +116,7 @@ def test_scores_do_not_depend_on_the_other_sequences(bfloat16_teacher):
     assert np.abs(together.log_normalizers - alone.log_normalizers).max() < 0.02
 
 
-def test_refusals(bfloat16_teacher, model_directory):
+def test_invalid_sequences_and_models_are_refused(bfloat16_teacher, model_directory):
     worker, _ = bfloat16_teacher
     tokens = np.array([5, 6, 700])
     with pytest.raises(RunError, match="target token 700 is not among the 512"):

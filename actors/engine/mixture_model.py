@@ -1,8 +1,8 @@
-"""A vLLM model whose next-token distribution is (1 - a) student + a teacher, over the vocabulary that the two share.
+"""A vLLM model that samples from the mixture (1 - a) student + a teacher, over the vocabulary that the two share.
 
-Configured through vLLM's `hf_overrides`, key `mixed_policy`: teacher (a directory, or None), student_architecture, temperature,
-shared_vocabulary. The share a may change between calls (`teacher_share`); at a = 0 the teacher's forward pass is skipped, at
-a = 1 the student's. A skipped network leaves its part of the KV cache unwritten, so whoever changes a resets the prefix cache.
+It is configured through vLLM's `hf_overrides`, key `mixture`: teacher (a directory, or None), student_architecture, temperature,
+shared_vocabulary. The share a (`teacher_share`) may change between calls. At a = 0 the teacher's forward pass is skipped, at a = 1 the
+student's. A skipped network leaves its part of the KV cache unwritten, so the prefix cache must be reset whenever a changes.
 """
 
 import copy
@@ -20,22 +20,24 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 from minirl.objective.mixture import mixture_logprobs
 
 
-class MixedPolicyForCausalLM(nn.Module):
-    """Student and teacher in one engine; they share its KV-cache manager and see the same tokens."""
+class MixtureForCausalLM(nn.Module):
+    """Student and teacher in one engine: they share its KV-cache manager and read the same tokens."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config = vllm_config.model_config.hf_config
-        settings = config.mixed_policy
+        settings = config.mixture
         self.vllm_config = vllm_config
         self.temperature, self.shared_vocabulary = settings["temperature"], settings["shared_vocabulary"]
         self.vocabulary = config.vocab_size
-        self.student = _network(vllm_config, maybe_prefix(prefix, "student"), copy.deepcopy(config), [settings["student_architecture"]])
+        self.student = _build_network(
+            vllm_config, maybe_prefix(prefix, "student"), copy.deepcopy(config), [settings["student_architecture"]]
+        )
         self.teacher, self.teacher_path = None, settings["teacher"]
         if self.teacher_path is not None:
             teacher_config = AutoConfig.from_pretrained(self.teacher_path)
             teacher_config.head_dtype = getattr(config, "head_dtype", None)
-            self.teacher = _network(vllm_config, maybe_prefix(prefix, "teacher"), teacher_config, teacher_config.architectures)
+            self.teacher = _build_network(vllm_config, maybe_prefix(prefix, "teacher"), teacher_config, teacher_config.architectures)
             self.teacher_width = teacher_config.hidden_size
         self.student_width = config.hidden_size
         self.teacher_loaded = False
@@ -46,7 +48,7 @@ class MixedPolicyForCausalLM(nn.Module):
         return self.student.embed_input_ids(input_ids)
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **_) -> torch.Tensor:
-        """Final hidden states [tokens, student width + teacher width]; zeros stand for a network that was skipped."""
+        """Final hidden states [tokens, student width + teacher width]; a skipped network has zeros."""
         if self.teacher is None:
             return self.student(input_ids, positions, intermediate_tensors, None)
         hidden = [
@@ -58,7 +60,7 @@ class MixedPolicyForCausalLM(nn.Module):
         return torch.cat([present.new_zeros(len(present), w) if h is None else h for h, w in zip(hidden, widths, strict=True)], dim=-1)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """Log-probs of the mixture, float32 [tokens, student vocabulary], -inf above the shared one; None on a rank that has none."""
+        """Log-probs of the mixture, float32 [tokens, student vocabulary], -inf above the shared one. None on a rank without logits."""
         student = teacher = None
         if self.teacher_share < 1:
             student = self._logprobs(self.student, hidden[..., : self.student_width])
@@ -76,7 +78,7 @@ class MixedPolicyForCausalLM(nn.Module):
         return (logits[..., : self.shared_vocabulary].float() / self.temperature).log_softmax(-1)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load the student from the stream; the teacher is read from disk, once, at the first load."""
+        """Loads the student from `weights`. The first call also loads the teacher, from its directory."""
         loaded = {f"student.{name}" for name in self.student.load_weights(weights)}
         if self.teacher is not None and not self.teacher_loaded:
             loader = DefaultModelLoader(self.vllm_config.load_config)
@@ -86,7 +88,7 @@ class MixedPolicyForCausalLM(nn.Module):
         return loaded
 
 
-def _network(vllm_config: VllmConfig, prefix: str, config, architectures: list[str]) -> nn.Module:
-    # Where vLLM compiles, the two networks need separate names in its cache of compiled code.
+def _build_network(vllm_config: VllmConfig, prefix: str, config, architectures: list[str]) -> nn.Module:
+    # If vLLM compiles, the two networks need different names in its cache of compiled code.
     with set_model_tag(prefix) if prefix.endswith("teacher") else nullcontext():
         return init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
