@@ -1,4 +1,4 @@
-"""What tests share. A cluster costs seconds to start, so there is one for the session."""
+"""The Ray cluster that tests share: one for the session, because a cluster takes seconds to start."""
 
 import os
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray cluster of the tests' own, with more logical CPUs than the machine has cores."""
+    """A Ray cluster of this test session, with more logical CPUs than the machine has cores."""
     from actors.groups.placement import cluster
 
     os.environ.pop("RAY_ADDRESS", None)

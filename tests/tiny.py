@@ -1,7 +1,7 @@
 """Tiny random models with a tokenizer, saved as Hugging Face directories, for every test that needs a real model.
 
 The words of the tokenizer are "t3" ... "t{V-1}", each with the id of its number; ids 0 to 2 are unknown, end of text and padding.
-`AutoTokenizer` reads it for llama and gpt2; transformers 5 insists on a byte-pair tokenizer for qwen2, so use that one by token ids only.
+`AutoTokenizer` reads it for llama and gpt2. For qwen2, transformers 5 insists on a byte-pair tokenizer, so use qwen2 with token ids only.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(directory: str | Path, vocab: int) -> str:
-    """Save a whitespace tokenizer of `vocab` words with an end token, a padding token and a chat template."""
+    """Saves a whitespace tokenizer of `vocab` words with an end token, a padding token and a chat template."""
     words = {SPECIAL.get(i, f"t{i}"): i for i in range(vocab)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -49,10 +49,10 @@ def tiny_model(
     max_positions: int = 512,
     tokenizer_vocab: int | None = None,
 ) -> str:
-    """Save a random model of `family` (llama, gpt2, qwen2) and its tokenizer; return the directory.
+    """Saves a random model of `family` (llama, gpt2, qwen2) and its tokenizer; returns the directory.
 
-    `tokenizer_vocab` below `vocab` makes a padded vocabulary, as Qwen's are. Biases and norms are random too, so that a forgotten
-    one shows; logits spread with a standard deviation near 1.5, so that distributions are far from uniform.
+    `tokenizer_vocab` below `vocab` makes a padded vocabulary, as Qwen's are. Biases and norms are random too, so that a test notices a
+    forgotten one. Logits spread with a standard deviation near 1.5, so that distributions are far from uniform.
     vLLM's CPU attention needs a head size (hidden / heads) of 32, 64, 80, 96, 112, 128 or more.
     """
     config = _config(family, vocab, hidden, layers, heads, tied, max_positions)
@@ -73,8 +73,8 @@ def _config(family: str, vocab: int, hidden: int, layers: int, heads: int, tied:
     special = {"bos_token_id": END_TOKEN, "eos_token_id": END_TOKEN, "pad_token_id": PAD_TOKEN, "tie_word_embeddings": tied}
     if family == "gpt2":
         return GPT2Config(vocab_size=vocab, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=max_positions, **special)
-    kinds = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    return kinds[family](
+    configs = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+    return configs[family](
         vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=max(heads // 2, 1), max_position_embeddings=max_positions, **special,
     )  # fmt: skip

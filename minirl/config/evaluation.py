@@ -19,7 +19,7 @@ class EvaluationSetConfig(StrictModel):
 class EvaluateConfig(StrictModel):
     """The evaluation at the end of a run: Rouge-L, exact divergences and diversity on held-out prompts, for every model of the run."""
 
-    seeds: list[int] = Field([10, 20, 30], min_length=1)  # sampling seeds, all different; each model samples one response a prompt for each
+    seeds: list[int] = Field([10, 20, 30], min_length=1)  # sampling seeds, all different: one response of each model a prompt for each
     prompts: PositiveInt = 128  # the most prompts that are used of each set
     # The sets by name, each a section like `EvaluationSetConfig`. A name consists of letters, digits, `-` and `_`. The closing table shows
     # the first set.

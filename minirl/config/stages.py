@@ -53,7 +53,7 @@ class SeqkdConfig(SftConfig):
 
 
 class DistillConfig(OptimizerStageConfig):
-    """On-policy distillation: each of the `iterations` samples, scores, credits, updates and publishes once."""
+    """On-policy distillation: one iteration samples, scores, credits, updates and publishes."""
 
     iterations: PositiveInt  # how many iterations the stage runs
     prompts_per_iteration: PositiveInt = 256  # prompts that one iteration draws

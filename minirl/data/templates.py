@@ -1,7 +1,7 @@
-"""From a conversation to tokens: chat template or Alpaca template, piece by piece, so that no token belongs to two turns.
+"""Templates (chat or Alpaca) that turn a conversation into segments of tokens, and the end tokens of a model.
 
-Every piece is tokenised on its own. Tokenising prompt + response as one text and cutting it at the prompt's length misplaces the
-border wherever the tokenizer merges across it (a response that begins with a newline).
+Every segment is tokenised on its own, so that no token belongs to two turns. Tokenising prompt + response as one text and cutting it at
+the prompt's length misplaces the border if the tokenizer merges across it (a response that begins with a newline).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Messages = Sequence[tuple[str, str]]
 
 
 class Segment(NamedTuple):
-    """A piece of a conversation; its first `targets` tokens are an assistant's words and their end token, the rest is given."""
+    """A piece of a conversation. Its first `targets` tokens are the assistant's words and their end token; the others are no targets."""
 
     tokens: list[int]
     targets: int
@@ -33,8 +33,11 @@ Template = Callable[[Conversation], list[Segment]]
 
 
 def make_template(name: str, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> Template:
-    """The template `chat` or `alpaca`. It turns a conversation into segments, the gold response last; where there is none, the last
-    segment ends with the invitation to answer. Raises InputError for `chat` where the tokenizer has no chat template."""
+    """The template `chat` or `alpaca`: a function from a conversation to its segments.
+
+    The gold response is the last segment. Without one, the last segment ends with the text that starts an answer.
+    Raises InputError for `chat` if the tokenizer has no chat template.
+    """
     if name == "alpaca":
         return lambda conversation: _alpaca_segments(conversation, tokenizer, end_tokens[0])
     if not tokenizer.chat_template:
@@ -43,16 +46,16 @@ def make_template(name: str, tokenizer: PreTrainedTokenizerBase, end_tokens: tup
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: str | GenerationConfig | None = None) -> tuple[int, ...]:
-    """Every token that ends a response, each once, the one that closes Alpaca responses first.
+    """All tokens that end a response, without duplicates, first the one that closes Alpaca responses.
 
-    They are the tokenizer's end token, those of the generation config (`model` is one, or a directory or hub name that may hold
-    one), and the special token that the chat template puts after an answer. Raises InputError where there is none at all.
+    They are the tokenizer's end token, those of the generation config, and the special token that the chat template puts after an answer.
+    model: a generation config, or a directory or hub name that may have one. Raises InputError if no end token exists.
     """
     config = model if isinstance(model, GenerationConfig) else _generation_config(model)
     listed = config.eos_token_id if config else None
     listed = listed if isinstance(listed, list) else [listed]
-    found = [tokenizer.eos_token_id, *listed, _chat_end(tokenizer)]
-    ends = tuple(dict.fromkeys(int(token) for token in found if token is not None))
+    candidates = [tokenizer.eos_token_id, *listed, _chat_end_token(tokenizer)]
+    ends = tuple(dict.fromkeys(int(token) for token in candidates if token is not None))
     if not ends:
         raise InputError("neither the tokenizer nor the generation config names an end token; set eos_token_id in generation_config.json")
     return ends
@@ -61,11 +64,12 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model: str | GenerationConfig
 def _generation_config(model: str | None) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(model) if model else None
-    except OSError:  # many models have none
+    except OSError:  # many models have no generation config
         return None
 
 
-def _chat_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _chat_end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The first special token after an answer, from rendering a probe; None if the template has none."""
     if not tokenizer.chat_template:
         return None
     question = (("user", "a"),)
@@ -78,18 +82,18 @@ def _chat_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _chat_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Segment]:
     messages, origin = _with_context(conversation), conversation.origin
-    segments, done = [], ""
+    segments, rendered = [], ""
 
     def extend(text: str, is_response: bool) -> None:
-        nonlocal done
-        if not text.startswith(done):
+        nonlocal rendered
+        if not text.startswith(rendered):
             raise InputError(
-                f"the chat template renders the beginning of {origin} differently once the conversation goes on, so it has no fixed "
+                f"the chat template renders the beginning of {origin} differently when more turns follow, so it has no fixed "
                 "prompt; use data.template: alpaca, or records of one turn"
             )
-        tokens = tokenizer.encode(text.removeprefix(done), add_special_tokens=False)
-        segments.append(Segment(tokens, _through_end(tokens, end_tokens) if is_response else 0))
-        done = text
+        tokens = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False)
+        segments.append(Segment(tokens, _length_through_end(tokens, end_tokens) if is_response else 0))
+        rendered = text
 
     for turn, (role, _) in enumerate(messages):
         if role == "assistant":
@@ -100,35 +104,38 @@ def _chat_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBas
     return segments
 
 
-def _through_end(tokens: list[int], end_tokens: tuple[int, ...]) -> int:
+def _length_through_end(tokens: list[int], end_tokens: tuple[int, ...]) -> int:
     for position, token in enumerate(tokens):
         if token in end_tokens:
             return position + 1
     raise InputError("the chat template closes an assistant's turn with none of the model's end tokens; use data.template: alpaca")
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, invite: bool, origin: str) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, start_answer: bool, origin: str) -> str:
     turns = [{"role": role, "content": content} for role, content in messages]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite)
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=start_answer)
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template refuses {origin}: {error}") from None
 
 
 def _with_context(conversation: Conversation) -> Messages:
+    """The messages with the context below the last user message."""
     if not conversation.context:
         return conversation.messages
-    *before, last = [i for i, (role, _) in enumerate(conversation.messages) if role == "user"]
+    *_, last = [i for i, (role, _) in enumerate(conversation.messages) if role == "user"]
     return [
         (role, f"{content}\n\n{conversation.context}" if i == last else content) for i, (role, content) in enumerate(conversation.messages)
     ]
 
 
 def _alpaca_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, end_token: int) -> list[Segment]:
-    """Spec, section 4.2: no BOS, the end token after each response. A system prompt stands in for the preamble; further turns
-    repeat the blocks."""
+    """The Alpaca text as the reference tokenises it: no BOS, the end token after each response.
 
-    def segment(text: str) -> list[int]:
+    A system prompt replaces the preamble. Each further turn repeats the blocks `### Instruction` and `### Response`.
+    """
+
+    def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
     messages = conversation.messages
@@ -141,7 +148,7 @@ def _alpaca_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerB
             text += f"\n\n### Instruction:\n{content}"
             text += f"\n\n### Input:\n{conversation.context}" if conversation.context and i == last_user else ""
         else:
-            response = [*segment(content), end_token]
-            segments += [Segment(segment(f"{text}\n\n### Response:\n"), 0), Segment(response, len(response))]
+            response = [*encode(content), end_token]
+            segments += [Segment(encode(f"{text}\n\n### Response:\n"), 0), Segment(response, len(response))]
             text = ""
-    return segments if conversation.has_response else [*segments, Segment(segment(f"{text}\n\n### Response:\n"), 0)]
+    return segments if conversation.has_response else [*segments, Segment(encode(f"{text}\n\n### Response:\n"), 0)]

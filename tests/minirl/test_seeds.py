@@ -1,3 +1,5 @@
+"""Derived seeds: in range, the same on every machine, and different for every stream and response."""
+
 from itertools import product
 
 import numpy as np
@@ -21,7 +23,7 @@ def test_no_two_responses_of_a_run_share_a_seed():
     assert len(set(seeds)) == len(seeds)
 
 
-def test_streams_with_other_names_differ_also_where_their_parts_join_to_one_text():
+def test_streams_differ_even_if_their_names_join_to_the_same_text():
     seeds = {
         derive_seed(1, "data"),
         derive_seed(1, "corpus"),
@@ -33,5 +35,5 @@ def test_streams_with_other_names_differ_also_where_their_parts_join_to_one_text
 
 
 def test_seeds_do_not_change_from_one_process_or_release_to_the_next():
-    # printf '[7, "sampling", 1, 2, 3]' | b2sum -l 64, without its lowest bit
+    # The output of printf '[7, "sampling", 1, 2, 3]' | b2sum -l 64, without its lowest bit.
     assert sampling_seed(7, 1, 2, 3) == 0xD8D3200982F799E2 >> 1

@@ -1,0 +1,1 @@
+"""Tests of the config sections and their reader."""

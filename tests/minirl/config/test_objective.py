@@ -1,4 +1,4 @@
-"""What the presets stand for, and the switches that exclude each other."""
+"""The switches that the presets set, and the switches that exclude each other."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from minirl.errors import InputError
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_sets_its_switches_and_gives_way_to_those_set_by_hand(preset):
+def test_a_preset_sets_its_switches_and_switches_set_by_hand_win(preset):
     config = validate_config(ObjectiveConfig, {"preset": preset})
     by_hand = {"reduction": "response", "single_step_coefficient": 0.25}
     assert validate_config(ObjectiveConfig, {"preset": preset, **by_hand}) == config.model_copy(update=by_hand)
 
 
-def test_the_presets_are_what_the_mathematics_says():
+def test_the_presets_have_the_switches_of_the_paper_and_the_reference():
     paper, lmops, opd, gkd = (ObjectiveConfig(preset=name) for name in ("paper", "lmops", "opd", "gkd"))
     assert paper == ObjectiveConfig()
     assert (paper.returns, paper.discount, paper.clip_form, paper.single_step_weight) == ("future", 1.0, "outside", "importance")

@@ -1,4 +1,4 @@
-"""Reading, overriding and validating, and the sentences that say what is wrong."""
+"""The config reader: YAML, overrides, validation, and the sentences of its errors."""
 
 import pytest
 from pydantic import Field
@@ -25,7 +25,7 @@ class Outer(StrictModel):
 
 @pytest.fixture
 def read(tmp_path):
-    """Read YAML text as `Outer`; `needed` is given."""
+    """Reads YAML text as `Outer`, with a value for `needed`."""
 
     def read(text: str = "{}", *overrides: str, model=Outer) -> Outer:
         file = tmp_path / "config.yaml"
@@ -55,14 +55,14 @@ def test_numbers_in_scientific_notation_are_numbers(read, text, value):
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "5e-6x", "t5e6"])
-def test_words_that_look_like_numbers_stay_words(read, text):
+def test_words_that_look_like_numbers_stay_text(read, text):
     assert read(f"inner: {{text: {text}}}").inner.text == text
 
 
 def test_an_override_replaces_one_value_and_leaves_its_neighbours(read):
-    text = "seed: 1\ninner: {updates: 3, text: kept}\nstage:"
+    text = "seed: 1\ninner: {updates: 3, text: unchanged}\nstage:"
     config = read(text, "inner.updates=5", "stage.flag=true", "names=[4, 5]", "inner.learning_rate=2", "inner.learning_rate=3")
-    assert (config.seed, config.inner.updates, config.inner.text) == (1, 5, "kept")
+    assert (config.seed, config.inner.updates, config.inner.text) == (1, 5, "unchanged")
     assert config.stage.flag is True and config.names == [4, 5] and config.inner.learning_rate == 3
     assert read("stage: {flag: true}", "stage=null").stage is None
 

@@ -1,4 +1,4 @@
-"""What single sections refuse."""
+"""Values that single config sections refuse."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_responses_of_an_iteration_divide_into_its_updates(prompts, samples, upd
 
 
 @pytest.mark.parametrize("values", [{}, {"model": "somewhere", "layers": [0, 1]}])
-def test_the_student_has_one_source(values):
+def test_the_student_has_either_a_model_or_layers(values):
     with pytest.raises(InputError, match="either a model or the layers"):
         validate_config(StudentConfig, values)
 

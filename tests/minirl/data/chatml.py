@@ -1,6 +1,6 @@
-"""A byte-level BPE tokenizer with a ChatML template, small but real: it merges, keeps any text, and has special tokens of its own.
+"""A small byte-level BPE tokenizer with a ChatML template: it merges, encodes any text, and has special tokens.
 
-Left to itself it puts a first token before every text, as Llama's do, which no template may let through.
+With `add_special_tokens` it puts a first token before every text, as Llama's do. No template may produce that token.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -1,3 +1,5 @@
+"""The corpus: documents joined and cut into blocks, held-out blocks, and the sentence for each unusable source."""
+
 import json
 
 import numpy as np
@@ -28,10 +30,10 @@ def test_blocks_hold_every_document_and_its_end_token_in_order(tmp_path_factory,
     if len(stream) < block_tokens:
         return
     corpus = load_corpus(CorpusConfig(source=source, block_tokens=block_tokens, test_blocks=0), TOKENIZER)
-    kept = len(stream) // block_tokens * block_tokens
-    assert corpus.blocks.shape == (kept // block_tokens, block_tokens)
-    assert corpus.blocks.ravel().tolist() == stream[:kept]
-    assert corpus.report == {"documents": len(documents), "blocks": len(corpus), "test_blocks": 0, "tokens_dropped": len(stream) - kept}
+    used = len(stream) // block_tokens * block_tokens
+    assert corpus.blocks.shape == (used // block_tokens, block_tokens)
+    assert corpus.blocks.ravel().tolist() == stream[:used]
+    assert corpus.report == {"documents": len(documents), "blocks": len(corpus), "test_blocks": 0, "tokens_dropped": len(stream) - used}
 
 
 def test_every_token_of_a_block_but_the_first_is_a_target(tmp_path):
@@ -43,13 +45,13 @@ def test_every_token_of_a_block_but_the_first_is_a_target(tmp_path):
 
 def test_the_last_blocks_are_held_out(tmp_path):
     source = write(tmp_path / "corpus.jsonl", ["abcdefgh" * 8] * 4)
-    whole = load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=0), TOKENIZER).blocks
+    all_blocks = load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=0), TOKENIZER).blocks
     corpus = load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=2), TOKENIZER)
-    assert corpus.blocks.tolist() == whole[:-2].tolist() and corpus.test_blocks.tolist() == whole[-2:].tolist()
-    assert (len(corpus), corpus.report["blocks"], corpus.report["test_blocks"]) == (len(whole) - 2, len(whole) - 2, 2)
-    assert [block.tokens.tolist() for block in corpus.held_out()] == whole[-2:].tolist()
-    with pytest.raises(InputError, match=rf"has {len(whole)} blocks, and corpus.test_blocks = {len(whole)} leaves none"):
-        load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=len(whole)), TOKENIZER)
+    assert corpus.blocks.tolist() == all_blocks[:-2].tolist() and corpus.test_blocks.tolist() == all_blocks[-2:].tolist()
+    assert (len(corpus), corpus.report["blocks"], corpus.report["test_blocks"]) == (len(all_blocks) - 2, len(all_blocks) - 2, 2)
+    assert [block.tokens.tolist() for block in corpus.held_out()] == all_blocks[-2:].tolist()
+    with pytest.raises(InputError, match=rf"has {len(all_blocks)} blocks, and corpus.test_blocks = {len(all_blocks)} leaves none"):
+        load_corpus(CorpusConfig(source=source, block_tokens=5, test_blocks=len(all_blocks)), TOKENIZER)
 
 
 def test_reading_stops_once_enough_blocks_are_full(tmp_path):
@@ -67,7 +69,7 @@ def test_a_text_file_is_one_document_and_rows_are_one_each(tmp_path):
     (tmp_path / "corpus.txt").write_text("one\n\ntwo\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", " ", "two"]}), tmp_path / "corpus.parquet")
     assert list(read_documents(str(tmp_path / "corpus.txt"))) == ["one\n\ntwo\n"]
-    assert list(read_documents(str(tmp_path / "corpus.parquet"))) == ["one", "two"], "a blank document is none"
+    assert list(read_documents(str(tmp_path / "corpus.parquet"))) == ["one", "two"], "blank documents are skipped"
 
 
 def test_the_embedded_corpus_is_the_manual_of_the_running_python():

@@ -1,3 +1,5 @@
+"""Training data from several sources: limits, shares, one common split, and counts for each source."""
+
 import json
 
 import pytest
@@ -19,10 +21,10 @@ def read(source: str, limit: int | None) -> list[Conversation]:
 
 def sizes(train: list, limit: int | None = None) -> dict[str, int]:
     config = validate_config(DataConfig, {"train": train})
-    found = read_sources(config.train, limit, read)
-    for name, records in found.items():
+    records_by_source = read_sources(config.train, limit, read)
+    for name, records in records_by_source.items():
         assert [record.messages[0][1] for record in records] == [f"{name} {i}" for i in range(len(records))], "the first ones, in order"
-    return {name: len(records) for name, records in found.items()}
+    return {name: len(records) for name, records in records_by_source.items()}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def sizes(train: list, limit: int | None = None) -> dict[str, int]:
         ([{"source": "scarce", "share": 0.5, "limit": 40}, {"source": "plenty", "share": 0.5}], None, (40, 40)),
     ],
 )
-def test_what_limits_and_shares_take(train, limit, expected):
+def test_limits_and_shares_take_the_first_records(train, limit, expected):
     assert sizes(train, limit) == dict(zip(SIZES, expected, strict=True))
 
 
@@ -51,7 +53,7 @@ def test_what_limits_and_shares_take(train, limit, expected):
         (3, "train = 3 does not fit"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(train, complaint):
+def test_contradictory_sources_are_refused(train, complaint):
     with pytest.raises(InputError, match=complaint):
         validate_config(DataConfig, {"train": train})
 
@@ -69,6 +71,6 @@ def test_several_files_are_one_data_set_with_one_split_and_counts_of_each(tmp_pa
     splits = (data.train, data.validation, data.test)
     assert len({example.prompt.index for split in splits for example in split}) == sum(map(len, splits)), "indices are unique in the run"
     texts = [{tokenizer.decode(example.prompt.tokens) for example in split} for split in splits]
-    assert sum(map(len, texts)) == len(set.union(*texts)) == 110, "a prompt of both sources is on one side"
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 110, "a prompt of both sources is in one split"
     held_out = {example.prompt.references for split in splits[1:] for example in split}
     assert held_out == {("chat",), ("words",), ("chat", "words")}

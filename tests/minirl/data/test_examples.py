@@ -1,3 +1,5 @@
+"""Examples: end tokens, templates, targets, length limits, and splits that share no prompt."""
+
 import json
 from collections import Counter
 
@@ -33,11 +35,11 @@ def records(path, *rows):
 
 @pytest.fixture
 def load(tmp_path):
-    """Load rows as training data with one held-out prompt a side, so that only `train` matters."""
-    side = records(tmp_path / "side.jsonl", {"prompt": "held out", "completion": "yes"})
+    """Loads rows as training data; validation and test have one prompt each, so that only `train` matters."""
+    held_out = records(tmp_path / "held_out.jsonl", {"prompt": "held out", "completion": "yes"})
 
     def load(*rows, tokenizer=TOKENIZER, ends=ENDS, **settings):
-        settings = {"validation": side, "test": side, **settings}
+        settings = {"validation": held_out, "test": held_out, **settings}
         return load_data(DataConfig(train=records(tmp_path / "train.jsonl", *rows), **settings), tokenizer, ends)
 
     return load
@@ -46,7 +48,7 @@ def load(tmp_path):
 # --- end tokens ---
 
 
-def test_the_chat_template_adds_its_own_end_to_that_of_the_tokenizer():
+def test_the_chat_templates_end_token_comes_after_that_of_the_tokenizer():
     assert ENDS == (TEXT, END)
     assert end_tokens(chatml_tokenizer(template=None)) == (TEXT,)
 
@@ -89,21 +91,22 @@ def test_alpaca_is_the_text_of_the_reference_without_bos(load):
     assert with_input.gold.tolist() == [*encode("\nYes"), TEXT]
 
 
-def test_chat_shows_the_context_under_the_instruction_and_ends_with_the_templates_end(load):
+def test_chat_puts_the_context_under_the_instruction_and_ends_with_the_templates_end_token(load):
     (example,) = load({"instruction": "Is it a city?", "context": "Paris", "response": "Yes"}).train
     assert TOKENIZER.decode(example.prompt.tokens) == "<|im_start|>user\nIs it a city?\n\nParis<|im_end|>\n<|im_start|>assistant\n"
     assert example.prompt.gold.tolist() == [*encode("Yes"), END]
 
 
-def test_the_system_prompt_of_the_config_stands_where_a_record_has_none(load):
-    own = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}]}
-    data = load({"prompt": "a"}, own, system_prompt="ours")
-    ours, kept = (TOKENIZER.decode(example.prompt.tokens) for example in data.train)
-    assert ours.startswith("<|im_start|>system\nours<|im_end|>\n<|im_start|>user\na") and "ours" not in kept and "own" in kept
+def test_the_system_prompt_of_the_config_applies_to_records_without_one(load):
+    with_system = {"messages": [{"role": "system", "content": "of the record"}, {"role": "user", "content": "a"}]}
+    data = load({"prompt": "a"}, with_system, system_prompt="of the config")
+    filled, unchanged = (TOKENIZER.decode(example.prompt.tokens) for example in data.train)
+    assert filled.startswith("<|im_start|>system\nof the config<|im_end|>\n<|im_start|>user\na")
+    assert "of the config" not in unchanged and "of the record" in unchanged
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), systems, st.sampled_from(["chat", "alpaca"]))
-def test_the_targets_are_the_assistants_words_and_ends_of_every_turn(turns, system, template):
+def test_the_targets_are_the_assistants_words_and_end_tokens_of_every_turn(turns, system, template):
     messages = [("system", system)] if system is not None else []
     for question, answer in turns:
         messages += [("user", question), ("assistant", answer)]
@@ -123,12 +126,12 @@ def test_chat_segments_join_to_the_whole_conversation_as_the_template_renders_it
     assert TOKENIZER.decode([token for segment in segments for token in segment.tokens]) == rendered
 
 
-def test_a_response_that_would_merge_with_the_prompt_keeps_its_tokens_and_the_prompt_its_own(load):
+def test_prompt_and_response_are_tokenised_apart_even_if_the_tokenizer_would_merge_them(load):
     question, answer = "Why?", "\nBecause"
     whole = encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>")
     (example,) = load({"prompt": question, "completion": answer}).train
     prompt = encode(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
-    assert whole[: len(prompt)] != prompt, "this tokenizer must merge across the border, or the test shows nothing"
+    assert whole[: len(prompt)] != prompt, "the tokenizer must merge across the border, or this test proves nothing"
     assert example.prompt.tokens.tolist() == prompt and example.prompt.gold.tolist() == [*encode(answer), END]
 
 
@@ -142,7 +145,7 @@ def test_a_template_that_refuses_a_record_names_it(load):
         template="{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
     )
     with pytest.raises(InputError, match=r"refuses .*train\.jsonl line 1: no system role"):
-        load({"prompt": "a", "completion": "b"}, tokenizer=strict, system_prompt="ours")
+        load({"prompt": "a", "completion": "b"}, tokenizer=strict, system_prompt="of the config")
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(load):
@@ -163,7 +166,7 @@ def test_a_template_that_never_closes_an_answer_is_refused(load):
 
 def test_an_alpaca_system_prompt_is_refused(load):
     with pytest.raises(InputError, match="alpaca has a fixed preamble"):
-        load({"prompt": "a", "completion": "b"}, template="alpaca", system_prompt="ours")
+        load({"prompt": "a", "completion": "b"}, template="alpaca", system_prompt="of the config")
 
 
 # --- examples ---
@@ -211,7 +214,7 @@ def test_a_long_prompt_is_an_error_that_names_record_and_length(load):
     assert len(dropped.train) == 1 and dropped.report["overlong_prompts_dropped"] == 1 and dropped.report["train"] == 1
 
 
-def test_dropping_every_prompt_is_refused(load):
+def test_data_whose_every_prompt_is_dropped_is_refused(load):
     with pytest.raises(InputError, match="every prompt of the train data is longer than data.max_prompt_tokens = 3"):
         load({"prompt": "a", "completion": "b"}, max_prompt_tokens=3, overlong_prompts="drop")
 
@@ -239,11 +242,11 @@ prompts = st.lists(st.text(st.characters(codec="ascii", min_codepoint=33), min_s
 
 
 @given(prompts, st.randoms())
-def test_a_prompts_side_depends_on_nothing_but_its_words(words, random):
+def test_a_prompts_split_depends_on_its_words_alone(words, random):
     shares = {"validation": 0.3, "test": 0.3}
-    sides = {word: split_of_prompt(word, shares) for word in words}
+    splits = {word: split_of_prompt(word, shares) for word in words}
     shuffled = random.sample(words, len(words))
-    assert {word: split_of_prompt(word, shares) for word in shuffled} == sides
+    assert {word: split_of_prompt(word, shares) for word in shuffled} == splits
     for word in words:
         if any(character.isalnum() for character in word):
             assert split_of_prompt(f" {word.upper()}  ?", shares) == split_of_prompt(word, shares)
@@ -255,21 +258,21 @@ def test_the_shares_are_met_and_the_second_split_begins_where_the_first_ends():
     assert counts["validation"] == pytest.approx(2000, abs=4 * 42) and counts["test"] == pytest.approx(4000, abs=4 * 57)  # 4 sigma
 
 
-def test_no_prompt_is_on_two_sides_and_no_record_is_lost(load):
+def test_no_prompt_is_in_two_splits_and_no_record_is_lost(load):
     rows = [{"prompt": f"question {i % 60}", "completion": f"answer {i}"} for i in range(240)]
     data = load(*rows, validation=None, test=None, validation_share=0.2, test_share=0.2)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    seen = {name: {TOKENIZER.decode(example.prompt.tokens) for example in split} for name, split in splits.items()}
-    assert sum(len(texts) for texts in seen.values()) == len(set().union(*seen.values())) == 60
+    prompts_by_split = {name: {TOKENIZER.decode(example.prompt.tokens) for example in split} for name, split in splits.items()}
+    assert sum(len(texts) for texts in prompts_by_split.values()) == len(set().union(*prompts_by_split.values())) == 60
     assert sum(data.report[name] for name in splits) + data.report["merged"] == data.report["records"] == 240
-    assert len(data.train) == 4 * len(seen["train"]), "in training each response is an example of its own"
+    assert len(data.train) == 4 * len(prompts_by_split["train"]), "in training each response is a separate example"
     for name in ("validation", "test"):
-        assert len(splits[name]) == len(seen[name]) and all(len(example.prompt.references) == 4 for example in splits[name])
+        assert len(splits[name]) == len(prompts_by_split[name]) and all(len(example.prompt.references) == 4 for example in splits[name])
     indices = [example.prompt.index for split in splits.values() for example in split]
     assert len(set(indices)) == len(indices)
 
 
-def test_own_sources_are_taken_whole_and_their_indices_go_on(load):
+def test_separate_sources_are_used_completely_and_indices_continue(load):
     data = load(*({"prompt": f"{i}", "completion": "b"} for i in range(5)))
     assert [example.prompt.index for example in data.train + data.validation + data.test] == list(range(7))
     assert data.report == {
@@ -283,8 +286,6 @@ def test_only_the_first_records_are_read_under_a_limit(load):
     assert len(data.train) == 2
 
 
-def test_too_few_prompts_to_split_is_refused_with_the_way_out(load):
-    with pytest.raises(
-        InputError, match=r"too few different prompts to split, .* is left without any; raise data\.\w+_share or give data\."
-    ):
+def test_too_few_prompts_to_split_are_refused_with_advice(load):
+    with pytest.raises(InputError, match=r"too few different prompts to split, so \w+ is empty; raise data\.\w+_share or set data\."):
         load({"prompt": "a", "completion": "b"}, validation=None, test=None)

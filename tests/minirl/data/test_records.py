@@ -1,3 +1,5 @@
+"""Records: every known form, every source, and the sentence for each unusable record or source."""
+
 import json
 
 import pyarrow
@@ -33,7 +35,7 @@ def write(path, *lines):
         {"messages": TURNS[3:]},
     ],
 )
-def test_every_known_form_says_the_same(columns):
+def test_every_known_form_gives_the_same_conversation(columns):
     conversation = parse_record(columns, "here")
     assert conversation.messages == (("user", "2+2?"), ("assistant", "4"))
     assert conversation.references == ("4",) and conversation.context == ""
@@ -97,7 +99,7 @@ def test_jsonl_keeps_order_skips_blank_lines_and_counts_them_for_the_line_number
     assert read_conversations(path, limit=1) == conversations[:1]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
     assert read_conversations(str(path))[0].messages == (("user", "a"),)

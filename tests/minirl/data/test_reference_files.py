@@ -1,4 +1,4 @@
-"""The reference's tokenised files: read back as they were written, used id by id, refused where they are foreign or cut off."""
+"""The reference's tokenised files: read back as written, used id by id, and refused if foreign or cut off."""
 
 import json
 import struct
@@ -26,7 +26,7 @@ ROWS = [
     {"instruction": "Is it a city?", "input": "Rome", "output": "\nYes"},
     {"instruction": "Greet", "input": "", "output": "Hi"},
 ]
-DIVERGENCES = pytest.mark.parametrize("kind", ["H", "i"])
+ID_TYPES = pytest.mark.parametrize("kind", ["H", "i"])
 
 
 @given(st.lists(st.lists(st.integers(0, 65534), max_size=5), max_size=6), st.sampled_from("Hi"))
@@ -46,9 +46,9 @@ def test_shards_follow_one_another_and_a_directory_names_its_splits(tmp_path):
         (tmp_path / "train_2.bin", "train", [[2], [2, 7]]),
         (tmp_path, "valid", [[9]]),
     ]:
-        found = list(iterate_records(open_token_files(str(source), split)))
-        assert [tokens.tolist() for _, tokens in found] == expected
-    assert found[0][0] == f"{tmp_path / 'valid_0.bin'} record 0"
+        records = list(iterate_records(open_token_files(str(source), split)))
+        assert [tokens.tolist() for _, tokens in records] == expected
+    assert records[0][0] == f"{tmp_path / 'valid_0.bin'} record 0"
 
 
 # --- prompts and responses ---
@@ -58,8 +58,8 @@ def load(train, **settings):
     return load_data(DataConfig(**{"train": str(train), "validation": str(train), "test": str(train)} | settings), TOKENIZER, ENDS)
 
 
-@DIVERGENCES
-def test_prompts_and_responses_are_the_ids_of_the_file_and_references_the_text_beside_it(tmp_path, kind):
+@ID_TYPES
+def test_prompts_and_responses_are_the_ids_of_the_file_and_references_come_from_the_rows(tmp_path, kind):
     for split in ("train", "valid"):
         write_split(tmp_path, split, ROWS, TOKENIZER, kind=kind)
     data = load(tmp_path, test=str(tmp_path / "valid_0.bin"), limit=2)
@@ -67,23 +67,23 @@ def test_prompts_and_responses_are_the_ids_of_the_file_and_references_the_text_b
     for examples in (data.train, data.validation, data.test):
         assert len(examples) == 2
         for example, record, row in zip(examples, written, ROWS, strict=False):
-            place = record.index(SEPARATORS[kind])
-            assert example.prompt.tokens.tolist() == record[:place] and example.prompt.tokens.dtype == np.int64
-            assert example.prompt.gold.tolist() == record[place + 1 :] and example.prompt.gold[-1] == END
+            prompt_length = record.index(SEPARATORS[kind])
+            assert example.prompt.tokens.tolist() == record[:prompt_length] and example.prompt.tokens.dtype == np.int64
+            assert example.prompt.gold.tolist() == record[prompt_length + 1 :] and example.prompt.gold[-1] == END
             assert example.prompt.references == (row["output"],)
-            assert example.sequence.tokens.tolist() == record[:place] + record[place + 1 :]
-            assert example.sequence.is_target.tolist() == [False] * place + [True] * (len(record) - place - 1)
+            assert example.sequence.tokens.tolist() == record[:prompt_length] + record[prompt_length + 1 :]
+            assert example.sequence.is_target.tolist() == [False] * prompt_length + [True] * (len(record) - prompt_length - 1)
     assert len({example.prompt.index for split in (data.train, data.validation, data.test) for example in split}) == 6
 
 
 def test_ids_are_never_encoded_again(tmp_path):
-    """A response that no tokenizer would cut like this, and a prompt with an end token inside."""
+    """The response is cut as no tokenizer would cut it, and the prompt has an end token inside."""
     a, b, whole = (TOKENIZER.encode(text, add_special_tokens=False) for text in ("a", "b", "ab"))
     odd = [*a, END, *b, 65535, *a, *b, END]
     assert TOKENIZER.decode([*a, *b]) == TOKENIZER.decode(whole)
     data = load(write_indexed(tmp_path / "train_0.bin", [odd]))
     assert data.train[0].sequence.tokens.tolist() == [*a, END, *b, *a, *b, END]
-    assert data.train[0].prompt.references == ("ab",), "without rows beside it, what the response decodes to"
+    assert data.train[0].prompt.references == ("ab",), "without rows beside the file, the reference is the decoded response"
 
 
 def test_prompts_alone_have_references_from_the_rows_and_no_gold_response(tmp_path):
@@ -94,7 +94,7 @@ def test_prompts_alone_have_references_from_the_rows_and_no_gold_response(tmp_pa
     assert data.report["without_response"] == 12
 
 
-def test_shares_are_split_by_the_prompts_text_and_equal_prompts_meet_there(tmp_path):
+def test_shares_are_split_by_the_prompts_text_and_equal_prompts_are_merged(tmp_path):
     rows = [
         {"instruction": f"Say {word}", "input": "", "output": f"{word}{n}"} for word in ("one", "two", "three", "four") for n in range(5)
     ]
@@ -122,7 +122,7 @@ def test_a_tokenizer_without_a_chat_template_needs_none_here(tmp_path):
 
 
 def test_the_references_raw_and_valid_rows_are_records(tmp_path):
-    """raw.jsonl has instruction, input and output; processed and held-out rows the prompt as well, and perhaps several outputs."""
+    """raw.jsonl has instruction, input and output. Processed and held-out rows have the prompt as well, and perhaps several outputs."""
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     write_split(tmp_path, "valid", ROWS, TOKENIZER)
     raw, valid = (read_conversations(str(tmp_path / name)) for name in ("raw.jsonl", "valid.jsonl"))
@@ -136,8 +136,8 @@ def test_the_references_raw_and_valid_rows_are_records(tmp_path):
 # --- plain text ---
 
 
-@DIVERGENCES
-def test_blocks_are_the_stream_cut_anew(tmp_path, kind):
+@ID_TYPES
+def test_blocks_are_cut_from_the_joined_records(tmp_path, kind):
     stream = [3 + i % 50 for i in range(64)]
     write_indexed(tmp_path / "train_0.bin", [stream[i : i + 8] for i in range(0, 40, 8)], kind)
     write_indexed(tmp_path / "train_1.bin", [stream[40:48], stream[48:64]], kind)
@@ -148,7 +148,7 @@ def test_blocks_are_the_stream_cut_anew(tmp_path, kind):
     assert block.tokens.dtype == np.int64 and block.tokens.tolist() == stream[20:30] and block.targets == 9
 
 
-def test_no_more_is_read_than_is_wanted_and_one_file_stays_on_the_disk(tmp_path):
+def test_only_the_needed_ids_are_checked_and_a_single_file_stays_on_the_disk(tmp_path):
     stream = [3 + i % 50 for i in range(40)]
     source = str(write_indexed(tmp_path / "train_0.bin", [stream, [60000]]))
     corpus = load_corpus(CorpusConfig(source=source, block_tokens=10, max_blocks=4, test_blocks=0), TOKENIZER)
@@ -157,7 +157,7 @@ def test_no_more_is_read_than_is_wanted_and_one_file_stays_on_the_disk(tmp_path)
         load_corpus(CorpusConfig(source=source, block_tokens=41, test_blocks=0), TOKENIZER)
 
 
-def test_a_corpus_of_prompts_with_responses_or_of_too_little_is_refused(tmp_path):
+def test_a_corpus_with_responses_or_with_too_few_tokens_is_refused(tmp_path):
     source = str(write_indexed(tmp_path / "train_0.bin", [[5, 6, 65535, 7, END]] * 4))
     with pytest.raises(InputError, match="record 0 holds a prompt and a response, and plain text is wanted; give the file as data.train"):
         load_corpus(CorpusConfig(source=source, block_tokens=4, test_blocks=0), TOKENIZER)
@@ -165,11 +165,11 @@ def test_a_corpus_of_prompts_with_responses_or_of_too_little_is_refused(tmp_path
         load_corpus(CorpusConfig(source=source, block_tokens=24), TOKENIZER)
 
 
-# --- what is refused ---
+# --- refused files ---
 
 
 def damaged(path, *, idx=None, bin=None):
-    """A good file, and then its index or its data as the functions make them."""
+    """Writes a good file, then changes its index or data with a function of the bytes; a function that returns None deletes the file."""
     write_indexed(path, [[5, 6, 65535, 7, END], [8, 65535, 9, END]])
     for file, change in ((path.with_suffix(".idx"), idx), (path, bin)):
         if change:
@@ -189,7 +189,7 @@ REFUSED = {
     "another type": ({"idx": patched(17, "<B", 6)}, "it has version 1 and type code 6"),
     "a cut index": ({"idx": lambda c: c[:-5]}, r"train_0.idx has \d+ bytes, not as many as its 2 records need; it is cut off"),
     "an absurd count": ({"idx": patched(18, "<Q", 2**60)}, "not as many as its 1152921504606846976 records need"),
-    "places that overlap": ({"idx": patched(34 + 8 + 8, "<q", 4)}, "its records do not lie end to end"),
+    "offsets that overlap": ({"idx": patched(34 + 8 + 8, "<q", 4)}, "its records do not lie end to end"),
     "a negative size": ({"idx": patched(34, "<i", -5)}, "its records do not lie end to end"),
     "no index": ({"idx": lambda c: None}, "cannot read the index .*train_0.idx, which must stand beside its .bin file: No such file"),
     "no data": ({"bin": lambda c: None}, "cannot read the data file .*train_0.bin: No such file"),
@@ -211,12 +211,12 @@ def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path, damage,
     assert "\n" not in str(refused.value)
 
 
-def test_a_negative_id_is_no_id(tmp_path):
+def test_a_negative_id_is_refused(tmp_path):
     with pytest.raises(InputError, match="record 0 has the token id -3"):
         load(write_indexed(tmp_path / "train_0.bin", [[5, -3, 2**31 - 1, 7, END]], "i"))
 
 
-def test_sources_that_hold_nothing_usable(tmp_path):
+def test_sources_without_usable_records_are_refused(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path} holds no train_0.bin; it holds no .bin at all"):
         load(tmp_path)
     write_split(tmp_path, "valid", ROWS, TOKENIZER)
@@ -232,7 +232,7 @@ def test_sources_that_hold_nothing_usable(tmp_path):
         load(tmp_path / "valid_0.bin", system_prompt="Be brief.")
 
 
-def test_rows_that_are_not_those_of_the_file(tmp_path):
+def test_rows_that_do_not_belong_to_the_file_are_refused(tmp_path):
     write_split(tmp_path, "train", ROWS, TOKENIZER)
     with (tmp_path / "train.jsonl").open("a") as rows:
         rows.write(json.dumps(ROWS[0]))

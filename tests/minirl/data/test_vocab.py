@@ -1,3 +1,5 @@
+"""The shared vocabulary: padded models of one tokenizer share it, and every difference between tokenizers is refused."""
+
 import json
 
 import pytest
@@ -21,7 +23,7 @@ def tokenizer_with(**changes):
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(400, 400), (448, 512), (512, 448)])
-def test_one_tokenizer_padded_to_two_widths_shares_the_smaller(student, teacher):
+def test_two_padded_sizes_of_one_tokenizer_share_the_smaller(student, teacher):
     assert shared_vocabulary(chatml_tokenizer(), chatml_tokenizer(), student, teacher) == min(student, teacher)
 
 
@@ -57,7 +59,7 @@ def test_another_end_token_is_refused():
         shared_vocabulary(chatml_tokenizer(), chatml_tokenizer(eos="<|im_end|>"), 400, 400)
 
 
-def test_the_same_tokens_cut_differently_are_refused():
+def test_tokenizers_that_cut_text_differently_are_refused():
     other = tokenizer_with(pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(
         InputError,
@@ -66,9 +68,9 @@ def test_the_same_tokens_cut_differently_are_refused():
         shared_vocabulary(tokenizer_with(), other, 5, 5)
 
 
-@pytest.mark.parametrize(("student", "teacher", "which"), [(63, 64, "student"), (64, 63, "teacher")])
-def test_a_tokenizer_that_reaches_past_the_smaller_model_is_refused(tmp_path, student, teacher, which):
+@pytest.mark.parametrize(("student", "teacher", "model"), [(63, 64, "student"), (64, 63, "teacher")])
+def test_ids_above_the_smaller_models_vocabulary_are_refused(tmp_path, student, teacher, model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path, 64))
     assert shared_vocabulary(tokenizer, tokenizer, 64, 64) == 64
-    with pytest.raises(InputError, match=f"uses ids up to 63, but the {which} has only 63"):
+    with pytest.raises(InputError, match=f"uses ids up to 63, but the {model} has only 63"):
         shared_vocabulary(tokenizer, tokenizer, student, teacher)

