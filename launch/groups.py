@@ -1,4 +1,7 @@
-"""The groups of a run: what each is told, started side by side, gone when their block ends; and the cluster that has room for them."""
+"""Starts the rollout, teacher and learner groups of a stage, and the Ray cluster, sized so that they fit.
+
+The groups of a stage start at the same time and stop when their `with` block ends.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,14 +24,14 @@ from minirl.config.stages import DistillConfig, GkdConfig, SftConfig
 from minirl.config.student import LoraConfig
 
 MIB = 2**20
-RESPONSES_IN_FLIGHT = 512  # responses whose teacher states are on their way at once; a set may have many thousands
-MOST_KEPT = 2048  # responses that an evaluation has room for; Ray keeps more on its disk
+RESPONSES_IN_FLIGHT = 512  # responses whose teacher states are in the object store at once; an evaluation set may have many thousands
+MAX_STORED_RESPONSES = 2048  # responses of an evaluation that the object store has room for; Ray spills further ones to its disk
 
 
 class Groups:
-    """Starts groups for the stages of one prepared run; each method yields groups that run until its block ends.
+    """Starts groups for the stages of one prepared run. Each method yields groups that run until its block ends.
 
-    The Ray cluster is there from the first of them to the end of this object's own block: a run with nothing left to do needs none.
+    The Ray cluster starts with the first group and ends with this object's own block: a run with nothing left to do starts none.
     """
 
     def __init__(self, prepared: PreparedRun):
@@ -43,26 +46,29 @@ class Groups:
 
     @cached_property
     def device(self) -> str:
-        """Of the cluster, which is joined or started. Raises InputError where it cannot hold what the config says of it."""
+        """The cluster's device, "cpu" or "cuda". Joins or starts the cluster. Raises InputError if it does not fit the config."""
         self._cluster.enter_context(cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)))
         device = device_of(self.config.cluster)
-        weight_transfer(self.config.rollout, device)  # refuses at once, and not after the fine-tuning stages
+        weight_transfer(self.config.rollout, device)  # raises InputError now instead of after the fine-tuning stages
         return device
 
     @contextmanager
     def learner(
         self, model: str, teachers: tuple[str, ...] | None, *, training: SftConfig, soft: SoftTargetsConfig | None, lora: LoraConfig | None
     ) -> Iterator[tuple[LearnerGroup, TeacherGroup | EnsembleGroup | None]]:
-        """For learning from given responses, with the model's own dropout. teachers: whose distribution is learnt too, with `soft`."""
-        setup = self._setup(model, teachers, training=training, soft=soft, dropout=True, lora=lora)
-        scorers = self._teachers(teachers, 1.0) if teachers else []
-        with _running(lambda: self._learner(setup), *scorers) as (learner, *scoring):
-            yield learner, _as_one(scoring) if scoring else None
+        """The learner group, and the teacher group if there are teachers, for supervised training with the model's own dropout.
+
+        teachers: models whose distribution is learnt too, as `soft` says; None for training on the tokens alone.
+        """
+        setup = self._learner_setup(model, teachers, training=training, soft=soft, dropout=True, lora=lora)
+        teacher_starts = self._teacher_starts(teachers, 1.0) if teachers else []
+        with _running(lambda: self._start_learner(setup), *teacher_starts) as (learner, *teacher_groups):
+            yield learner, _one_teacher_group(teacher_groups) if teacher_groups else None
 
     @contextmanager
     def rollout(self, model: str) -> Iterator[RolloutGroup]:
-        """The rollout group alone, sampling from any model at temperature 1."""
-        with _running(lambda: self._rollout(model, None, 1.0)) as (rollout,):
+        """The rollout group alone, which samples from any model at temperature 1."""
+        with _running(lambda: self._start_rollout(model, None, 1.0)) as (rollout,):
             yield rollout
 
     @contextmanager
@@ -75,26 +81,30 @@ class Groups:
         teacher_in_rollout: bool = False,
         no_repeat_ngram: int = 0,
     ) -> Iterator[tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]]:
-        """Rollout, teacher and learner. on_policy None: nothing is learnt, and temperatures are 1. teacher_in_rollout: also where the
-        mixture's share is 0. no_repeat_ngram: as of `RolloutWorker`.
+        """The rollout, teacher and learner groups.
+
+        on_policy: the stage to train; None trains nothing and sets all temperatures to 1. teacher_in_rollout: the rollout engines hold
+        the teacher even if the stage's teacher share is 0. no_repeat_ngram: see `RolloutWorker`.
         """
-        sampling = self.config.rollout.temperature if on_policy else 1.0
-        # Where nothing weighs the student's samples, the temperature that drew them is no part of what is learnt.
-        temperature = sampling if on_policy and on_policy.soft is None else 1.0
-        mixed = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
-        shares = self._core_shares(on_policy.config if on_policy else None)
+        sampling_temperature = self.config.rollout.temperature if on_policy else 1.0
+        # A divergence does not weight the student's samples, so their temperature is not part of the loss.
+        loss_temperature = sampling_temperature if on_policy and on_policy.soft is None else 1.0
+        rollout_teacher = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
+        core_shares = self._core_shares(on_policy.config if on_policy else None)
         settings = {} if on_policy is None else {
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft,
             "teacher_share": on_policy.teacher_share, "lora": self.config.student.lora,
         }  # fmt: skip
         with _running(
-            lambda: self._rollout(student, mixed, sampling, shares.get("rollout"), no_repeat_ngram),
-            lambda: self._learner(self._setup(student, teachers, temperature=temperature, **settings), shares.get("learner")),
-            *self._teachers(teachers, temperature, shares.get("teacher")),
-        ) as (rollout, learner, *scoring):
-            yield rollout, _as_one(scoring), learner
+            lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, core_shares.get("rollout"), no_repeat_ngram),
+            lambda: self._start_learner(
+                self._learner_setup(student, teachers, temperature=loss_temperature, **settings), core_shares.get("learner")
+            ),
+            *self._teacher_starts(teachers, loss_temperature, core_shares.get("teacher")),
+        ) as (rollout, learner, *teacher_groups):
+            yield rollout, _one_teacher_group(teacher_groups), learner
 
-    def _rollout(
+    def _start_rollout(
         self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None, no_repeat_ngram: int = 0
     ) -> RolloutGroup:
         prepared = self.prepared
@@ -112,8 +122,10 @@ class Groups:
             no_repeat_ngram=no_repeat_ngram,
         )
 
-    def _teachers(self, models: tuple[str, ...], temperature: float, share: CoreShare | None = None) -> list[Callable[[], TeacherGroup]]:
-        """What starts the group of each."""
+    def _teacher_starts(
+        self, models: tuple[str, ...], temperature: float, share: CoreShare | None = None
+    ) -> list[Callable[[], TeacherGroup]]:
+        """For each teacher, the function that starts its group."""
         config, prepared = self.config, self.prepared
         settings = {
             "cluster": config.cluster,
@@ -127,48 +139,48 @@ class Groups:
         if len(models) == 1:
             return [partial(TeacherGroup, config.teacher, model=models[0], **settings)]
         return [
-            partial(TeacherGroup, config.teacher, role=f"teacher {place}", model=model, place=place, teacher_id=member.id, **settings)
-            for place, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
+            partial(
+                TeacherGroup, config.teacher, role=f"teacher {index}", model=model, member_index=index, teacher_id=member.id, **settings
+            )
+            for index, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
         ]
 
-    def _learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
+    def _start_learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
         return LearnerGroup(setup, self.config.cluster, share)
 
     def _core_shares(self, training: DistillConfig | None) -> dict[str, CoreShare]:
-        """Nothing where the roles take turns, or where each has devices of its own, or where Ray spreads them over other machines."""
+        """The cores of each role where the roles compute at the same time on this machine's CPU.
+
+        Empty if the roles take turns, if each has its own devices, or if Ray spreads them over other machines.
+        """
         config = self.config
-        overlapping = training is not None and training.max_staleness > 0
-        if not overlapping or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
+        roles_overlap = training is not None and training.max_staleness > 0
+        if not roles_overlap or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
             return {}
         roles = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
         return divide_cores(config.cluster, roles, sorted(os.sched_getaffinity(0)))
 
-    def _setup(
-        self,
-        model: str,
-        teachers: tuple[str, ...] | None,
-        **stage: Any,
-    ) -> LearnerSetup:
-        """stage: what else of `LearnerSetup` the stage sets."""
+    def _learner_setup(self, model: str, teachers: tuple[str, ...] | None, **stage: Any) -> LearnerSetup:
+        """stage: the fields of `LearnerSetup` that differ between stages."""
         config = self.config
-        several = {} if not teachers or len(teachers) == 1 else {
+        weights = {} if not teachers or len(teachers) == 1 else {
             "teacher_weights": tuple(member.weight for member in config.teacher.members)
         }  # fmt: skip
-        teacher = teachers if several or not teachers else teachers[0]
+        teacher = teachers if weights or not teachers else teachers[0]
         return LearnerSetup(
-            model=model, teacher=teacher, **several, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device,
+            model=model, teacher=teacher, **weights, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device,
             threads=1, seed=config.seed, teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype,
             deterministic=config.deterministic, **stage,
         )  # fmt: skip
 
 
-def _as_one(scoring: list[TeacherGroup]) -> TeacherGroup | EnsembleGroup:
-    return scoring[0] if len(scoring) == 1 else EnsembleGroup(scoring)
+def _one_teacher_group(groups: list[TeacherGroup]) -> TeacherGroup | EnsembleGroup:
+    return groups[0] if len(groups) == 1 else EnsembleGroup(groups)
 
 
 @contextmanager
 def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
-    """Start groups side by side; whatever happens, none outlives the block."""
+    """Starts groups at the same time and yields them when all are ready. All stop with the block, also after an error."""
     with ExitStack() as stack:
         groups = []
         for start in starts:
@@ -180,28 +192,32 @@ def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
 
 
 def logical_cpus(prepared: PreparedRun) -> int:
-    """CPUs for Ray's bookkeeping, when the run starts a cluster of its own: what the three groups reserve."""
+    """CPUs that a cluster of the run's own declares to Ray: as many as the groups reserve, whatever the machine has."""
     config = prepared.config
     roles = (config.rollout, config.learner, *[config.teacher] * len(prepared.teachers))
     return sum(role.workers * role.cpus_per_worker for role in roles)
 
 
 def object_store_bytes(prepared: PreparedRun) -> int:
-    """Room for the teacher states of the largest stage and the versions of the weights between its groups, with a margin."""
-    config, longest, versions = prepared.config, prepared.max_model_len, 3
-    tokens, stages = [0], config.stages
+    """Size of the object store: the teacher states of the largest stage and the weight versions in transit, with a margin.
+
+    A token counts 4 bytes per element of its hidden states and 64 bytes for everything else.
+    """
+    config, longest, weight_versions = prepared.config, prepared.max_model_len, 3
+    stage_tokens, stages = [0], config.stages
     for stage in (stages.kd, stages.seqkd):
         if stage is not None and stage.soft is not None:
-            tokens.append(2 * stage.sequences_per_update * longest + sum(len(e.sequence.tokens) for e in prepared.data.validation))
+            stage_tokens.append(2 * stage.sequences_per_update * longest + sum(len(e.sequence.tokens) for e in prepared.data.validation))
     for stage in filter(None, (stages.gkd, stages.opd, stages.distill)):
-        given = longest * stage.gold_per_update if isinstance(stage, GkdConfig) else 0
+        supervised = longest * stage.gold_per_update if isinstance(stage, GkdConfig) else 0
         if config.corpus and config.objective.pretrain_kd_share > 0:
-            given = config.corpus.blocks_per_update * config.corpus.block_tokens
+            supervised = config.corpus.blocks_per_update * config.corpus.block_tokens
         responses = stage.responses_per_iteration * config.data.max_response_tokens * (1 + stage.max_staleness)
-        tokens.append(responses + given * stage.updates_per_iteration)
-        versions = max(versions, 3 + stage.max_staleness)
+        stage_tokens.append(responses + supervised * stage.updates_per_iteration)
+        weight_versions = max(weight_versions, 3 + stage.max_staleness)
     if stages.evaluate:
-        responses = sum(len(one.examples) * (1 + stages.evaluate.exposure_bias * len(stages.evaluate.seeds)) for one in prepared.sets)
-        tokens.append((min(responses, MOST_KEPT) + 2 * min(max(len(one.examples) for one in prepared.sets), RESPONSES_IN_FLIGHT)) * longest)
-    payload = max(tokens) * (prepared.teacher_width * 4 + 64)
-    return int(1.25 * payload + versions * prepared.student_bytes + 256 * MIB)
+        set_sizes = [len(evaluation_set.examples) for evaluation_set in prepared.sets]
+        responses = sum(set_sizes) * (1 + stages.evaluate.exposure_bias * len(stages.evaluate.seeds))
+        stage_tokens.append((min(responses, MAX_STORED_RESPONSES) + 2 * min(max(set_sizes), RESPONSES_IN_FLIGHT)) * longest)
+    payload = max(stage_tokens) * (prepared.teacher_width * 4 + 64)
+    return int(1.25 * payload + weight_versions * prepared.student_bytes + 256 * MIB)

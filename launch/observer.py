@@ -1,4 +1,4 @@
-"""Who is told how a run goes."""
+"""The protocol Observer: progress callbacks through which stages report what they do."""
 
 from typing import Protocol
 
@@ -6,10 +6,13 @@ from minirl.training.log import Record
 
 
 class Observer(Protocol):
-    """Every record, what is being done, how far a stage is when it begins (`stage_started`,
-    in `unit`s) and, where no record says so, later."""
+    """Progress callbacks of a stage.
+
+    record: every record of the metrics log. doing: what the stage does now. stage_started: a stage starts or resumes with `done` of its
+    `total` units finished. progressed: units finished since then, for stages that write no records.
+    """
 
     def record(self, record: Record) -> None: ...
-    def doing(self, stage: str, what: str) -> None: ...
+    def doing(self, stage: str, activity: str) -> None: ...
     def stage_started(self, stage: str, total: int, done: int, unit: str) -> None: ...
     def progressed(self, done: int) -> None: ...

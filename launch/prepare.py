@@ -1,4 +1,4 @@
-"""Everything that can be checked or made before a process starts: models, tokenizer, data, and where the run keeps its files."""
+"""Checks and preparation before any process starts: models, tokenizers, data and the run's directory."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from launch.config import RunConfig
 from minirl.data.corpus import Corpus, load_corpus
 from minirl.data.embedded.assets import materialise_teacher
-from minirl.data.examples import InstructionData, load_data
+from minirl.data.examples import Example, InstructionData, load_data
 from minirl.data.templates import end_tokens
 from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
@@ -24,15 +24,18 @@ from minirl.model import lora
 from minirl.model.loading import check_supported, prune_layers, resolve_model
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
-RECORD = "config.json"
-# A directory belongs to one experiment: these may not change between starts. Workers, limits and lengths of stages may.
-IDENTITY = ("seed", "student", "data", "corpus", "objective")
+CONFIG_RECORD = "config.json"
+# A directory belongs to one experiment: these keys may not change between starts. Workers, limits and lengths of stages may.
+IDENTITY_KEYS = ("seed", "student", "data", "corpus", "objective")
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What the stages work with. teachers: one, or an ensemble in the order of the config; student: the initial one; vocabulary: the
-    number of shared token ids; sets: those of `evaluate`; teacher_width: of the hidden states of all teachers together.
+    """A checked config with everything that the stages need from it.
+
+    directory: absolute. teachers: model directories, one or an ensemble in the order of the config. student: directory of the initial
+    student. vocabulary: the number of shared token ids. sets: the evaluation sets of the stage `evaluate`. student_bytes: size of the
+    student's weight files. teacher_width: hidden size, summed over all teachers.
     """
 
     config: RunConfig
@@ -53,18 +56,18 @@ class PreparedRun:
         return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
 
     def reports(self) -> dict[str, dict[str, int]]:
-        """What was read, kept, cut and dropped, of each source."""
+        """How many records or tokens were read, kept, cut and dropped: {"data": {...}, "corpus": {...}}."""
         return {"data": self.data.report} | ({"corpus": self.corpus.report} if self.corpus else {})
 
 
 def prepare(config: RunConfig) -> PreparedRun:
-    """Raises InputError for anything that cannot work, in the order in which it is cheap to find out.
+    """Check a config and prepare its models and data. Cheap checks come first. Raises InputError for anything that cannot work.
 
-    Only a config that passed is recorded as the directory's, so that a mistake can be corrected in place.
+    The directory's `config.json` is written only after the checks, so that a mistake can be corrected in place.
     """
-    disable_progress_bar()  # one bar a file of weights would run through the panel
-    directory = Path(config.directory).resolve()  # workers may stand in another one
-    teachers = _teachers(config, directory)
+    disable_progress_bar()  # transformers draws one bar per weight file, which would break the panel
+    directory = Path(config.directory).resolve()  # workers may have another working directory
+    teachers = _teacher_directories(config, directory)
     teacher, teacher_configs = next(iter(teachers.values())), [check_supported(path, key) for key, path in teachers.items()]
     named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
     student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
@@ -76,8 +79,8 @@ def prepare(config: RunConfig) -> PreparedRun:
     tokenizer = tokenizers[0]
     student_tokenizer = tokenizer if named_student is None else read_tokenizer(named_student, "student.model")
     vocabulary = min(
-        shared_vocabulary(student_tokenizer, own, student_config.vocab_size, network.vocab_size)
-        for own, network in zip(tokenizers, teacher_configs, strict=True)
+        shared_vocabulary(student_tokenizer, teacher_tokenizer, student_config.vocab_size, network.vocab_size)
+        for teacher_tokenizer, network in zip(tokenizers, teacher_configs, strict=True)
     )
     ends = end_tokens(tokenizer, teacher)
     ids = tuple(member.id for member in config.teacher.members) if config.teacher.selected_by_record else ()
@@ -86,35 +89,37 @@ def prepare(config: RunConfig) -> PreparedRun:
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
     evaluate = config.stages.evaluate
     sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids)
-    student = named_student or _pruned(config, teacher, directory)
-    write_json(directory / RECORD, config.model_dump())
-    size = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
+    student = named_student or _prune_teacher(config, teacher, directory)
+    write_json(directory / CONFIG_RECORD, config.model_dump())
+    student_bytes = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = PreparedRun(
-        config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, size,
+        config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, student_bytes,
         sum(network.hidden_size for network in teacher_configs),
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared
 
 
-def _teachers(config: RunConfig, directory: Path) -> dict[str, str]:
+def _teacher_directories(config: RunConfig, directory: Path) -> dict[str, str]:
     """Config key -> model directory of every teacher."""
-    found = {}
-    for place, member in enumerate(config.teacher.members):
-        key = f"teacher.ensemble.{place}.model" if config.teacher.ensemble else "teacher.model"
+    directories = {}
+    for index, member in enumerate(config.teacher.members):
+        key = f"teacher.ensemble.{index}.model" if config.teacher.ensemble else "teacher.model"
         embedded = member.model == EMBEDDED_TEACHER
-        found[key] = materialise_teacher(directory / "models" / "teacher") if embedded else resolve_model(member.model, key)
-    return found
+        directories[key] = materialise_teacher(directory / "models" / "teacher") if embedded else resolve_model(member.model, key)
+    return directories
 
 
-def _pruned(config: RunConfig, teacher: str, directory: Path) -> str:
+def _prune_teacher(config: RunConfig, teacher: str, directory: Path) -> str:
+    """Directory of the initial student, which has only the layers `student.layers` of the teacher; an earlier start's is used again."""
     target = directory / "models" / "student_init"
-    if target.is_dir() and (directory / RECORD).is_file():  # else it may be a refused config's
+    if target.is_dir() and (directory / CONFIG_RECORD).is_file():  # without the record, the student may come from a refused config
         return str(target.resolve())
     return prune_layers(teacher, config.student.layers, str(target.resolve()))
 
 
 def check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> None:
+    """Raises InputError if the model of config key `key` reads fewer positions than the data or the corpus needs."""
     lengths = {"data.max_prompt_tokens + data.max_response_tokens": config.data.max_prompt_tokens + config.data.max_response_tokens}
     if config.corpus:
         lengths["corpus.block_tokens"] = config.corpus.block_tokens
@@ -125,12 +130,19 @@ def check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> N
 
 
 def _check_responses(config: RunConfig, data: InstructionData) -> None:
-    """Gold responses are what fine-tuning learns, and what Rouge-L and forward KL compare with."""
-    stages, learn, compare = config.stages, (lambda e: e.sequence.targets), (lambda e: e.prompt.references)
-    needs = [(stage, split, learn) for stage in ("sft_teacher", "sft", "kd") for split in ("train", "validation")]
-    needs += [("seqkd", "validation", learn), *((stage, "validation", compare) for stage in ("gkd", "opd", "distill"))]
+    """Raises InputError if a stage lacks gold responses: fine-tuning learns them, Rouge-L and forward KL compare with them."""
+    stages = config.stages
+
+    def has_targets(example: Example) -> bool:
+        return bool(example.sequence.targets)
+
+    def has_references(example: Example) -> bool:
+        return bool(example.prompt.references)
+
+    needs = [(stage, split, has_targets) for stage in ("sft_teacher", "sft", "kd") for split in ("train", "validation")]
+    needs += [("seqkd", "validation", has_targets), *((stage, "validation", has_references) for stage in ("gkd", "opd", "distill"))]
     if stages.gkd and stages.gkd.student_share < 1:
-        needs.append(("gkd", "train", learn))
+        needs.append(("gkd", "train", has_targets))
     for stage, split, has_response in needs:
         if getattr(stages, stage) and not any(map(has_response, getattr(data, split))):
             raise InputError(
@@ -138,15 +150,16 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
                 f"or set stages.{stage}: null"
             )
     if stages.seqkd:
-        prompts, answered = len(data.train), sum(map(bool, map(learn, data.train)))
-        if (wanted := round(stages.seqkd.gold_share * prompts)) > answered:
+        prompts, answered = len(data.train), sum(map(has_targets, data.train))
+        if (needed := round(stages.seqkd.gold_share * prompts)) > answered:
             raise InputError(
-                f"stages.seqkd.gold_share = {stages.seqkd.gold_share:g} wants {wanted} gold responses, and {answered} of {prompts} records "
+                f"stages.seqkd.gold_share = {stages.seqkd.gold_share:g} needs {needed} gold responses, and {answered} of {prompts} records "
                 f"of the train data have one; lower it to {100 * answered // prompts / 100:g}, or give more records with responses"
             )
 
 
 def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model directory. Raises InputError, which names the config key `key`, if there is none."""
     try:
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError) as error:
@@ -155,7 +168,10 @@ def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def claim_directory(config: RunConfig) -> Iterator[Path]:
-    """The run's directory, for this process alone. Raises InputError where another run is in it, or where it is another experiment's."""
+    """Makes the run's directory and locks it for this process until the block ends.
+
+    Raises InputError if another run works in it, or if it holds another experiment.
+    """
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as lock:
@@ -173,11 +189,11 @@ def claim_directory(config: RunConfig) -> Iterator[Path]:
 
 
 def _check_same_experiment(config: RunConfig, directory: Path) -> None:
-    record = directory / RECORD
+    record = directory / CONFIG_RECORD
     if not record.is_file():
         return
     before, now = json.loads(record.read_text()), config.model_dump()
-    changed = [key for key in IDENTITY if before.get(key) != now[key]]
+    changed = [key for key in IDENTITY_KEYS if before.get(key) != now[key]]
     changed += [f"teacher.{key}" for key in ("model", "ensemble") if before["teacher"].get(key) != now["teacher"][key]]
     if changed:
-        raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete that one")
+        raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete it")

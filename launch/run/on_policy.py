@@ -1,4 +1,4 @@
-"""The on-policy stages of a prepared run: `gkd`, `opd` and `distill` are one loop with different switches."""
+"""Makes the loop of an on-policy stage (`gkd`, `opd` or `distill`) from a prepared run."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from minirl.types import TokenSequence
 
 
 class GoldResponses:
-    """The gold sequences of the training data, as a driver draws them."""
+    """The gold sequences of the training data, as `SupervisedSequences` of the loop."""
 
     def __init__(self, sequences: Sequence[TokenSequence]):
         self.sequences = [sequence for sequence in sequences if sequence.targets]
@@ -22,18 +22,18 @@ class GoldResponses:
         return self.sequences[index]
 
 
-def make_driver(prepared: PreparedRun, stage: OnPolicyStage, metrics: MetricsLog) -> OnPolicyLoop:
-    """At its beginning, before it is connected to any group."""
+def make_loop(prepared: PreparedRun, stage: OnPolicyStage, metrics: MetricsLog) -> OnPolicyLoop:
+    """The loop before its first iteration, not yet connected to groups."""
     config, train = prepared.config, prepared.data.train
-    given, per_update = prepared.corpus, config.corpus.blocks_per_update if config.corpus else 0
+    supervised, per_update = prepared.corpus, config.corpus.blocks_per_update if config.corpus else 0
     if stage.soft:
-        given, per_update = GoldResponses([example.sequence for example in train]), stage.config.gold_per_update
+        supervised, per_update = GoldResponses([example.sequence for example in train]), stage.config.gold_per_update
     return OnPolicyLoop(
         stage.config,
         stage.objective,
         prompts=[example.prompt for example in train],
-        given=given,
-        given_per_update=per_update,
+        supervised_sequences=supervised,
+        supervised_per_update=per_update,
         max_response_tokens=config.data.max_response_tokens,
         teacher_share=stage.teacher_share,
         seed=config.seed,

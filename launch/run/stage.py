@@ -1,4 +1,4 @@
-"""One training stage on disk: its log, its checkpoints, and what a restart has to know."""
+"""A training stage on disk: its log, its checkpoints, and the checks before it resumes from one."""
 
 from pathlib import Path
 
@@ -13,7 +13,11 @@ from minirl.training.supervised_loop import SupervisedLoop
 
 
 class Stage:
-    """`<directory>/<name>`. started_from: what it goes on from (weights, data), which a restart must find again. unit: what it counts."""
+    """The directory `<directory of the run>/<name>` of a stage.
+
+    started_from: fingerprints of the weights and data that the stage starts from; a resume must find the same ones. unit: what the
+    stage counts, "update" or "iteration".
+    """
 
     def __init__(self, prepared: PreparedRun, observer: Observer, name: str, unit: str, started_from: str):
         self.prepared, self.observer, self.name, self.started_from = prepared, observer, name, started_from
@@ -21,47 +25,53 @@ class Stage:
         self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=observer.record)
         self._checkpoints = self.directory / "checkpoints"
 
-    def resume(self, driver: OnPolicyLoop | SupervisedLoop) -> bool:
-        """Bring the driver to where the newest checkpoint is. Returns whether anything is left to do."""
-        self.driver, self._found = driver, checkpoint.latest(self._checkpoints)
-        if self._found:
-            self._load(self._found[1])
-        if driver.finished:
+    def resume(self, loop: OnPolicyLoop | SupervisedLoop) -> bool:
+        """Loads the newest checkpoint, if there is one, into the loop. Returns whether the stage has anything left to do.
+
+        Raises InputError if the checkpoint belongs to other weights, other data or another learner layout.
+        """
+        self.loop, self._newest_checkpoint = loop, checkpoint.latest(self._checkpoints)
+        if self._newest_checkpoint:
+            self._load(self._newest_checkpoint[1])
+        if loop.finished:
             return False
-        self.metrics.resume_at(driver.position)
-        self.observer.stage_started(self.name, driver.total, driver.position, self.unit)
-        driver.watch.listener = self.doing
+        self.metrics.resume_at(loop.position)
+        self.observer.stage_started(self.name, loop.total, loop.position, self.unit)
+        loop.stopwatch.listener = self.doing
         return True
 
-    def doing(self, what: str) -> None:
-        self.observer.doing(self.name, what)
+    def doing(self, activity: str) -> None:
+        self.observer.doing(self.name, activity)
 
     def start(self, learner: LearnerGroup) -> None:
-        """Give the learner what the checkpoint holds of it."""
+        """Loads the learner's part of the newest checkpoint, if there is one."""
         self.learner = learner
-        if self._found:
-            learner.load(str(self._found[0]))
+        if self._newest_checkpoint:
+            learner.load(str(self._newest_checkpoint[0]))
 
     def checkpoint(self, *, keep: int = 1) -> None:
+        """Writes a checkpoint and deletes all but the newest `keep`."""
         config = self.prepared.config.learner
         state = {
-            "driver": self.driver.state_dict(),
+            "driver": self.loop.state_dict(),
             "learner": {"workers": config.workers, "zero_stage": config.zero_stage},
             "started_from": self.started_from,
         }
-        checkpoint.write(self._checkpoints, self.driver.position, state, self.learner.save, keep=keep)
+        checkpoint.write(self._checkpoints, self.loop.position, state, self.learner.save, keep=keep)
 
-    def student(self, which: str) -> Path:
-        """`best` or `last`."""
+    def student_directory(self, which: str) -> Path:
+        """Directory of the exported student. which: "best" or "last"."""
         return self.directory / which
 
     def _load(self, state: dict) -> None:
         if state["started_from"] != self.started_from:
             raise InputError(
-                f"{self.directory} goes on from other weights or data than the stage before it left; delete that directory to do the stage "
-                "anew, or give another directory=..."
+                f"{self.directory} was started from other weights or data than it would start from now; delete it to repeat the "
+                "stage, or give another directory=..."
             )
         for key, value in state["learner"].items():
             if getattr(self.prepared.config.learner, key) != value:
-                raise InputError(f"the checkpoint was written with learner.{key} = {value}; set that to go on, or give another directory")
-        self.driver.load_state_dict(state["driver"])
+                raise InputError(
+                    f"the checkpoint was written with learner.{key} = {value}; set that to resume, or give another directory=..."
+                )
+        self.loop.load_state_dict(state["driver"])

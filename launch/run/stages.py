@@ -1,4 +1,4 @@
-"""The stages of a run, one after the other, each going on where it stopped."""
+"""Runs the stages of a config one after the other; each resumes where it stopped."""
 
 from functools import partial
 
@@ -6,24 +6,24 @@ from actors.groups.publishing import make_publisher
 from actors.groups.rollout_group import RolloutGroup
 from launch.config import STUDENT_STAGES, on_policy_stage
 from launch.evaluation.evaluate import Evaluation
-from launch.evaluation.measure_model import sample, texts_of, with_references
+from launch.evaluation.measure_model import response_texts, sample_responses, with_references
 from launch.groups import Groups
 from launch.observer import Observer
 from launch.prepare import PreparedRun
-from launch.run.on_policy import make_driver
+from launch.run.on_policy import make_loop
 from launch.run.stage import Stage
 from launch.run.teacher_responses import TeacherResponses
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import SftConfig
 from minirl.evaluation.text import rouge_l
-from minirl.files import digest, write_json
+from minirl.files import file_sha256, write_json
 from minirl.model.loading import fingerprint
 from minirl.training.supervised_loop import SupervisedLoop
 from minirl.types import TokenSequence
 
 
 class Recipe:
-    """`run` takes the stages that the config names, in order; each goes on from the student that the one before it left."""
+    """`run` does the stages of the config in order. Each starts from the student that the stage before it left."""
 
     def __init__(self, prepared: PreparedRun, observer: Observer):
         self.prepared, self.config, self.observer = prepared, prepared.config, observer
@@ -32,93 +32,99 @@ class Recipe:
     def run(self) -> None:
         stages = self.config.stages
         with Groups(self.prepared) as self.groups:
-            given = {"sft_teacher": self.sft_teacher, "sft": self.sft, "kd": self.kd, "seqkd": self.seqkd}
+            supervised = {"sft_teacher": self.sft_teacher, "sft": self.sft, "kd": self.kd, "seqkd": self.seqkd}
             for name in ("sft_teacher", *STUDENT_STAGES):
                 if getattr(stages, name):
-                    given.get(name, partial(self.on_policy, name))()
+                    supervised.get(name, partial(self.on_policy, name))()
             if stages.evaluate:
-                rows = Evaluation(self.prepared, self.groups, self.observer, self.teachers, self._models()).run()
+                rows = Evaluation(self.prepared, self.groups, self.observer, self.teachers, self._evaluated_models()).run()
                 write_json(self.prepared.directory / "summary.json", rows)
 
     def sft_teacher(self) -> None:
-        self.teachers = (self._supervised("sft_teacher", self.config.stages.sft_teacher, self.teachers[0], self._gold()),)
+        self.teachers = (self._train_supervised("sft_teacher", self.config.stages.sft_teacher, self.teachers[0], self._gold_sequences()),)
 
     def sft(self) -> None:
-        self.student = self._supervised("sft", self.config.stages.sft, self.student, self._gold())
+        self.student = self._train_supervised("sft", self.config.stages.sft, self.student, self._gold_sequences())
 
     def kd(self) -> None:
         config = self.config.stages.kd
-        self.student = self._supervised("kd", config, self.student, self._gold(), soft=config.soft)
+        self.student = self._train_supervised("kd", config, self.student, self._gold_sequences(), soft=config.soft)
 
     def seqkd(self) -> None:
         config = self.config.stages.seqkd
-        written = TeacherResponses(self.prepared, config, self.teachers, self.prepared.directory / "seqkd")
-        written.make(self.groups, self.observer)
-        self.student = self._supervised("seqkd", config, self.student, written.sequences(), soft=config.soft, data=digest(written.rows))
+        responses = TeacherResponses(self.prepared, config, self.teachers, self.prepared.directory / "seqkd")
+        responses.sample_missing(self.groups, self.observer)
+        self.student = self._train_supervised(
+            "seqkd", config, self.student, responses.sequences(), soft=config.soft, data=file_sha256(responses.responses_file)
+        )
 
-    def _gold(self) -> list[TokenSequence]:
+    def _gold_sequences(self) -> list[TokenSequence]:
         return [example.sequence for example in self.prepared.data.train]
 
-    def _supervised(
+    def _train_supervised(
         self, name: str, config: SftConfig, model: str, train: list[TokenSequence], *, soft: SoftTargetsConfig | None = None, data: str = ""
     ) -> str:
-        """Train `model` on given responses; returns the directory of the checkpoint with the lowest validation loss."""
+        """Trains `model` on fixed responses. Returns the model directory with the lowest validation loss.
+
+        data: fingerprint of `train` if it may change between starts of the same run.
+        """
         started_from = " ".join([fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data] if data else [])])
         stage = Stage(self.prepared, self.observer, name, "update", started_from)
         validation = [example.sequence for example in self.prepared.data.validation]
-        driver = SupervisedLoop(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
-        best = str(stage.student("best"))
-        if not stage.resume(driver):
+        loop = SupervisedLoop(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
+        best = str(stage.student_directory("best"))
+        if not stage.resume(loop):
             return best
         stage.doing("starting the " + ("teacher and learner groups" if soft else "learner group"))
         lora = self.config.student.lora if name in STUDENT_STAGES else None
         teachers = self.teachers if soft else None
         with self.groups.learner(model, teachers, training=config, soft=soft, lora=lora) as (learner, teacher):
             stage.start(learner)
-            driver.connect(learner, teacher)
-            for progress in driver.run():
+            loop.connect(learner, teacher)
+            for progress in loop.run():
                 if progress.is_best:
                     learner.export(model, best)
                 stage.checkpoint()
         return best
 
     def on_policy(self, name: str) -> None:
-        """`best` is the student with the highest validation Rouge-L, `last` the final one."""
-        kind = on_policy_stage(self.config, name)
-        config = kind.config
+        """Leaves two students: `best` has the highest validation Rouge-L, `last` is the final one."""
+        settings = on_policy_stage(self.config, name)
+        config = settings.config
         stage = Stage(self.prepared, self.observer, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
-        driver = make_driver(self.prepared, kind, stage.metrics)
-        source, self.student = self.student, str(stage.student(config.leaves))
-        if not stage.resume(driver):
+        loop = make_loop(self.prepared, settings, stage.metrics)
+        source, self.student = self.student, str(stage.student_directory(config.leaves))
+        if not stage.resume(loop):
             return
         stage.doing("starting the rollout, teacher and learner groups")
-        with self.groups.rollout_teacher_learner(source, self.teachers, on_policy=kind) as (rollout, teacher, learner):
-            driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
+        with self.groups.rollout_teacher_learner(source, self.teachers, on_policy=settings) as (rollout, teacher, learner):
+            loop.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
             stage.start(learner)
-            for progress in driver.run():
-                if driver.finished or progress.iteration % config.validate_every == 0:
+            for progress in loop.run():
+                if loop.finished or progress.iteration % config.validate_every == 0:
                     self._validate(stage, rollout, source)
-                if driver.finished:
-                    learner.export(source, str(stage.student("last")))
-                if driver.finished or progress.iteration % config.checkpoint_every == 0:
+                if loop.finished:
+                    learner.export(source, str(stage.student_directory("last")))
+                if loop.finished or progress.iteration % config.checkpoint_every == 0:
                     stage.doing("checkpoint")
                     stage.checkpoint(keep=config.keep_checkpoints)
 
     def _validate(self, stage: Stage, rollout: RolloutGroup, source: str) -> None:
-        progress, config = stage.driver.progress, stage.driver.config
+        """Logs Rouge-L on the validation prompts, and exports the student to `best` if it is the highest so far."""
+        progress, config = stage.loop.progress, stage.loop.config
         stage.doing("validate")
         examples = with_references(self.prepared.data.validation)[: config.validation_prompts]
         version = progress.weight_version
-        sampled = sample(self.prepared, rollout, examples, seed=self.config.seed, teacher_share=0.0, weight_version=version)
-        texts = texts_of(self.prepared, rollout.fetch(sampled))
+        sampled = sample_responses(self.prepared, rollout, examples, seed=self.config.seed, teacher_share=0.0, weight_version=version)
+        texts = response_texts(self.prepared, rollout.fetch(sampled))
         score = sum(rouge_l(text, e.prompt.references) for text, e in zip(texts, examples, strict=True)) / len(examples)
         stage.metrics.write(progress.iteration - 1, {"eval/rouge_l": score})
         if progress.best_rouge_l is None or score > progress.best_rouge_l:
             progress.best_rouge_l, progress.best_iteration = score, progress.iteration
-            stage.learner.export(source, str(stage.student("best")))
+            stage.learner.export(source, str(stage.student_directory("best")))
 
-    def _models(self) -> dict[str, str]:
-        """The rows of the closing table."""
-        students = {name: str(self.prepared.directory / left) for name, left in self.config.stages.students().items()}
-        teacher = {"teacher": self.teachers[0]} if len(self.teachers) == 1 else {}  # an average is sampled by no engine
+    def _evaluated_models(self) -> dict[str, str]:
+        """Row of the closing table -> model directory."""
+        students = {name: str(self.prepared.directory / path) for name, path in self.config.stages.student_directories().items()}
+        teacher = {"teacher": self.teachers[0]} if len(self.teachers) == 1 else {}  # no engine samples from an average of teachers
         return teacher | {"student_init": self.prepared.student} | students

@@ -1,4 +1,4 @@
-"""The data set of the stage `seqkd`: the teacher's own responses to the training prompts, as a file that says where it comes from."""
+"""The data set of the stage `seqkd`: the teacher's responses to the training prompts, with their provenance."""
 
 import json
 from collections.abc import Iterator
@@ -14,31 +14,33 @@ from launch.observer import Observer
 from launch.prepare import PreparedRun
 from minirl.config.stages import SeqkdConfig
 from minirl.data.examples import Example
-from minirl.files import drop_half_line, read_json_lines, write_json
+from minirl.files import drop_incomplete_line, read_json_lines, write_json
 from minirl.model.loading import fingerprint
 from minirl.seeds import derive_seed
 from minirl.training.on_policy_loop import sampling_requests
 from minirl.types import SamplingRequest, TokenSequence
 
-AT_ONCE = 512  # responses between two appends: what a kill may lose
+RESPONSES_PER_APPEND = 512  # a kill loses at most so many
 
 
 class TeacherResponses:
-    """`responses.jsonl` in the stage's directory, one line a response with its token ids; `responses.json` says who wrote it, and how.
+    """Two files in the stage's directory: `responses.jsonl` has one line per response with its token ids, `responses.json` its provenance.
 
-    share of gold: those prompts are drawn once, from the run's seed, and get no response.
+    The prompts that keep their gold response (`gold_share`) are drawn once, from the run's seed; the teacher does not answer them.
     """
 
     def __init__(self, prepared: PreparedRun, config: SeqkdConfig, teachers: tuple[str, ...], directory: Path):
         self.prepared, self.config, self.teachers, self.directory = prepared, config, teachers, directory
-        self.rows, self.about = directory / "responses.jsonl", directory / "responses.json"
-        self._gold, self._asked = _divide(prepared.data.train, config.gold_share, derive_seed(prepared.config.seed, "seqkd gold"))
+        self.responses_file, self.provenance_file = directory / "responses.jsonl", directory / "responses.json"
+        gold_seed = derive_seed(prepared.config.seed, "seqkd gold")
+        self._gold_examples, self._teacher_examples = _split_gold(prepared.data.train, config.gold_share, gold_seed)
 
     def sequences(self) -> list[TokenSequence]:
-        """What the stage learns from: gold sequences of the one part of the prompts, the teacher's of the other."""
-        return [example.sequence for example in self._gold] + [_sequence(row) for row in read_json_lines(self.rows)]
+        """The training sequences of the stage: first the gold ones, then the teacher's."""
+        return [example.sequence for example in self._gold_examples] + [_sequence(row) for row in read_json_lines(self.responses_file)]
 
     def provenance(self) -> dict[str, Any]:
+        """Teachers, decoding, seed and data: everything that decides the responses."""
         settings = self.prepared.config
         return {
             "teachers": [member.model_dump() for member in settings.teacher.members],
@@ -48,66 +50,73 @@ class TeacherResponses:
             "max_response_tokens": settings.data.max_response_tokens,
             "seed": settings.seed,
             "data": settings.data.model_dump(),
-            "prompts": len(self._asked),
+            "prompts": len(self._teacher_examples),
             "gold_share": self.config.gold_share,
         }
 
-    def make(self, groups: Groups, observer: Observer) -> None:
-        """Sample what is not there yet. A file of other settings or weights is begun anew."""
+    def sample_missing(self, groups: Groups, observer: Observer) -> None:
+        """Samples the responses that the file lacks. Replaces a file of other settings or weights."""
         self.directory.mkdir(parents=True, exist_ok=True)
         provenance = json.loads(json.dumps(self.provenance()))
-        if not self.about.is_file() or json.loads(self.about.read_text()) != provenance:
-            self.rows.unlink(missing_ok=True)
-            write_json(self.about, provenance)
-        shares = self._shares()
-        wanted, done = sum(map(len, shares)), drop_half_line(self.rows)
-        if done == wanted:
+        if not self.provenance_file.is_file() or json.loads(self.provenance_file.read_text()) != provenance:
+            self.responses_file.unlink(missing_ok=True)
+            write_json(self.provenance_file, provenance)
+        requests_by_teacher = self._requests_by_teacher()
+        total, done = sum(map(len, requests_by_teacher)), drop_incomplete_line(self.responses_file)
+        if done == total:
             return
-        observer.stage_started("seqkd", wanted, done, "response")
-        before = 0  # responses of the teachers that come before
-        for teacher, requests in zip(self.teachers, shares, strict=True):
-            if missing := requests[max(0, done - before) :]:
+        observer.stage_started("seqkd", total, done, "response")
+        earlier_teachers = 0  # responses of the teachers before this one
+        for teacher, requests in zip(self.teachers, requests_by_teacher, strict=True):
+            if missing := requests[max(0, done - earlier_teachers) :]:
                 observer.doing("seqkd", "starting the rollout group")
-                with groups.rollout(teacher) as rollout, self.rows.open("a") as file:
-                    for batch in split_into_batches(missing, AT_ONCE):
-                        observer.doing("seqkd", f"the teacher's responses, {done} of {wanted}")
+                with groups.rollout(teacher) as rollout, self.responses_file.open("a") as file:
+                    for batch in split_into_batches(missing, RESPONSES_PER_APPEND):
+                        observer.doing("seqkd", f"the teacher's responses, {done} of {total}")
                         for row in self._sample(rollout, batch):
                             file.write(json.dumps(row) + "\n")
                         file.flush()
                         done += len(batch)
                         observer.progressed(done)
-            before += len(requests)
+            earlier_teachers += len(requests)
 
-    def _shares(self) -> list[list[SamplingRequest]]:
-        """What each teacher is asked: the records that name it, or of several without ids as many as their weights say, drawn once."""
+    def _requests_by_teacher(self) -> list[list[SamplingRequest]]:
+        """The sampling requests for each teacher.
+
+        A record that names a teacher goes to that teacher. Teachers without ids share the records by random draws, with probabilities
+        in proportion to their weights.
+        """
         seed, members = derive_seed(self.prepared.config.seed, "seqkd"), self.prepared.config.teacher.members
-        requests = sampling_requests([example.prompt for example in self._asked], self.config.samples_per_prompt, seed, 0)
+        requests = sampling_requests([example.prompt for example in self._teacher_examples], self.config.samples_per_prompt, seed, 0)
         weights = np.array([member.weight for member in members])
         drawn = np.random.default_rng(seed).choice(len(members), size=len(requests), p=weights / weights.sum())
         ids = [member.id for member in members]
-        chosen = [drawn[i] if request.teacher is None else ids.index(request.teacher) for i, request in enumerate(requests)]
-        return [[request for request, place in zip(requests, chosen, strict=True) if place == k] for k in range(len(members))]
+        teacher_indices = [drawn[i] if request.teacher is None else ids.index(request.teacher) for i, request in enumerate(requests)]
+        return [[request for request, index in zip(requests, teacher_indices, strict=True) if index == k] for k in range(len(members))]
 
     def _sample(self, rollout: RolloutGroup, requests: list[SamplingRequest]) -> Iterator[dict[str, Any]]:
         limit, tokenizer = self.prepared.config.data.max_response_tokens, self.prepared.tokenizer
-        for one in rollout.fetch(rollout.sample(requests, teacher_share=0.0, max_response_tokens=limit, weight_version=0)):
+        for sampled in rollout.fetch(rollout.sample(requests, teacher_share=0.0, max_response_tokens=limit, weight_version=0)):
             yield {
-                "prompt": tokenizer.decode(one.prompt_tokens),
-                "response": tokenizer.decode(one.response_tokens, skip_special_tokens=True),
-                "truncated": one.truncated,
-                "prompt_index": one.prompt_index,
-                "sample_index": one.sample_index,
-                "teacher": one.teacher,
-                "prompt_tokens": one.prompt_tokens.tolist(),
-                "response_tokens": one.response_tokens.tolist(),
+                "prompt": tokenizer.decode(sampled.prompt_tokens),
+                "response": tokenizer.decode(sampled.response_tokens, skip_special_tokens=True),
+                "truncated": sampled.truncated,
+                "prompt_index": sampled.prompt_index,
+                "sample_index": sampled.sample_index,
+                "teacher": sampled.teacher,
+                "prompt_tokens": sampled.prompt_tokens.tolist(),
+                "response_tokens": sampled.response_tokens.tolist(),
             }
 
 
-def _divide(examples: list[Example], gold_share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(gold, asked): those with a gold response may keep it, as many as the share of all says (`prepare` has refused too few)."""
+def _split_gold(examples: list[Example], gold_share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Returns the examples that keep their gold response, and the examples that the teacher answers.
+
+    The first are `gold_share` of all examples, drawn from those with a gold response (`prepare` raises InputError for too few of these).
+    """
     answered = [i for i, example in enumerate(examples) if example.sequence.targets]
-    kept = set(np.random.default_rng(seed).permutation(answered)[: round(gold_share * len(examples))].tolist())
-    return [e for i, e in enumerate(examples) if i in kept], [e for i, e in enumerate(examples) if i not in kept]
+    gold = set(np.random.default_rng(seed).permutation(answered)[: round(gold_share * len(examples))].tolist())
+    return [e for i, e in enumerate(examples) if i in gold], [e for i, e in enumerate(examples) if i not in gold]
 
 
 def _sequence(row: dict[str, Any]) -> TokenSequence:

@@ -1,9 +1,10 @@
-"""The driver, the groups and the object store at the work of up to 1,024 rollout workers, whose models sleep instead of computing.
+"""Simulation of scale: real driver, groups and object store with up to 1,024 rollout workers that sleep instead of computing.
 
     python -m tests.benchmarks.scale --workers 8 64 256 1024 --out DIR
 
-For each size: how long an iteration takes beside the slowest role alone, what the driver spends on a rollout, how long workers wait
-for a call that was made, and the bytes that go through the object store. Eight processes hold all workers (`tests.benchmarks.sleeping`).
+It measures for each size: the time of an iteration against the slowest role alone, the driver's time for a rollout, the delay between a
+call and its start in the worker, and the bytes that go through the object store. Eight processes simulate all workers
+(`tests.benchmarks.sleeping`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from rich.console import Console
 from actors.config import ClusterConfig
 from actors.groups.placement import cluster
 from actors.groups.publishing import make_publisher
-from launch.progress import shown
+from launch.progress import rich_table
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
 from minirl.training.log import MetricsLog
@@ -30,32 +31,32 @@ from tests.benchmarks.scale_results import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
     ROLES,
-    Found,
-    Scale,
-    by_worker,
-    found_in,
+    ScaleResult,
+    ScaleSetting,
+    calls_by_worker,
+    progress_line,
     save,
+    summarize,
     tables,
-    told,
     verdict,
 )
 from tests.benchmarks.sleeping import start_groups
 
 PROCESSES = {"rollout": 4, "teacher": 2, "learner": 2}
 SAMPLES_PER_PROMPT, TOKENS_PER_CALL, UPDATES = 4, 4096, 4
-SECONDS, SECONDS_A_ROLLOUT = 8.0, 6e-3  # of the slowest role, as of real ones; this machine must carry all of them
+SECONDS, SECONDS_PER_ROLLOUT = 8.0, 6e-3  # of the slowest role: realistic times, and enough time for this machine to run all workers
 MEASURED = 2  # iterations
 OBJECT_STORE_BYTES = 8 * 2**30
-# Scores go through the object store, as those of real shapes do, also where they are shrunk: Ray has 16 MiB of what travels within calls
-# under way to one process, which here holds the learners of many.
+# Larger results go through the object store: scores always do with real shapes, and with this limit shrunk scores do, too. Ray would send
+# them within calls otherwise, with at most 16 MiB in transit to one process, which simulates many learner workers here.
 MESSAGE_BYTES = 2**14
 
 
 class Simulation:
-    """Groups that stand for one size after another; they end with the block."""
+    """Groups that simulate one size after another. A context manager: its end stops the groups."""
 
     def __init__(self, processes: dict[str, int], longest_s: float = SECONDS):
-        """longest_s: of the iterations to come; a call may wait behind those that were sampled ahead."""
+        """longest_s: the longest iteration; it sets the time limit of a call, which may wait behind iterations sampled ahead."""
         config = ClusterConfig(step_timeout_s=300 + 3 * longest_s, start_timeout_s=300)
         self.groups = start_groups(processes, TOKENS_PER_CALL, config)
 
@@ -66,89 +67,100 @@ class Simulation:
         for group in self.groups:
             group.stop()
 
-    def measure(self, scale: Scale) -> Found:
+    def measure(self, setting: ScaleSetting) -> ScaleResult:
         for role, group in zip(ROLES, self.groups, strict=True):
-            group.stand_for(scale.workers_of(role), scale.sleeps)
+            group.simulate_workers(setting.workers_of(role), setting.sleep_times)
         records: list[dict] = []
-        warm_up = 1 + scale.max_staleness  # what was sampled ahead while the first was slow must be used up
+        warm_up = 1 + setting.max_staleness  # the first iteration is slow, and so are those that are sampled ahead during it
         with TemporaryDirectory() as directory:
             metrics = MetricsLog(Path(directory) / "metrics.jsonl", "distill", "iteration", listener=records.append)
-            driver = self._driver(scale, warm_up + MEASURED, metrics)
-            clock = []
-            for progress in driver.run():
-                clock.append((time.monotonic(), time.process_time(), time.thread_time()))
+            loop = self._loop(setting, warm_up + MEASURED, metrics)
+            clocks = []
+            for progress in loop.run():
+                clocks.append((time.monotonic(), time.process_time(), time.thread_time()))
                 if progress.iteration == warm_up + MEASURED:
                     break
-            for begun in driver.begun:  # iterations that were sampled ahead
-                begun.collection.scores()
-            driver.publication.wait()
-        journals = {role: by_worker(group) for role, group in zip(ROLES, self.groups, strict=True)}
-        collecting = [one.cpu_seconds for one in self.groups[0].collections[warm_up : warm_up + MEASURED]]
-        return found_in(scale, records[warm_up:], clock[warm_up - 1 :], float(np.mean(collecting)), journals)
+            for pending in loop.pending_iterations:  # sampled ahead, and not needed any more
+                pending.rollouts.scores()
+            loop.pending_weights.wait()
+        journals = {role: calls_by_worker(group) for role, group in zip(ROLES, self.groups, strict=True)}
+        collections = self.groups[0].collections[warm_up : warm_up + MEASURED]
+        collection_cpu = float(np.mean([collection.cpu_seconds for collection in collections]))
+        return summarize(setting, records[warm_up:], clocks[warm_up - 1 :], collection_cpu, journals)
 
-    def _driver(self, scale: Scale, iterations: int, metrics: MetricsLog) -> OnPolicyLoop:
-        draw, prompts = np.random.default_rng(0), scale.rollouts // SAMPLES_PER_PROMPT
+    def _loop(self, setting: ScaleSetting, iterations: int, metrics: MetricsLog) -> OnPolicyLoop:
+        random, prompts = np.random.default_rng(0), setting.rollouts // SAMPLES_PER_PROMPT
         config = DistillConfig(
-            iterations=iterations + scale.max_staleness,
+            iterations=iterations + setting.max_staleness,
             learning_rate=1.0,
             prompts_per_iteration=prompts,
             samples_per_prompt=SAMPLES_PER_PROMPT,
             updates_per_epoch=UPDATES,
-            max_staleness=scale.max_staleness,
+            max_staleness=setting.max_staleness,
         )
-        driver = OnPolicyLoop(
+        loop = OnPolicyLoop(
             config,
             ObjectiveConfig(),
-            prompts=[Prompt(draw.integers(0, 50000, PROMPT_TOKENS), index) for index in range(prompts)],
-            given=None,
-            given_per_update=0,
+            prompts=[Prompt(random.integers(0, 50000, PROMPT_TOKENS), index) for index in range(prompts)],
+            supervised_sequences=None,
+            supervised_per_update=0,
             max_response_tokens=RESPONSE_TOKENS,
             teacher_share=0.0,
             seed=0,
             metrics=metrics,
         )
         rollout, teacher, learner = self.groups
-        driver.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
-        return driver
+        loop.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
+        return loop
 
 
-def scales(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: int) -> Iterator[Scale]:
-    """`ahead` iterations ahead at every size; in turn at the smaller; in the middle, the other number ahead and other roles slowest."""
+def settings(sizes: list[int], rollouts_per_worker: int, seconds: float, ahead: int) -> Iterator[ScaleSetting]:
+    """The measurements to make.
+
+    Every size samples `ahead` iterations ahead. Sizes up to 64 workers also run without sampling ahead. The size 64 also runs with the
+    other number of iterations ahead, with other slowest roles, and with equally slow roles.
+    """
     for size in sizes:
-        longer = max(seconds, SECONDS_A_ROLLOUT * size * rollouts_per_worker)
-        one = partial(Scale, size, rollouts_per_worker, seconds=longer)
-        yield one("sampling", ahead)
+        setting = partial(ScaleSetting, size, rollouts_per_worker, seconds=max(seconds, SECONDS_PER_ROLLOUT * size * rollouts_per_worker))
+        yield setting("sampling", ahead)
         if size <= 64:
-            yield one("sampling", 0)
+            yield setting("sampling", 0)
         if size == 64:
-            yield from (one("sampling", 3 - ahead), one("learning", ahead), one("none", ahead), one("none", 3 - ahead))
+            yield from (
+                setting("sampling", 3 - ahead),
+                setting("learning", ahead),
+                setting("none", ahead),
+                setting("none", 3 - ahead),
+            )
 
 
-def run(chosen: list[Scale], console: Console) -> list[Found]:
+def run(chosen: list[ScaleSetting], console: Console) -> list[ScaleResult]:
+    """Make all measurements, and print a line after each."""
     os.environ["RAY_max_direct_call_object_size"] = str(MESSAGE_BYTES)  # noqa: SIM112, Ray spells it so
-    found: list[Found] = []
-    longest_s = max(scale.seconds for scale in chosen)
+    results: list[ScaleResult] = []
+    longest_s = max(setting.seconds for setting in chosen)
     with cluster(sum(PROCESSES.values()), OBJECT_STORE_BYTES), Simulation(PROCESSES, longest_s) as simulation:
-        for scale in chosen:
-            found.append(simulation.measure(scale))
-            console.print(told(found[-1]), soft_wrap=True)
-    return found
+        for setting in chosen:
+            results.append(simulation.measure(setting))
+            console.print(progress_line(results[-1]), soft_wrap=True)
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 64, 256, 1024])
     parser.add_argument("--rollouts-per-worker", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the slowest role, at least")
-    parser.add_argument("--ahead", type=int, choices=(1, 2), default=1, help="iterations that are sampled ahead")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of the slowest role, at least")
+    parser.add_argument("--ahead", type=int, choices=(1, 2), default=1, help="iterations to sample ahead")
     parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     console = Console(width=80)
-    found = run(list(scales(chosen.workers, chosen.rollouts_per_worker, chosen.seconds, chosen.ahead)), console)
-    for table in tables(found):
-        console.print(shown(table))
-    console.print(verdict(found))
-    save(chosen.out, found)
+    chosen = list(settings(arguments.workers, arguments.rollouts_per_worker, arguments.seconds, arguments.ahead))
+    results = run(chosen, console)
+    for table in tables(results):
+        console.print(rich_table(table))
+    console.print(verdict(results))
+    save(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from launch.progress import shown
+from launch.progress import rich_table
 from minirl.types import SamplingRequest
 from tests.benchmarks.scale import Simulation
-from tests.benchmarks.scale_results import Found, Scale, covered, growth, real_bytes, save, tables
-from tests.benchmarks.sleeping import SleepingRollout
+from tests.benchmarks.scale_results import ScaleResult, ScaleSetting, covered_seconds, growth, real_bytes, save, tables
+from tests.benchmarks.sleeping import SleepingRolloutWorker
 
 SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
-def found(ray_cluster) -> dict[tuple[int, int], Found]:
+def found(ray_cluster) -> dict[tuple[int, int], ScaleResult]:
     """By workers and staleness. At 8 workers the payloads have their real shapes."""
     with Simulation({"rollout": 2, "teacher": 1, "learner": 1}) as simulation:
-        chosen = [Scale(workers, 4, "sampling", staleness, SECONDS) for workers, staleness in ((16, 0), (16, 1), (8, 1))]
+        chosen = [ScaleSetting(workers, 4, "sampling", staleness, SECONDS) for workers, staleness in ((16, 0), (16, 1), (8, 1))]
         return {(scale.workers, scale.max_staleness): simulation.measure(scale) for scale in chosen}
 
 
@@ -51,7 +51,7 @@ def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
     delay = {"rollout": (0.167, 1.956), "teacher": (0.008, 0.063), "learner": (0.259, 1.474)}
     largest = replace(one, scale=replace(one.scale, workers=1024), iteration=102.76, delay=delay)  # as it was measured
     for table in tables([*found.values(), largest]):
-        console.print(shown(table))
+        console.print(rich_table(table))
     assert "…" not in console.export_text()
     save(tmp_path, list(found.values()))
     told = json.loads((tmp_path / "scale.json").read_text())
@@ -62,8 +62,8 @@ def test_tables_fit_and_files_hold_the_ratios(found, tmp_path):
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (5, [2, 1, 1, 1]), (16, [4, 4, 4, 2, 1, 1])])
 def test_rollouts_come_in_parcels_and_the_last_ones_singly(count, sizes):
     """By the shell of a run: at most 4 and at most half of what is left; each parcel is followed by what tells of it."""
-    worker = SleepingRollout()
-    worker.set(Scale(8, count, "sampling", 1, 0.01).sleeps)
+    worker = SleepingRolloutWorker()
+    worker.set(ScaleSetting(8, count, "sampling", 1, 0.01).sleep_times)
     asked = [SamplingRequest(np.arange(4), 0, number, 77 * number) for number in range(count)]
     results = list(worker.sample_batches(asked, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
     parcels, told = results[::2], [summaries for _, summaries in results[1::2]]
@@ -75,13 +75,13 @@ def test_rollouts_come_in_parcels_and_the_last_ones_singly(count, sizes):
 
 def test_growth_is_the_exponent_over_sizes():
     """Four times the rollouts for eight times the seconds: the power 3/2."""
-    base = Found(Scale(8, 4, "sampling", 1, 1.0), 1.0, {}, {}, 1.0, 2.0, 0.0, {}, {}, 0.0, 0.0)
-    assert growth([base, replace(base, scale=Scale(32, 4, "sampling", 1, 1.0), driver_cpu=16.0)]) == pytest.approx(1.5)
+    base = ScaleResult(ScaleSetting(8, 4, "sampling", 1, 1.0), 1.0, {}, {}, 1.0, 2.0, 0.0, {}, {}, 0.0, 0.0)
+    assert growth([base, replace(base, scale=ScaleSetting(32, 4, "sampling", 1, 1.0), driver_cpu=16.0)]) == pytest.approx(1.5)
     assert growth([base]) is None
 
 
 def test_covered_counts_every_moment_once():
-    assert covered([(0.0, 2.0), (1.0, 3.0), (1.5, 1.8), (5.0, 6.0), (9.0, 7.0)]) == 4.0
+    assert covered_seconds([(0.0, 2.0), (1.0, 3.0), (1.5, 1.8), (5.0, 6.0), (9.0, 7.0)]) == 4.0
 
 
 def test_real_bytes_by_hand():

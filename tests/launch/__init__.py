@@ -1,0 +1,1 @@
+"""Tests of launch/: the commands, the config and what a run leaves on disk."""

@@ -1,4 +1,4 @@
-"""A tiny experiment on disk, and the real command that runs it."""
+"""Fixtures: a tiny experiment on disk, and the real `minirl` command that runs it."""
 
 import contextlib
 import json
@@ -20,20 +20,20 @@ from tests.tiny import tiny_model
 
 VOCABULARY = 192
 COMMAND = [str(Path(sys.executable).with_name("minirl")), "run"]
-MARK = "MINIRL_TEST_RUN"
+MARK = "MINIRL_TEST_RUN"  # environment variable by which a command's processes are recognised
 SECONDS = 300
-NO_CLUSTER = "127.0.0.1:1"  # where nobody answers: what ends well, or with another error, has not asked for a cluster
+NO_CLUSTER = "127.0.0.1:1"  # an address without a Ray cluster: a command that uses no cluster does not notice
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models and data of a tiny experiment; `settings` are what every test starts from."""
+    """Models and data of a tiny experiment. settings: the config that every test starts from."""
 
     root: Path
     settings: dict
 
     def config(self, name: str, **changes) -> Path:
-        """Write the settings, with top-level keys replaced, as `<name>.yaml`; the run's directory is `<name>`."""
+        """Writes the settings, with top-level keys replaced by `changes`, to `<name>.yaml`. The run's directory is `<name>`."""
         file = self.root / f"{name}.yaml"
         file.write_text(yaml.safe_dump(self.settings | {"directory": str(self.root / name)} | changes))
         return file
@@ -43,10 +43,10 @@ class Experiment:
 def experiment(tmp_path_factory) -> Experiment:
     """A Llama teacher, a GPT-2 student (it has dropout, so its fine-tuning draws random numbers), records and a corpus."""
     root = tmp_path_factory.mktemp("experiment")
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
 
     def words(low: int, high: int) -> str:
-        return " ".join(f"t{token}" for token in draw.integers(6, VOCABULARY, draw.integers(low, high)))
+        return " ".join(f"t{token}" for token in generator.integers(6, VOCABULARY, generator.integers(low, high)))
 
     records = [{"prompt": f"t{6 + number} {words(1, 8)}", "completion": words(2, 8)} for number in range(90)]
     (root / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -77,9 +77,9 @@ def experiment(tmp_path_factory) -> Experiment:
 
 
 class Command:
-    """`minirl run`, or another verb, in a session of its own, so that a signal to its process group is what a terminal sends.
+    """A running `minirl run`, or another verb. It has its own session, so that `signal` reaches its process group as from a terminal.
 
-    cluster: its RAY_ADDRESS.
+    cluster: its RAY_ADDRESS; empty starts a cluster.
     """
 
     def __init__(self, config: Path, *arguments: str, verb: str = "run", cluster: str = ""):
@@ -111,29 +111,29 @@ class Command:
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
-    def left(self, seconds: float = 15) -> list[str]:
-        """Command lines of processes that the command started, or their children, and that are still there after `seconds`."""
+    def leftover_processes(self, seconds: float = 15) -> list[str]:
+        """Command lines of the command's processes, and of their children, that still run after `seconds`."""
         deadline = time.monotonic() + seconds
-        while (found := self._alive()) and time.monotonic() < deadline:
+        while (command_lines := self._running_processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return found
+        return command_lines
 
-    def _alive(self) -> list[str]:
-        found = []
+    def _running_processes(self) -> list[str]:
+        command_lines = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
-                    found.append(" ".join(process.cmdline()))
-        return found
+                    command_lines.append(" ".join(process.cmdline()))
+        return command_lines
 
 
 @pytest.fixture(scope="module")
 def start():
-    """Start the real command; whatever a failed test leaves is killed."""
+    """Starts the real command. Kills what a failed test leaves running."""
     started: list[Command] = []
 
-    def start(config: Path, *arguments: str, **how: str) -> Command:
-        started.append(Command(config, *arguments, **how))
+    def start(config: Path, *arguments: str, **options: str) -> Command:
+        started.append(Command(config, *arguments, **options))
         return started[-1]
 
     yield start

@@ -1,4 +1,4 @@
-"""`minirl bench` on the tiny experiment: it ends in order, and every figure that it promises is there and a number."""
+"""`minirl bench` on the tiny experiment: it succeeds, and every promised figure is there and is a number."""
 
 import json
 import math
@@ -18,12 +18,12 @@ RATIOS = {"efficiency", "mixed", "learner", "chunked_kl", "publish", "publish_sh
 
 @pytest.fixture(scope="module")
 def bench(experiment) -> tuple[str, dict]:
-    """What the command said and wrote."""
+    """The command's output, and the JSON that it wrote."""
     command = [MINIRL, "bench", str(experiment.config("bench")), "--iterations=1"]
     environment = {**os.environ, "RAY_ADDRESS": "", "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, json.loads((experiment.root / "bench" / "bench" / "bench.json").read_text())
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout, json.loads((experiment.root / "bench" / "bench" / "bench.json").read_text())
 
 
 def test_every_ratio_is_a_positive_number(bench):
@@ -33,27 +33,28 @@ def test_every_ratio_is_a_positive_number(bench):
 
 
 def test_the_loop_and_the_roles_alone_were_measured(bench):
-    found = bench[1]["measurements"]
-    assert found["sharing"] == [[*ROLES]] and len(found["iterations"]) == 1
-    assert set(found["alone"]) == {*ROLES, "plain", "mixed", "teacher_only"}
-    assert all(work["seconds"] > 0 and work["tokens"] >= 12 for work in found["alone"].values()), found["alone"]
-    assert {f"time/{verb}" for verb in VERBS} <= set(found["iterations"][0])
-    assert all(found["iterations"][0][f"{role}/busy_seconds"] > 0 for role in ROLES)
-    assert {role: len(peaks) for role, peaks in found["memory"].items()} == {"driver": 1, "rollout": 2, "teacher": 1, "learner": 2}
-    assert all(peak > 2**26 for peaks in found["memory"].values() for peak in peaks)
+    measurements = bench[1]["measurements"]
+    assert measurements["sharing"] == [[*ROLES]] and len(measurements["iterations"]) == 1
+    assert set(measurements["alone"]) == {*ROLES, "plain", "mixed", "teacher_only"}
+    assert all(work["seconds"] > 0 and work["tokens"] >= 12 for work in measurements["alone"].values()), measurements["alone"]
+    assert {f"time/{verb}" for verb in VERBS} <= set(measurements["iterations"][0])
+    assert all(measurements["iterations"][0][f"{role}/busy_seconds"] > 0 for role in ROLES)
+    processes = {role: len(peaks) for role, peaks in measurements["memory"].items()}
+    assert processes == {"driver": 1, "rollout": 2, "teacher": 1, "learner": 2}
+    assert all(peak > 2**26 for peaks in measurements["memory"].values() for peak in peaks)
 
 
-def test_what_a_person_sees(bench, experiment):
-    text, found = bench
+def test_the_output_fits_80_columns_and_names_its_files(bench, experiment):
+    text, report = bench
     directory = experiment.root / "bench" / "bench"
-    assert found["advice"] in " ".join(text.split()) and str(directory / "bench.md") in text
+    assert report["advice"] in " ".join(text.split()) and str(directory / "bench.md") in text
     assert max(map(len, text[text.index("Roles, for one iteration") : text.index(str(directory))].splitlines()[:-1])) <= 80
-    assert f"**{found['advice']}**" in (directory / "bench.md").read_text()
+    assert f"**{report['advice']}**" in (directory / "bench.md").read_text()
     assert imread(directory / "bench.png").shape[1] > 1000
 
 
 def test_a_config_without_distillation_is_refused(experiment):
     command = [MINIRL, "bench", str(experiment.config("undistilled")), "stages.distill=null"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: bench measures the stage distill")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: bench measures the stage distill")

@@ -1,4 +1,4 @@
-"""Bad input through the real command: one sentence, exit code 2, before a process starts."""
+"""Bad input to the real command: it prints one sentence and exits with 2 before any process starts."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 @pytest.fixture
 def started(monkeypatch) -> list[str]:
-    """What the command would have run; the stages themselves are not this file's business."""
+    """The initial student of each run that passed its checks; no stage runs."""
     runs: list[str] = []
     monkeypatch.setattr(launch.run.stages.Recipe, "run", lambda recipe: runs.append(recipe.student))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -36,21 +36,21 @@ def started(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def minirl(monkeypatch, capsys, started):
-    """Call the command in this process; returns its exit code and what it wrote to standard error."""
+    """Calls the command in this process. Returns its exit code and its standard error."""
 
     def call(config: Path, *overrides: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["minirl", "run", str(config), *overrides])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        return ended.value.code, capsys.readouterr().err
+        return exit_info.value.code, capsys.readouterr().err
 
     return call
 
 
 @pytest.fixture
 def config(experiment, tmp_path) -> Path:
-    """The tiny experiment, to be run in a directory of this test's own; without evaluation, which would want a summary."""
+    """The tiny experiment in the test's directory, without the stage `evaluate`, for which the command would print a summary."""
     file = tmp_path / "config.yaml"
     settings = experiment.settings | {"directory": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump(settings | {"stages": settings["stages"] | {"evaluate": None}}))
@@ -62,11 +62,11 @@ def lines(path: Path, *rows) -> str:
     return str(path)
 
 
-def test_the_experiment_itself_is_good(minirl, config, started):
+def test_the_tiny_experiment_is_accepted(minirl, config, started):
     assert minirl(config) == (0, "") and len(started) == 1
 
 
-# --- what the config says ---
+# --- mistakes in the config ---
 
 FROM_THE_CONFIG = {
     "unknown key": (["stages.distill.learning_rat=1"], "stages.distill.learning_rat is not a known key; did you mean learning_rate?"),
@@ -81,14 +81,14 @@ FROM_THE_CONFIG = {
     "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the corpus nowhere.txt: No such file"),
     "short corpus": (["corpus.block_tokens=400", "corpus.source={short}"], "fewer than one block"),
     "overlong prompt": (["data.max_prompt_tokens=6"], "more than data.max_prompt_tokens = 6; raise it, or set data.overlong_prompts: drop"),
-    "a model that is none": (["teacher.model={empty}"], "teacher.model: {empty} is a directory but holds no config.json"),
+    "a directory without a model": (["teacher.model={empty}"], "teacher.model: {empty} is a directory but holds no config.json"),
     "a path that leads nowhere": (["student.model=./nowhere"], "student.model: ./nowhere is not a model: there is no such directory"),
     "layers that are not there": (
         ["student.model=null", "student.layers=[0, 7]"],
         "student.layers must name some of the teacher's",
     ),
     "adapters on no layer": (["student.lora={target_modules: [nowhere]}"], "student.lora.target_modules does not fit the student"),
-    "adapters on the head": (["student.lora={target_modules: [lm_head]}"], "takes in lm_head, the student's output head"),
+    "adapters on the head": (["student.lora={target_modules: [lm_head]}"], "includes lm_head, the student's output head"),
     "longer than the model reads": (["data.max_response_tokens=500"], "the model reads at most 512 tokens, but data.max_prompt_tokens"),
     "blocks longer than the model reads": (
         ["corpus.block_tokens=600"],
@@ -115,7 +115,7 @@ def test_a_missing_config(minirl, tmp_path):
     assert (code, error) == (2, f"error: cannot read the config {tmp_path / 'absent.yaml'}: No such file or directory\n")
 
 
-# --- what the data says ---
+# --- mistakes in the data ---
 
 GOOD = [{"prompt": f"t{6 + n}", "completion": "t9"} for n in range(60)]
 FROM_THE_DATA = {
@@ -156,25 +156,25 @@ def test_what_the_reference_tokenised_is_data_and_corpus(minirl, config, started
     assert code == 2 and "has the token id 900, and the tokenizer has ids below 192" in error
 
 
-def test_data_without_responses_serves_where_nothing_needs_them(minirl, config, started, tmp_path):
-    bare = lines(tmp_path / "bare.jsonl", *({"prompt": row["prompt"]} for row in GOOD))
+def test_data_without_responses_is_accepted_if_no_stage_needs_them(minirl, config, started, tmp_path):
+    prompts_only = lines(tmp_path / "prompts.jsonl", *({"prompt": row["prompt"]} for row in GOOD))
     held_out = lines(tmp_path / "held.jsonl", *GOOD[:5])
-    code, error = minirl(config, f"data.train={bare}", f"data.validation={held_out}", "stages.sft=null")
+    code, error = minirl(config, f"data.train={prompts_only}", f"data.validation={held_out}", "stages.sft=null")
     assert (code, error) == (0, "")
     elsewhere = f"directory={tmp_path / 'elsewhere'}"
-    assert "stages.distill needs some" in minirl(config, f"data.train={bare}", "stages.sft=null", elsewhere)[1]
+    assert "stages.distill needs some" in minirl(config, f"data.train={prompts_only}", "stages.sft=null", elsewhere)[1]
 
 
 def test_a_gold_share_that_the_data_does_not_have(minirl, config, started, tmp_path):
     half = lines(tmp_path / "half.jsonl", *({key: row[key] for key in list(row)[: 1 + n % 2]} for n, row in enumerate(GOOD)))
-    given = [f"data.train={half}", f"data.validation={lines(tmp_path / 'held.jsonl', *GOOD[:5])}"]
-    code, error = minirl(config, *given, "stages.seqkd={learning_rate: 1e-3, gold_share: 0.9}")
-    lower = re.search(r"stages.seqkd.gold_share = 0.9 wants \d+ gold responses, .* lower it to (0\.\d+), or give more records", error)
-    assert code == 2 and lower and not started
-    assert minirl(config, *given, f"stages.seqkd={{learning_rate: 1e-3, gold_share: {lower[1]}}}")[0] == 0
+    sources = [f"data.train={half}", f"data.validation={lines(tmp_path / 'held.jsonl', *GOOD[:5])}"]
+    code, error = minirl(config, *sources, "stages.seqkd={learning_rate: 1e-3, gold_share: 0.9}")
+    proposal = re.search(r"stages.seqkd.gold_share = 0.9 needs \d+ gold responses, .* lower it to (0\.\d+), or give more records", error)
+    assert code == 2 and proposal and not started
+    assert minirl(config, *sources, f"stages.seqkd={{learning_rate: 1e-3, gold_share: {proposal[1]}}}")[0] == 0
 
 
-# --- what the models say ---
+# --- mistakes in the models ---
 
 
 def test_different_tokenizers(minirl, config, started, tmp_path):
@@ -189,12 +189,12 @@ def test_a_padded_vocabulary_is_no_difference(minirl, config, started, tmp_path)
 
 
 def test_a_model_without_a_tokenizer(minirl, config, started, tmp_path, experiment):
-    bare = tmp_path / "bare"
-    bare.mkdir()
+    model = tmp_path / "without_tokenizer"
+    model.mkdir()
     for name in ("config.json", "model.safetensors"):
-        shutil.copy(Path(experiment.settings["teacher"]["model"]) / name, bare / name)
-    code, error = minirl(config, f"teacher.model={bare}")
-    assert code == 2 and f"teacher.model: {bare} has no tokenizer" in error and error.count("\n") == 1 and not started
+        shutil.copy(Path(experiment.settings["teacher"]["model"]) / name, model / name)
+    code, error = minirl(config, f"teacher.model={model}")
+    assert code == 2 and f"teacher.model: {model} has no tokenizer" in error and error.count("\n") == 1 and not started
 
 
 def test_a_tokenizer_without_a_chat_template(minirl, config, started, tmp_path, experiment):
@@ -233,13 +233,13 @@ def test_a_mistake_can_be_corrected_in_place(minirl, config, started):
     assert minirl(config, "student.model=null", "student.layers=[0]") == (0, "") and len(started) == 1
 
 
-def test_a_cut_student_is_cut_once_and_not_taken_from_a_refused_config(minirl, config, started):
+def test_a_student_is_pruned_once_and_pruned_again_after_a_refused_config(minirl, config, started):
     layers = "student.model=null", "student.layers=[1]"
     assert minirl(config, "student.model=null", "student.layers=[0]", "rollout.workers=1")[0] == 0
     weights = Path(started[0]) / "model.safetensors"
     first, stamp = weights.read_bytes(), weights.stat().st_mtime_ns
     assert minirl(config, "student.model=null", "student.layers=[0]")[0] == 0 and weights.stat().st_mtime_ns == stamp
-    (weights.parents[2] / "config.json").unlink()  # as if the command had been killed before it was done with its checks
+    (weights.parents[2] / "config.json").unlink()  # as if the command had been killed during its checks
     assert minirl(config, *layers)[0] == 0 and weights.read_bytes() != first
 
 
@@ -258,7 +258,7 @@ def test_a_run_that_stops_itself_is_one_sentence_and_exit_code_one(minirl, confi
 def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monkeypatch, number):
     monkeypatch.setattr(launch.run.stages.Recipe, "run", lambda recipe: signal.raise_signal(number))
     code, error = minirl(config)
-    assert code == 130 and error == "interrupted; start the same command again to go on\n"
+    assert code == 130 and error == "interrupted; start the same command again to resume\n"
 
 
 # --- in a process of its own ---
@@ -273,10 +273,10 @@ def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monke
 )
 def test_the_command_itself(config, tmp_path, change, sentence):
     bad = lines(tmp_path / "bad.jsonl", {"prompt": "t3", "completion": "t4"}, "oops")
-    done = subprocess.run([*COMMAND, str(config), change.replace("{bad}", bad)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence.replace("{bad}", bad))
+    result = subprocess.run([*COMMAND, str(config), change.replace("{bad}", bad)], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", sentence.replace("{bad}", bad))
 
 
-def test_without_arguments_the_command_explains_itself():
-    done = subprocess.run(COMMAND[:1], capture_output=True, text=True, timeout=120)
-    assert "run" in done.stdout + done.stderr and "Traceback" not in done.stderr
+def test_without_arguments_the_command_prints_its_help():
+    result = subprocess.run(COMMAND[:1], capture_output=True, text=True, timeout=120)
+    assert "run" in result.stdout + result.stderr and "Traceback" not in result.stderr

@@ -1,3 +1,5 @@
+"""The shipped configs are valid, and a config that cannot be run is refused with one sentence."""
+
 from pathlib import Path
 
 import pytest
@@ -36,10 +38,10 @@ def test_every_shipped_config_is_valid(file):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
 def test_every_run_of_an_experiment_is_valid_and_as_long_as_the_others(file):
-    """Equal work is what makes the rows comparable."""
+    """Rows are comparable only at equal work."""
     experiment = Experiment(read_config(ExperimentConfig, file, []), None)
     runs = experiment.runs([])
-    budgets = {getattr(run.config.stages, stage).max_target_tokens for run in runs for stage in run.config.stages.students()}
+    budgets = {getattr(run.config.stages, stage).max_target_tokens for run in runs for stage in run.config.stages.student_directories()}
     assert len(budgets) == 1 and None not in budgets
     assert {run.config.teacher.model for run in runs} == {f"{experiment.directory}/common/sft_teacher/best"}
 
@@ -49,16 +51,16 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
-def test_configs_say_nothing_twice(file):
-    """YAML keeps the last of two equal keys without a word."""
+def test_configs_set_no_key_twice(file):
+    """YAML keeps the last of two equal keys without a warning."""
 
-    class Once(YamlLoader):
+    class UniqueKeyLoader(YamlLoader):
         def construct_mapping(self, node, deep=False):
             keys = [self.construct_object(key, deep) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             assert len(set(keys)) == len(keys), keys
             return super().construct_mapping(node, deep)
 
-    yaml.load(file.read_text(), Once)
+    yaml.load(file.read_text(), UniqueKeyLoader)
 
 
 def test_the_smallest_config():
@@ -78,7 +80,7 @@ def test_the_smallest_config():
         (["stages.distill.learning_rate=fast"], "stages.distill.learning_rate = 'fast' does not fit"),
         (["teacher.dtype=float16"], "teacher.dtype = 'float16' does not fit"),
         (["rollout.top_p=0.9", "rollout.teacher_share=0.2"], "rollout.top_p must be 1: with mixing"),
-        (["rollout.top_p=0.9"], "rollout.top_p must be 1: it bends"),
+        (["rollout.top_p=0.9"], "rollout.top_p must be 1: a smaller value changes"),
         (["corpus=null"], "the pre-training loss needs a corpus"),
         (["student.model=x"], "either a model or the layers"),
         ([*ENSEMBLE, "rollout.teacher_share=0.2"], "rollout.teacher_share mixes one teacher into the sampling, and there is an ensemble"),
@@ -91,7 +93,7 @@ def test_the_smallest_config():
         (["stages.distill.max_staleness=1", "stages.distill.max_target_tokens=9"], "set max_staleness: 0"),
     ],
 )
-def test_one_sentence_for_what_cannot_be_run(tmp_path, overrides, sentence):
+def test_a_config_that_cannot_be_run_is_refused_with_one_sentence(tmp_path, overrides, sentence):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(changed(stages={"distill": STAGE}, corpus={"source": "text.txt"})))
     read_config(RunConfig, file, [])

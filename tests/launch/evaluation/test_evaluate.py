@@ -1,4 +1,4 @@
-"""`minirl evaluate` through the real command: two students of different shapes and the teacher on two sets, against transformers."""
+"""The real command `minirl evaluate`: two students of different architectures and the teacher on two sets, checked against transformers."""
 
 import json
 import math
@@ -21,7 +21,7 @@ MODELS = ("teacher", "student", "deeper")
 
 @pytest.fixture(scope="module")
 def paths(experiment):
-    """The student of the experiment and one with a layer more, which no engine can hold after it."""
+    """The experiment's student, and one with another layer, for which new engines must start."""
     deeper = tiny_model(experiment.root / "deeper", "gpt2", vocab=VOCABULARY, layers=3, seed=5)
     return {"teacher": experiment.settings["teacher"]["model"], "student": experiment.settings["student"]["model"], "deeper": deeper}
 
@@ -39,25 +39,25 @@ def config(experiment, unseen):
     sets = {"test": {"prompts": PROMPTS}, "unseen": {"source": str(unseen), "min_gold_words": 3}}
     evaluate = {"seeds": SEEDS, "sets": sets, "exposure_bias": True, "top_k": 5}
     alone = {role: experiment.settings[role] | {"workers": 1} for role in ("rollout", "learner")}
-    return experiment.config("judged", stages={"evaluate": evaluate}, deterministic=False, **alone)
+    return experiment.config("evaluated", stages={"evaluate": evaluate}, deterministic=False, **alone)
 
 
 @pytest.fixture(scope="module")
-def given(paths):
+def model_options(paths):
     return [f"--model={name}={paths[name]}" for name in MODELS[1:]]
 
 
 @pytest.fixture(scope="module")
-def judged(experiment, config, given, start):
-    command = start(config, *given, verb="evaluate")
+def evaluation(experiment, config, model_options, start):
+    command = start(config, *model_options, verb="evaluate")
     assert command.wait() == 0, command.text
-    assert command.left() == [] and "rev. KL" in command.text
-    return experiment.root / "judged" / "evaluate"
+    assert command.leftover_processes() == [] and "rev. KL" in command.text
+    return experiment.root / "evaluated" / "evaluate"
 
 
 @pytest.fixture(scope="module")
-def report(judged):
-    return json.loads((judged / "evaluation.json").read_text())
+def report(evaluation):
+    return json.loads((evaluation / "evaluation.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +74,24 @@ def examples(experiment):
 
 @torch.no_grad()
 def rows_of(network, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
-    """Log-probs that predict each token of the response, float64 [T, V]."""
+    """Log-probs at each response token: float64 [T, V]."""
     tokens = torch.from_numpy(np.concatenate([prompt, response]))[None]
     return network(tokens).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
 
 
-def responses(judged, model: str) -> list[list[np.ndarray]]:
-    """[seeds][prompts], as they were kept."""
-    arrays = np.load(judged / "test" / f"{model}.npz")
+def responses(evaluation, model: str) -> list[list[np.ndarray]]:
+    """The stored responses: [seeds][prompts]."""
+    arrays = np.load(evaluation / "test" / f"{model}.npz")
     rows = iter(np.split(arrays["tokens"].astype(np.int64), arrays["lengths"].cumsum()[:-1]))
     return [[next(rows) for _ in range(PROMPTS)] for _ in SEEDS]
 
 
 def forward_kl(networks, model: str, examples, sampled) -> list[list[np.ndarray]]:
-    def of(example, response):
+    def divergence(example, response):
         q, p = (rows_of(networks[name], example.prompt.tokens, response) for name in (model, "teacher"))
         return (p.exp() * (p - q)).sum(1).numpy()
 
-    return [[of(example, response) for example, response in zip(examples, one_seed, strict=True)] for one_seed in sampled]
+    return [[divergence(example, response) for example, response in zip(examples, one_seed, strict=True)] for one_seed in sampled]
 
 
 def test_every_model_has_every_figure_on_every_set(report):
@@ -100,66 +100,66 @@ def test_every_model_has_every_figure_on_every_set(report):
     assert report["decoding"]["seeds"] == SEEDS and report["decoding"]["no_repeat_ngram"] == 0
     for name, model in report["models"].items():
         assert math.isfinite(model["lm_loss_corpus"]) and len(model["weights_sha256"]["model.safetensors"]) == 64
-        for measures in model["sets"].values():
-            assert [key for key, value in measures.items() if value is None] == (["exposure_bias"] if name == "teacher" else [])
+        for figures in model["sets"].values():
+            assert [key for key, value in figures.items() if value is None] == (["exposure_bias"] if name == "teacher" else [])
     teacher = report["models"]["teacher"]["sets"]["test"]
     assert abs(teacher["reverse_kl"]["mean"]) < 1e-5 and teacher["top_k_overlap"]["gold"] == 1.0
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_kl_and_exposure_bias_are_what_transformers_makes_of_the_same_responses(judged, report, networks, examples, model):
-    measures = report["models"][model]["sets"]["test"]
-    own = forward_kl(networks, model, examples, responses(judged, model))
-    teachers = forward_kl(networks, model, examples, responses(judged, "teacher"))
-    flat = [row for one_seed in own for row in one_seed]
-    first = measures["kl_by_position"]["forward"]
+def test_kl_and_exposure_bias_equal_those_from_transformers_on_the_same_responses(evaluation, report, networks, examples, model):
+    figures = report["models"][model]["sets"]["test"]
+    on_samples = forward_kl(networks, model, examples, responses(evaluation, model))
+    on_teacher = forward_kl(networks, model, examples, responses(evaluation, "teacher"))
+    flat = [row for one_seed in on_samples for row in one_seed]
+    first = figures["kl_by_position"]["forward"]
     assert first[0] == pytest.approx(np.mean([row[0] for row in flat]), rel=1e-4)
-    assert measures["kl_by_position"]["alive"] == [sum(len(row) >= t for row in flat) for t in range(1, len(first) + 1)]
-    accumulated = [sum(row[:4].sum() for one_seed in rows for row in one_seed) for rows in (own, teachers)]
-    zero = measures["exposure_bias"]["zero"]["percent"]
+    assert figures["kl_by_position"]["alive"] == [sum(len(row) >= t for row in flat) for t in range(1, len(first) + 1)]
+    accumulated = [sum(row[:4].sum() for one_seed in rows for row in one_seed) for rows in (on_samples, on_teacher)]
+    zero = figures["exposure_bias"]["zero"]["percent"]
     assert zero[0] == pytest.approx(0.0, abs=1e-3)
     assert zero[3] == pytest.approx(100 * (accumulated[0] - accumulated[1]) / accumulated[1], rel=1e-3, abs=1e-2)
 
 
-def test_gold_figures_are_what_transformers_makes_of_the_records(report, networks, examples):
+def test_gold_figures_equal_those_from_transformers_on_the_records(report, networks, examples):
     for name in MODELS[1:]:
-        measures, losses, correct = report["models"][name]["sets"]["test"], [], []
+        figures, losses, correct = report["models"][name]["sets"]["test"], [], []
         for example in examples:
             rows, gold = rows_of(networks[name], example.prompt.tokens, example.prompt.gold), torch.from_numpy(example.prompt.gold)
             losses += (-rows.gather(1, gold[:, None])[:, 0]).tolist()
             correct += (rows.argmax(1) == gold).tolist()
-        assert measures["lm_loss_gold"] == pytest.approx(np.mean(losses), rel=1e-4)
-        assert measures["calibration"]["accuracy"] == pytest.approx(np.mean(correct))
+        assert figures["lm_loss_gold"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert figures["calibration"]["accuracy"] == pytest.approx(np.mean(correct))
 
 
-def test_tables_pictures_and_samples_stand_beside(judged):
-    text = (judged / "evaluation.md").read_text()
+def test_the_directory_holds_tables_plots_and_samples(evaluation):
+    text = (evaluation / "evaluation.md").read_text()
     assert all(f"| {model} |" in text for model in MODELS) and "## unseen: against references and teacher" in text
-    assert sorted(file.name for file in judged.glob("*.png")) == [
+    assert sorted(file.name for file in evaluation.glob("*.png")) == [
         "exposure_bias.png", "kl_by_position.png", "rouge_l.png", "rouge_l_by_length.png",
     ]  # fmt: skip
-    samples = [json.loads(line) for line in (judged / "unseen" / "deeper.samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (evaluation / "unseen" / "deeper.samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8 and set(samples[0]) == {"question", "prompt", "response", "references"}
 
 
-def test_a_row_that_is_missing_is_made_again_beside_the_others(judged, report, config, given, start):
-    """The teacher's samples are those that were kept: the row comes out as it was, up to what a batch moves in the last bits."""
-    (judged / "deeper.json").unlink()
-    kept = (judged / "student.json").stat().st_mtime_ns
-    command = start(config, *given, verb="evaluate")
+def test_only_a_missing_model_is_measured_again(evaluation, report, config, model_options, start):
+    """The stored samples of the teacher are reused, so the figures repeat, up to the last bits that batching changes."""
+    (evaluation / "deeper.json").unlink()
+    written_at = (evaluation / "student.json").stat().st_mtime_ns
+    command = start(config, *model_options, verb="evaluate")
     assert command.wait() == 0, command.text
     assert "evaluate: deeper" in command.text and "evaluate: student" not in command.text and "evaluate: teacher" not in command.text
-    assert (judged / "student.json").stat().st_mtime_ns == kept
-    again = json.loads((judged / "evaluation.json").read_text())["models"]["deeper"]["sets"]["test"]
+    assert (evaluation / "student.json").stat().st_mtime_ns == written_at
+    again = json.loads((evaluation / "evaluation.json").read_text())["models"]["deeper"]["sets"]["test"]
     before = report["models"]["deeper"]["sets"]["test"]
     assert again["exposure_bias"]["zero"]["percent"] == pytest.approx(before["exposure_bias"]["zero"]["percent"], rel=1e-3, abs=1e-2)
     assert again["rouge_l"] == before["rouge_l"]
 
 
-def test_where_ngrams_are_blocked_none_comes_twice_and_no_kl_is_claimed(experiment, config, given, examples, start):
+def test_blocked_ngrams_do_not_repeat_and_no_kl_is_reported(experiment, config, model_options, examples, start):
     out = experiment.root / "blocked"
     changes = ["stages.evaluate.no_repeat_ngram=1", "stages.evaluate.exposure_bias=false", "stages.evaluate.seeds=[1]", f"--out={out}"]
-    command = start(config, *given[:1], *changes, verb="evaluate")
+    command = start(config, *model_options[:1], *changes, verb="evaluate")
     assert command.wait() == 0, command.text
     arrays = np.load(out / "test" / "student.npz")
     for example, response in zip(examples, np.split(arrays["tokens"], arrays["lengths"].cumsum()[:-1]), strict=True):
@@ -170,9 +170,9 @@ def test_where_ngrams_are_blocked_none_comes_twice_and_no_kl_is_claimed(experime
 
 
 def test_refusals(config, start, tmp_path):
-    for arguments, sentence in {
+    for arguments, message in {
         (): "evaluate needs a model: give --model DIR",
         (f"--model={tmp_path}",): "is a directory but holds no config.json",
     }.items():
         command = start(config, *arguments, verb="evaluate")
-        assert command.wait() == 2 and sentence in command.text, command.text
+        assert command.wait() == 2 and message in command.text, command.text

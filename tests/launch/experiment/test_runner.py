@@ -1,4 +1,4 @@
-"""The experiment over a stand-in for the command: what each run is told, and that only what is missing is made."""
+"""The experiment with a fake command: the config of each run, and that only missing runs start."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ ROWS = {
 }
 
 
-class Nobody:
+class SilentObserver:
     def stage_started(self, *_): ...
     def doing(self, *_): ...
     def record(self, *_): ...
@@ -53,8 +53,8 @@ def settings(tmp_path, models, **changes) -> dict:
 
 
 def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
-    """The experiment, and (verb, config) of the commands that were run; each leaves models and scores as a real one would."""
-    experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models, **changes)), Nobody())
+    """The experiment, and the list of (verb, config) of its commands; each fake command writes the models and scores of a real one."""
+    experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models, **changes)), SilentObserver())
     started = []
 
     def command(verb, config, *options):
@@ -62,9 +62,9 @@ def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
         directory = Path(config.directory)
         if verb == "evaluate":
             out = Path(options[-1])
-            given = dict(one.split("=", 1) for one in options[1:-2:2])
+            named_models = dict(option.split("=", 1) for option in options[1:-2:2])
             (out / "test").mkdir(parents=True, exist_ok=True)
-            for name, model in given.items():
+            for name, model in named_models.items():
                 assert Path(model).is_dir()
                 scores = np.full((2, 3), float(len(name)))
                 lengths = np.ones((2, 3), int)
@@ -76,8 +76,8 @@ def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
                 if not target.exists():
                     target.symlink_to(models[name])
         else:
-            (directory / list(config.stages.students().values())[-1]).mkdir(parents=True)
-            stage = list(config.stages.students())[-1]
+            (directory / list(config.stages.student_directories().values())[-1]).mkdir(parents=True)
+            stage = list(config.stages.student_directories())[-1]
             (directory / stage / "checkpoints" / "7").mkdir(parents=True)
             (directory / "metrics.jsonl").write_text(json.dumps({"stage": stage, "learner/target_tokens": 7, "time/update": 2.0}) + "\n")
 
@@ -89,7 +89,7 @@ def names(started) -> list[str]:
     return [f"{verb} {Path(config.directory).name}" for verb, config in started]
 
 
-def test_every_row_starts_from_what_the_common_stages_left(tmp_path, models):
+def test_every_row_starts_from_the_models_of_the_common_stages(tmp_path, models):
     experiment, started = make(tmp_path, models)
     experiment.run([])
     assert names(started) == ["run common", "run sft-1", "run paper-1", "run sft-2", "evaluate common"]
@@ -103,33 +103,33 @@ def test_every_row_starts_from_what_the_common_stages_left(tmp_path, models):
     assert configs[0].stages.evaluate is None and configs[-1].stages.evaluate is not None
 
 
-def test_finished_rows_are_small_files_and_not_made_again(tmp_path, models):
+def test_finished_rows_are_small_files_and_do_not_run_again(tmp_path, models):
     experiment, started = make(tmp_path, models)
     assert experiment.run(["paper"]) == []  # nothing to compare with yet
     assert names(started) == ["run common", "run paper-1", "evaluate common"]
-    assert [file.name for file in (tmp_path / "runs" / "paper-1" / "distill").iterdir()] == ["best"], "checkpoints have served"
+    assert [file.name for file in (tmp_path / "runs" / "paper-1" / "distill").iterdir()] == ["best"], "checkpoints are deleted"
     row = json.loads((tmp_path / "rows" / "paper-1.json").read_text())
     assert (row["row"], row["seed"], row["target_tokens"], row["training_seconds"]) == ("paper", 1, 7, 2.0)
-    left = tmp_path / "runs" / "paper-1" / "distill" / "checkpoints"
-    left.mkdir()  # as a kill between the row's file and their removal leaves them
+    checkpoints = tmp_path / "runs" / "paper-1" / "distill" / "checkpoints"
+    checkpoints.mkdir()  # a kill between writing the row and deleting the checkpoints leaves them
     again, started = make(tmp_path, models)
     tables = again.run([])
     assert names(started) == ["run common", "run sft-1", "run sft-2", "evaluate common"]
-    assert not left.exists()
+    assert not checkpoints.exists()
     assert [row[0] for row in tables[0].rows] == ["SFT", "MiniLLM"]
     full = json.loads((tmp_path / "experiment.json").read_text())
     assert [row[:2] for row in full[0]["rows"]] == [["SFT", "2"], ["MiniLLM", "1"]]
     assert {file.name for file in tmp_path.glob("experiment.*")} == {"experiment.json", "experiment.md", "experiment.png"}
 
 
-def test_a_row_of_other_settings_does_not_count(tmp_path, models):
+def test_a_row_of_other_settings_is_not_finished(tmp_path, models):
     make(tmp_path, models)[0].run([])
     rows = ROWS | {"paper": ROWS["paper"] | {"settings": merged(ROWS["paper"]["settings"], {"rollout": {"teacher_share": 0.3}})}}
     changed, started = make(tmp_path, models, rows=rows)
-    assert [run.name for run in changed.runs([]) if changed.finished(run)] == ["sft-1", "sft-2"]
+    assert [run.name for run in changed.runs([]) if changed.finished_row(run)] == ["sft-1", "sft-2"]
 
 
-def test_mistakes_are_told_before_anything_runs(tmp_path, models):
+def test_mistakes_are_reported_before_anything_runs(tmp_path, models):
     for changes, message in [
         ({"baseline": "none"}, "baseline: none is none of the rows sft, paper"),
         (
@@ -149,8 +149,8 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, models):
     assert started == []
 
 
-def test_a_run_that_fails_stops_the_experiment_in_a_sentence(tmp_path, models):
-    experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models)), Nobody())
+def test_a_run_that_fails_stops_the_experiment_with_one_message(tmp_path, models):
+    experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models)), SilentObserver())
     with pytest.raises(RunError, match="ended with code 2; see .*run.log"):
         experiment._command("run", experiment.common)  # there is no records.jsonl
     assert "records.jsonl" in (tmp_path / "common" / "run.log").read_text()
@@ -162,7 +162,7 @@ def test_merging_goes_to_any_depth_and_lists_are_replaced():
     assert base == {"a": {"b": {"c": 1, "d": [1, 2]}, "e": 2}, "f": None}
 
 
-def test_tokens_are_those_of_the_last_record_of_each_stage():
+def test_target_tokens_come_from_the_last_record_of_each_stage():
     records = [
         {"stage": "sft", "learner/target_tokens": 5, "time/update": 1.0, "time/validate": 0.5},
         {"stage": "sft", "learner/target_tokens": 9, "time/update": 1.0},

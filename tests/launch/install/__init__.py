@@ -1,0 +1,1 @@
+"""Tests of launch/install/: the checks around `make install`."""

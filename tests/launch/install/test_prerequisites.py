@@ -1,4 +1,4 @@
-"""A machine that lacks something is told so in one sentence, before anything is installed."""
+"""The first check of `make install` reports each thing that the machine lacks in one sentence."""
 
 import os
 import stat
@@ -25,21 +25,21 @@ def assert_one_sentence(text: str, *words: str) -> None:
 
 
 def test_this_machine_has_everything():
-    """The suite itself was installed with these, so a false alarm shows here."""
-    done = run_script()
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    """The suite was installed on this machine, so any problem reported here is a false alarm."""
+    result = run_script()
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_missing_compiler_is_one_sentence():
-    done = run_script(CXX="no-such-compiler")
-    assert done.returncode == 1
-    assert_one_sentence(done.stderr, "C++ compiler no-such-compiler", "CXX")
+    result = run_script(CXX="no-such-compiler")
+    assert result.returncode == 1
+    assert_one_sentence(result.stderr, "C++ compiler no-such-compiler", "CXX")
 
 
 def test_empty_path_names_make_and_compiler(tmp_path):
-    done = run_script(PATH=str(tmp_path), CXX="")
-    assert done.returncode == 1
-    make, compiler = done.stderr.strip().splitlines()
+    result = run_script(PATH=str(tmp_path), CXX="")
+    assert result.returncode == 1
+    make, compiler = result.stderr.strip().splitlines()
     assert_one_sentence(make, "make is missing")
     assert_one_sentence(compiler, "C++ compiler c++ is missing")
 
@@ -48,15 +48,15 @@ def test_missing_header_is_one_sentence(tmp_path):
     assert_one_sentence(prerequisites.headers_problem(str(tmp_path)), f"{tmp_path}/Python.h", "python3-dev")
 
 
-def test_missing_header_is_not_told_twice(tmp_path, monkeypatch):
-    """Without Python.h the compiler fails too; only the cause is told."""
+def test_missing_header_is_reported_once(tmp_path, monkeypatch):
+    """Without Python.h the compiler fails too; only the cause is reported."""
     monkeypatch.setattr(prerequisites.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     (sentence,) = prerequisites.problems()
     assert_one_sentence(sentence, "Python.h is missing")
 
 
 def test_compiler_without_its_library_is_one_sentence(tmp_path):
-    """A C++ compiler that is there and cannot compile is as bad as none: its first error is told."""
+    """A C++ compiler that exists and cannot compile is as bad as none; the sentence quotes its first error."""
     compiler = tmp_path / "broken-c++"
     compiler.write_text("#!/bin/sh\necho 'stdin:2:10: fatal error: vector: No such file or directory' >&2\nexit 1\n")
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
@@ -87,7 +87,7 @@ def test_other_systems_are_one_sentence(system):
 
 
 def test_script_keeps_to_syntax_of_older_pythons():
-    """Python 3.8 must come as far as the sentence, so the script compiles under its grammar and imports nothing of ours."""
+    """Python 3.8 must be able to run the script, which therefore compiles under its grammar and imports only the standard library."""
     import ast
 
     tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))

@@ -1,0 +1,1 @@
+"""Tests of launch/run/: the stages of a run, mostly with the real command."""

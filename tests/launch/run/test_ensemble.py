@@ -1,4 +1,4 @@
-"""Several teachers through the real command: averaged at every token, and each for the records that name it."""
+"""Several teachers with the real command: averaged at every token, or each for the records that name it."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from tests.tiny import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-GIVEN = {"learning_rate": 1e-3, "sequences_per_update": 8, "max_updates": 1, "epochs": 1}
+SUPERVISED = {"learning_rate": 1e-3, "sequences_per_update": 8, "max_updates": 1, "epochs": 1}
 ON_POLICY = {"learning_rate": 1e-3, "iterations": 1, "prompts_per_iteration": 8, "validation_prompts": 4}
 
 
 @pytest.fixture(scope="module")
 def second(experiment):
-    """Narrower than the first one."""
+    """A second teacher, narrower than the first one."""
     return tiny_model(experiment.root / "second", "llama", vocab=VOCABULARY, hidden=32, heads=1, layers=1, seed=8)
 
 
@@ -27,17 +27,17 @@ def run(experiment, start, name, ensemble, stages, **changes):
     learner = experiment.settings["learner"] | {"workers": 1}
     command = start(experiment.config(name, teacher=teacher, stages=stages, rollout=rollout, learner=learner, **changes))
     assert command.wait() == 0, command.text
-    assert command.left() == []
+    assert command.leftover_processes() == []
     lines = (experiment.root / name / "metrics.jsonl").read_text().splitlines()
     return experiment.root / name, [json.loads(line) for line in lines]
 
 
-def test_an_average_teaches_writes_and_judges(experiment, second, start):
+def test_an_average_of_teachers_samples_scores_and_evaluates(experiment, second, start):
     ensemble = [{"model": experiment.settings["teacher"]["model"], "weight": 3.0}, {"model": second}]
-    stages = {"seqkd": {**GIVEN, "soft": {}}, "evaluate": {"seeds": [1], "prompts": 4}}
+    stages = {"seqkd": {**SUPERVISED, "soft": {}}, "evaluate": {"seeds": [1], "prompts": 4}}
     directory, records = run(experiment, start, "average", ensemble, stages)
-    about = json.loads((directory / "seqkd" / "responses.json").read_text())
-    assert about["teacher_weights"] == [fingerprint(member["model"]) for member in ensemble]
+    provenance = json.loads((directory / "seqkd" / "responses.json").read_text())
+    assert provenance["teacher_weights"] == [fingerprint(member["model"]) for member in ensemble]
     assert next(r for r in records if r["stage"] == "seqkd")["loss/divergence"] > 0
     summary = json.loads((directory / "summary.json").read_text())
     assert list(summary) == ["student_init", "seqkd"]

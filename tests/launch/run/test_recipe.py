@@ -1,6 +1,6 @@
-"""The whole recipe through the real command, with real Ray, vLLM and DeepSpeed: two workers to sample, two to learn, mixing on.
+"""Whole runs with the real command, real Ray, vLLM and DeepSpeed: two rollout workers, two learner ranks, and teacher mixing.
 
-One uninterrupted run is the reference. Others are stopped, interrupted, killed and made to diverge, and must arrive at the same bits.
+One uninterrupted run is the reference. Other runs are stopped, interrupted, killed and made to diverge, and must end with the same bits.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ COLUMNS = {
 
 
 def records(directory: Path, stage: str | None = None) -> list[dict]:
-    """The lines of `metrics.jsonl` without what depends on the clock."""
+    """The lines of `metrics.jsonl` without the values that depend on the clock."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    clocks = ("per_second", "busy_seconds")
-    timeless = [{k: v for k, v in r.items() if not k.startswith("time/") and not k.endswith(clocks)} for r in found]
+    all_records = [json.loads(line) for line in lines]
+    clock_suffixes = ("per_second", "busy_seconds")
+    timeless = [{k: v for k, v in r.items() if not k.startswith("time/") and not k.endswith(clock_suffixes)} for r in all_records]
     return [record for record in timeless if stage is None or record["stage"] == stage]
 
 
@@ -43,12 +43,12 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-def assert_same_bits(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        difference = (tensor - theirs[name]).abs().max().item()
-        assert torch.equal(tensor, theirs[name]), f"{name} differs by up to {difference}"
+def assert_same_bits(directory: Path, reference_directory: Path) -> None:
+    tensors, reference = weights(directory), weights(reference_directory)
+    assert tensors.keys() == reference.keys()
+    for name, tensor in tensors.items():
+        difference = (tensor - reference[name]).abs().max().item()
+        assert torch.equal(tensor, reference[name]), f"{name} differs by up to {difference}"
 
 
 def digest(directory: Path) -> str:
@@ -57,27 +57,27 @@ def digest(directory: Path) -> str:
 
 
 def newest(directory: Path) -> int:
-    """The number of the newest whole checkpoint of the distillation, 0 where there is none."""
-    found = checkpoint.complete(directory / "distill" / "checkpoints")
-    return int(found[-1].name) if found else 0
+    """The number of the newest complete checkpoint of the distillation, 0 if there is none."""
+    checkpoints = checkpoint.complete(directory / "distill" / "checkpoints")
+    return int(checkpoints[-1].name) if checkpoints else 0
 
 
 @pytest.fixture(scope="module")
 def whole(experiment, start):
-    """All stages, never stopped; while it runs, a second command tries the same directory."""
+    """The directory of a run of all stages, never stopped. While it runs, a second command tries to use the same directory."""
     config = experiment.config("whole")
     command = start(config)
     command.wait_for((experiment.root / "whole" / ".lock").is_file)
     second = start(config)
     assert second.wait() == 2 and "another run (process" in second.text, second.text
     assert command.wait() == 0, command.text
-    assert command.left() == []
+    assert command.leftover_processes() == []
     return experiment.root / "whole"
 
 
 @pytest.fixture(scope="module")
 def fine_tuned(experiment, whole):
-    """Changes that make a run of the distillation alone, from the same student."""
+    """Config changes for a run of the distillation alone, from the same fine-tuned student."""
     distill = experiment.settings["stages"]["distill"]
     return {"student": {"model": str(whole / "sft" / "best")}, "stages": {"distill": distill}}
 
@@ -96,13 +96,13 @@ def test_the_summary_has_a_row_for_every_model(whole):
         assert row["reverse_kl_per_response"] == pytest.approx(row["reverse_kl"] * row["mean_response_tokens"], abs=1e-6)
 
 
-def test_the_teacher_is_no_distance_from_itself_and_distillation_comes_nearer(whole):
+def test_the_teachers_kl_to_itself_is_0_and_distillation_reduces_the_students(whole):
     summary = json.loads((whole / "summary.json").read_text())
     assert abs(summary["teacher"]["reverse_kl"]) < 1e-4 and abs(summary["teacher"]["forward_kl_gold"]) < 1e-4
     assert summary["distill"]["reverse_kl"] < summary["sft"]["reverse_kl"]
 
 
-def test_forward_kl_is_what_transformers_makes_of_the_saved_models(whole, experiment):
+def test_forward_kl_equals_that_of_the_saved_models_in_transformers(whole, experiment):
     settings = experiment.settings
     tokenizer = AutoTokenizer.from_pretrained(settings["teacher"]["model"])
     data = load_data(DataConfig(**settings["data"]), tokenizer, (END_TOKEN,))
@@ -119,7 +119,7 @@ def test_forward_kl_is_what_transformers_makes_of_the_saved_models(whole, experi
         assert summary[name]["forward_kl_gold"] == pytest.approx(total / positions, rel=1e-4)
 
 
-def test_samples_stand_beside_the_summary(whole):
+def test_samples_are_written_for_every_row(whole):
     for name in ROWS:
         samples = [json.loads(line) for line in (whole / "evaluate" / "test" / f"{name}.samples.jsonl").read_text().splitlines()]
         assert len(samples) == 8 and all(sample["prompt"] and sample["references"] for sample in samples)
@@ -155,7 +155,7 @@ def test_the_best_student_is_that_of_the_highest_validation(whole):
     assert len(losses) > 1 and state["driver"]["best_update"] == min(losses)[1]
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def test_started_again_a_finished_run_has_nothing_to_do(whole, start):
@@ -168,7 +168,7 @@ def test_started_again_a_finished_run_has_nothing_to_do(whole, start):
     assert (whole / "summary.json").read_text() == summary
 
 
-def test_stopped_and_extended_is_as_never_stopped(whole, experiment, start):
+def test_a_stopped_and_extended_run_ends_with_the_same_bits(whole, experiment, start):
     config, directory = experiment.config("parts"), experiment.root / "parts"
     for overrides in (
         ["stages.sft.max_updates=2", "stages.distill=null", "stages.evaluate=null"],
@@ -183,30 +183,30 @@ def test_stopped_and_extended_is_as_never_stopped(whole, experiment, start):
     assert records(directory) == records(whole)
 
 
-def test_interrupted_killed_and_diverged_it_still_arrives(whole, fine_tuned, experiment, start):
+def test_an_interrupted_killed_and_diverged_run_ends_with_the_same_bits(whole, fine_tuned, experiment, start):
     config, directory = experiment.config("killed", **fine_tuned), experiment.root / "killed"
 
     interrupted = start(config)
     interrupted.wait_for(lambda: newest(directory) >= 1)
     interrupted.signal(signal.SIGINT)
     assert interrupted.wait(60) == 130, interrupted.text
-    assert interrupted.text.endswith("interrupted; start the same command again to go on\n")
-    assert interrupted.left() == []
+    assert interrupted.text.endswith("interrupted; start the same command again to resume\n")
+    assert interrupted.leftover_processes() == []
     reached = newest(directory)
 
     killed = start(config)
     killed.wait_for(lambda: newest(directory) > reached)
     killed.signal(signal.SIGKILL)
     killed.wait(60)
-    assert killed.left() == []
+    assert killed.leftover_processes() == []
     reached = newest(directory)
-    assert 2 <= reached < 4, "the kill came too late to show anything"
+    assert 2 <= reached < 4, "the kill came too late to test a resume"
 
     before = digest(checkpoint.complete(directory / "distill" / "checkpoints")[-1])
     diverged = start(config, "stages.distill.learning_rate=1e30")
     assert diverged.wait() == 1, diverged.text
     assert f"stopped: the loss of iteration {reached}, update {2 * reached + 1}, is not finite" in diverged.text
-    assert "Traceback" not in diverged.text and diverged.left() == []
+    assert "Traceback" not in diverged.text and diverged.leftover_processes() == []
     assert digest(checkpoint.complete(directory / "distill" / "checkpoints")[-1]) == before
 
     last = start(config)
@@ -217,20 +217,20 @@ def test_interrupted_killed_and_diverged_it_still_arrives(whole, fine_tuned, exp
     assert [file.name for file in (directory / "distill" / "checkpoints").iterdir()] == ["00000004"]
 
 
-def test_distillation_does_not_go_on_from_a_student_that_has_changed_since(whole, experiment, start):
-    copy = experiment.root / "changed"
-    shutil.copytree(whole, copy)
-    with (copy / "sft" / "best" / "model.safetensors").open("r+b") as file:
+def test_distillation_does_not_resume_with_a_student_that_has_changed(whole, experiment, start):
+    changed_run = experiment.root / "changed"
+    shutil.copytree(whole, changed_run)
+    with (changed_run / "sft" / "best" / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\x01\x02\x03\x04")
-    command = start(whole.with_suffix(".yaml"), f"directory={copy}", "stages.distill.iterations=5", cluster=NO_CLUSTER)
+    command = start(whole.with_suffix(".yaml"), f"directory={changed_run}", "stages.distill.iterations=5", cluster=NO_CLUSTER)
     assert command.wait() == 2, command.text
-    assert "goes on from other weights or data than the stage before it left" in command.text
-    assert command.left() == []
+    assert "was started from other weights or data than it would start from now" in command.text
+    assert command.leftover_processes() == []
 
 
 def test_a_checkpoint_of_another_layout_is_refused(whole, start):
     command = start(whole.with_suffix(".yaml"), "learner.workers=1", "stages.distill.iterations=5", cluster=NO_CLUSTER)
     assert command.wait() == 2
-    assert "error: the checkpoint was written with learner.workers = 2; set that to go on" in command.text
-    assert command.left() == []
+    assert "error: the checkpoint was written with learner.workers = 2; set that to resume" in command.text
+    assert command.leftover_processes() == []
