@@ -1,4 +1,4 @@
-"""The stage and the command `evaluate`: each model by its own samples on named sets of prompts, judged by references and the teacher."""
+"""The stage and the command `evaluate`: measures each model's samples on the evaluation sets, against references and the teacher."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ from launch.prepare import PreparedRun
 from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.plots import TEACHER
 from minirl.evaluation.report import EvaluatedModel, EvaluationReport, Row, row_of
-from minirl.evaluation.samples import EvaluatedSamples, sequences_of
+from minirl.evaluation.samples import EvaluatedSamples, sequences_from_arrays
 from minirl.evaluation.sets import EvaluationSet
-from minirl.files import digest, write_json
+from minirl.files import file_sha256, write_json
 from minirl.model.loading import architecture_signature, fingerprint
 from minirl.types import TokenSequence
 
 
 class Evaluation:
-    """models: the directory of each row, the teacher's first, which is left out where there are several. A row that stands for these
-    settings, data and weights is not made again.
+    """Measures models and writes their files. models: the directory of each model; the teacher comes first, or is left out where there are
+    several. A model whose file matches the current settings, data and weights is not measured again.
 
-    <directory>/<model>.json                    the row of the closing table, every figure, and what they stand for
-    <directory>/<set>/<model>.npz               every response and what was measured of its tokens (`EvaluatedSamples.arrays`)
-    <directory>/<set>/<model>.samples.jsonl     the first seed's responses, to read
-    <directory>/evaluation.json, .md, *.png     all of it together
+    <directory>/<model>.json                    the row of the closing table, every figure, and the settings, data and weights behind them
+    <directory>/<set>/<model>.npz               every response and its token diagnostics (`EvaluatedSamples.arrays`)
+    <directory>/<set>/<model>.samples.jsonl     the first seed's responses as text
+    <directory>/evaluation.json, .md, *.png     the report on all models
     """
 
     def __init__(
@@ -46,26 +46,27 @@ class Evaluation:
         self.config, self.directory = prepared.config.stages.evaluate, directory or prepared.directory / "evaluate"
 
     def run(self) -> dict[str, Row]:
-        """Measure what is not there yet and write the report; returns the rows of the closing table."""
+        """Measure the models that have no valid file and write the report; returns the rows of the closing table."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        missing, self._done = [name for name in self.models if self._found(name) is None], 0
+        missing, self._done = [name for name in self.models if self._saved_model(name) is None], 0
         if missing:
             self.observer.stage_started("evaluate", len(missing), 0, "model")
-        for names in self._alike(missing):
-            self._measure(names)
+        for names in self._batches_by_architecture(missing):
+            self._measure_models(names)
         self._report().save(self.directory)
-        return {name: self._found(name)["row"] for name in self.models}
+        return {name: self._saved_model(name)["row"] for name in self.models}
 
-    def _alike(self, missing: list[str]) -> list[list[str]]:
-        """Models that an engine can hold one after another, since they have one shape; the teacher's row comes before all others."""
-        alike: dict[str, list[str]] = {}
+    def _batches_by_architecture(self, missing: list[str]) -> list[list[str]]:
+        """Models of one architecture, which the same engines can load one after another. The teacher comes first of all."""
+        batches: dict[str, list[str]] = {}
         for name in missing:
             if name != TEACHER:
-                alike.setdefault(architecture_signature(self.models[name]), []).append(name)
-        runs = list(alike.values())
-        return runs if TEACHER not in missing else [[TEACHER, *(runs[0] if runs else [])], *runs[1:]]
+                batches.setdefault(architecture_signature(self.models[name]), []).append(name)
+        students = list(batches.values())
+        return students if TEACHER not in missing else [[TEACHER, *(students[0] if students else [])], *students[1:]]
 
-    def _measure(self, names: list[str]) -> None:
+    def _measure_models(self, names: list[str]) -> None:
+        """Start the groups, then load and measure one model after another."""
         self.observer.doing("evaluate", "starting the rollout, teacher and learner groups")
         students = [name for name in (*names, *self.models) if name != TEACHER]
         blocking = self.config.no_repeat_ngram
@@ -74,56 +75,57 @@ class Evaluation:
         ) as groups:
             rollout, _, learner = groups
             publisher = make_publisher(learner, rollout)
-            measuring = ModelMeasurer(self.prepared, groups)
+            measurer = ModelMeasurer(self.prepared, groups)
             for version, name in enumerate(names, start=1):
                 self.observer.doing("evaluate", name)
                 learner.load_model(self.models[name])
                 if name != TEACHER:
                     publisher.publish(version).wait()
-                self._measure_one(name, version, measuring)
+                self._measure_model(name, version, measurer)
                 self._done += 1
                 self.observer.progressed(self._done)
 
-    def _measure_one(self, name: str, version: int, measuring: ModelMeasurer) -> None:
-        # The engines hold the teacher too: with a share of 1 they sample from it alone. Its row comes before anything is published.
+    def _measure_model(self, name: str, version: int, measurer: ModelMeasurer) -> None:
+        # The engines also hold the teacher; with a teacher_share of 1 they sample from it alone. It is measured before any publish.
         share, version = (1.0, 0) if name == TEACHER else (0.0, version)
-        found = {}
-        for asked in self.prepared.sets:
-            samples = self._teachers_samples(asked) if self.config.exposure_bias and name != TEACHER else None
-            judged = measuring.judge(asked, teacher_share=share, weight_version=version, teachers_samples=samples)
-            scores = rouge_scores(judged, asked.references)
-            found[asked.name] = figures_of(judged, asked.references, scores, top_k=self.config.top_k)
-            self._write_samples(name, asked, judged, scores)
-        row = {"row": row_of(next(iter(found.values()))), "lm_loss_corpus": measuring.corpus_loss(), "sets": found}
-        about = {"directory": self.models[name], "weights_sha256": _hashes(self.models[name])}
-        write_json(self.directory / f"{name}.json", self._identity(name) | about | row)
+        figures = {}
+        for evaluation_set in self.prepared.sets:
+            teachers_samples = self._teachers_samples(evaluation_set) if self.config.exposure_bias and name != TEACHER else None
+            samples = measurer.measure(evaluation_set, teacher_share=share, weight_version=version, teachers_samples=teachers_samples)
+            scores = rouge_scores(samples, evaluation_set.references)
+            figures[evaluation_set.name] = figures_of(samples, evaluation_set.references, scores, top_k=self.config.top_k)
+            self._write_samples(name, evaluation_set, samples, scores)
+        results = {"row": row_of(next(iter(figures.values()))), "lm_loss_corpus": measurer.corpus_loss(), "sets": figures}
+        about = {"directory": self.models[name], "weights_sha256": _weight_hashes(self.models[name])}
+        write_json(self.directory / f"{name}.json", self._identity(name) | about | results)
 
-    def _write_samples(self, name: str, asked: EvaluationSet, judged: EvaluatedSamples, scores: np.ndarray) -> None:
-        folder = self.directory / asked.name
+    def _write_samples(self, name: str, evaluation_set: EvaluationSet, samples: EvaluatedSamples, scores: np.ndarray) -> None:
+        folder = self.directory / evaluation_set.name
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}.npz", **judged.arrays(scores))
-        prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in asked.examples])
+        np.savez_compressed(folder / f"{name}.npz", **samples.arrays(scores))
+        prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in evaluation_set.examples])
         with (folder / f"{name}.samples.jsonl").open("w") as file:
-            for prompt, text, example in zip(prompts, judged.texts[0], asked.examples, strict=True):
-                said = {"question": example.prompt.text, "prompt": prompt, "response": text, "references": example.prompt.references}
-                file.write(json.dumps(said) + "\n")
+            for prompt, text, example in zip(prompts, samples.texts[0], evaluation_set.examples, strict=True):
+                row = {"question": example.prompt.text, "prompt": prompt, "response": text, "references": example.prompt.references}
+                file.write(json.dumps(row) + "\n")
 
-    def _teachers_samples(self, asked: EvaluationSet) -> list[list[TokenSequence]]:
-        """As the teacher's row left them, so that rows which are made later have the same."""
-        with np.load(self.directory / asked.name / f"{TEACHER}.npz") as arrays:
-            return sequences_of(arrays, [example.prompt for example in asked.examples])
+    def _teachers_samples(self, evaluation_set: EvaluationSet) -> list[list[TokenSequence]]:
+        """[seeds][prompts], read from the teacher's file, so that models measured later are compared with the same samples."""
+        with np.load(self.directory / evaluation_set.name / f"{TEACHER}.npz") as arrays:
+            return sequences_from_arrays(arrays, [example.prompt for example in evaluation_set.examples])
 
-    def _found(self, name: str) -> dict[str, Any] | None:
+    def _saved_model(self, name: str) -> dict[str, Any] | None:
+        """The content of `<model>.json`; None without a file, or where it belongs to other settings, data or weights."""
         path = self.directory / f"{name}.json"
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        return found if all(found.get(key) == value for key, value in self._identity(name).items()) else None
+        saved = json.loads(path.read_text()) if path.is_file() else {}
+        return saved if all(saved.get(key) == value for key, value in self._identity(name).items()) else None
 
     def _identity(self, name: str) -> dict[str, Any]:
-        """What a row stands for, as it comes back from JSON."""
+        """The settings, data and weights that a model's file belongs to, in the types that JSON returns."""
         return {
             "settings": self.config.model_dump(),
             "decoding": self._decoding(),
-            "data": {asked.name: asked.sha256 for asked in self.prepared.sets},
+            "data": {evaluation_set.name: evaluation_set.sha256 for evaluation_set in self.prepared.sets},
             "weights": fingerprint(self.models[name]),
             "teachers": [fingerprint(path) for path in self.teachers],
         }
@@ -139,27 +141,27 @@ class Evaluation:
 
     def _report(self) -> EvaluationReport:
         prepared, fields = self.prepared, EvaluatedModel.__dataclass_fields__
-        found = {name: self._found(name) for name in self.models}
-        data = {one.name: {"source": one.source, "prompts": len(one.examples), "sha256": one.sha256} for one in prepared.sets}
+        saved = {name: self._saved_model(name) for name in self.models}
+        data = {s.name: {"source": s.source, "prompts": len(s.examples), "sha256": s.sha256} for s in prepared.sets}
         if prepared.corpus and len(blocks := prepared.corpus.test_blocks):
-            hashed = hashlib.sha256(np.ascontiguousarray(blocks, np.int32)).hexdigest()
-            data["corpus"] = {"source": prepared.config.corpus.source, "blocks": len(blocks), "sha256": hashed}
+            blocks_sha256 = hashlib.sha256(np.ascontiguousarray(blocks, np.int32)).hexdigest()
+            data["corpus"] = {"source": prepared.config.corpus.source, "blocks": len(blocks), "sha256": blocks_sha256}
         return EvaluationReport(
             {"run": str(prepared.directory), "teacher": ", ".join(self.teachers)},
             self._decoding(),
             data,
-            {name: EvaluatedModel(**{key: one[key] for key in fields}) for name, one in found.items()},
+            {name: EvaluatedModel(**{key: values[key] for key in fields}) for name, values in saved.items()},
         )
 
 
-def evaluate_models(prepared: PreparedRun, given: list[str], directory: Path, observer: Observer) -> dict[str, Row]:
-    """The command: the teacher and the given models (`launch.evaluation.given_models`), in `directory`."""
-    teachers, models = trained_teachers(prepared), given_models(given, prepared)
-    if len(teachers) == 1:  # an average is sampled by no engine
+def evaluate_models(prepared: PreparedRun, model_arguments: list[str], directory: Path, observer: Observer) -> dict[str, Row]:
+    """The command `evaluate`: measures the teacher and the models on the command line (`given_models`) and writes to `directory`."""
+    teachers, models = trained_teachers(prepared), given_models(model_arguments, prepared)
+    if len(teachers) == 1:  # no engine can sample from an average of teachers
         models = {TEACHER: teachers[0]} | models
     with Groups(prepared) as groups:
         return Evaluation(prepared, groups, observer, teachers, models, directory).run()
 
 
-def _hashes(directory: str) -> dict[str, str]:
-    return {file.name: digest(file) for file in sorted(Path(directory).glob("*.safetensors"))}
+def _weight_hashes(directory: str) -> dict[str, str]:
+    return {file.name: file_sha256(file) for file in sorted(Path(directory).glob("*.safetensors"))}

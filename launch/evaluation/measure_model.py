@@ -1,4 +1,4 @@
-"""Judging one model after another with three started groups: its own samples, gold responses, the teacher's samples, plain text."""
+"""Measures one model after another with three started groups: its samples, gold responses, the teacher's samples, plain text."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -10,7 +10,7 @@ from actors.groups.teacher_group import TeacherGroup
 from launch.groups import RESPONSES_IN_FLIGHT
 from launch.prepare import PreparedRun
 from minirl.data.examples import Example
-from minirl.evaluation.samples import EvaluatedSamples, PerSample
+from minirl.evaluation.samples import DiagnosticsBySeed, EvaluatedSamples
 from minirl.evaluation.sets import EvaluationSet
 from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.on_policy_loop import sampling_requests
@@ -22,73 +22,82 @@ T = TypeVar("T")
 
 
 class ModelMeasurer:
-    """What the groups hold is judged: the learner's model, and for samples the engines' at `weight_version`."""
+    """Measures the model in the groups: the learner's weights, and for sampling the engines' weights at `weight_version`."""
 
     def __init__(self, prepared: PreparedRun, groups: tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]):
         self.prepared, self.config = prepared, prepared.config.stages.evaluate
         self.rollout, self.teacher, self.learner = groups
-        self._kept: dict[str, list[SupervisedItem]] = {}
+        self._scored_sequences: dict[str, list[SupervisedItem]] = {}
 
-    def judge(
-        self, asked: EvaluationSet, *, teacher_share: float, weight_version: int, teachers_samples: list[list[TokenSequence]] | None
+    def measure(
+        self,
+        evaluation_set: EvaluationSet,
+        *,
+        teacher_share: float,
+        weight_version: int,
+        teachers_samples: list[list[TokenSequence]] | None,
     ) -> EvaluatedSamples:
-        """teachers_samples: [seeds][prompts], what ExAccErr compares with; None leaves it out."""
-        rollouts, own = [], []
+        """teachers_samples: [seeds][prompts], for ExAccErr; None leaves it out."""
+        rollouts, on_samples = [], []
         for seed in self.config.seeds:
-            one_seed, found = self._samples(asked.examples, seed, teacher_share, weight_version)
-            rollouts.append(one_seed)
-            own.append(found)
-        gold = [example.sequence for example in asked.examples if example.sequence.targets]
+            seed_rollouts, seed_diagnostics = self._sample_and_diagnose(evaluation_set.examples, seed, teacher_share, weight_version)
+            rollouts.append(seed_rollouts)
+            on_samples.append(seed_diagnostics)
+        gold = [example.sequence for example in evaluation_set.examples if example.sequence.targets]
         return EvaluatedSamples(
-            texts=[texts_of(self.prepared, one_seed) for one_seed in rollouts],
+            texts=[response_texts(self.prepared, one_seed) for one_seed in rollouts],
             rollouts=rollouts,
-            own=None if self.config.no_repeat_ngram else own,
-            gold=self._diagnosed(f"{asked.name} gold", gold),
-            on_teacher=teachers_samples and self._on_teacher(asked, teachers_samples),
+            on_model_samples=None if self.config.no_repeat_ngram else on_samples,
+            on_gold=self._diagnose_fixed(f"{evaluation_set.name} gold", gold),
+            on_teacher_samples=teachers_samples and self._diagnose_teachers_samples(evaluation_set, teachers_samples),
         )
 
     def corpus_loss(self) -> float | None:
-        """Mean nats per token of the plain text that is held out; None where there is none."""
+        """Mean loss on the held-out plain text, in nats per token; None without such text."""
         held_out = self.prepared.corpus.held_out() if self.prepared.corpus else []
         if not held_out:
             return None
         sums = self.learner.supervised_sums([SupervisedItem(block) for block in held_out])
         return sums["supervised"] / sums["supervised_tokens"]
 
-    def _samples(
+    def _sample_and_diagnose(
         self, examples: list[Example], seed: int, teacher_share: float, weight_version: int
     ) -> tuple[list[Rollout], list[SequenceDiagnostics]]:
-        rollouts, found = [], []
-        for part in _parts(examples):
-            sampled = sample(self.prepared, self.rollout, part, seed=seed, teacher_share=teacher_share, weight_version=weight_version)
+        """One rollout for each example and its diagnostics; no diagnostics where n-grams are blocked."""
+        rollouts, diagnostics = [], []
+        for chunk in _chunks(examples):
+            sampled = sample_responses(
+                self.prepared, self.rollout, chunk, seed=seed, teacher_share=teacher_share, weight_version=weight_version
+            )
             fetched, tokens = self.rollout.fetch(sampled), [one.summary.tokens for one in sampled]
             rollouts += fetched
             if not self.config.no_repeat_ngram:
                 scores = self.teacher.score([one.rollout for one in sampled], tokens)
-                items = [SupervisedItem(one.sequence, score) for one, score in zip(fetched, scores, strict=True)]
-                found += self.learner.diagnostics(items, tokens, top_k=self.config.top_k)
-        return rollouts, found
+                items = [SupervisedItem(rollout.sequence, score) for rollout, score in zip(fetched, scores, strict=True)]
+                diagnostics += self.learner.diagnostics(items, tokens, top_k=self.config.top_k)
+        return rollouts, diagnostics
 
-    def _on_teacher(self, asked: EvaluationSet, samples: list[list[TokenSequence]]) -> PerSample:
-        return [self._diagnosed(f"{asked.name} {seed}", one_seed) for seed, one_seed in zip(self.config.seeds, samples, strict=True)]
+    def _diagnose_teachers_samples(self, evaluation_set: EvaluationSet, samples: list[list[TokenSequence]]) -> DiagnosticsBySeed:
+        by_seed = zip(self.config.seeds, samples, strict=True)
+        return [self._diagnose_fixed(f"{evaluation_set.name} {seed}", sequences) for seed, sequences in by_seed]
 
-    def _diagnosed(self, key: str, sequences: list[TokenSequence]) -> list[SequenceDiagnostics]:
-        """Of sequences that are the same for every model: the teacher scores them once, what Ray has no room for goes to its disk."""
-        if key not in self._kept:
-            scores = [score for part in _parts(sequences) for score in self.teacher.score(part, _lengths(part))]
-            self._kept[key] = [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
-        found = []
-        for part in _parts(self._kept[key]):
-            found += self.learner.diagnostics(part, _lengths([item.sequence for item in part]), top_k=self.config.top_k)
-        return found
+    def _diagnose_fixed(self, key: str, sequences: list[TokenSequence]) -> list[SequenceDiagnostics]:
+        """Diagnostics on sequences that all models share. The teacher scores them once; Ray spills scores beyond its memory to disk."""
+        if key not in self._scored_sequences:
+            scores = [score for chunk in _chunks(sequences) for score in self.teacher.score(chunk, _lengths(chunk))]
+            self._scored_sequences[key] = [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
+        diagnostics = []
+        for chunk in _chunks(self._scored_sequences[key]):
+            diagnostics += self.learner.diagnostics(chunk, _lengths([item.sequence for item in chunk]), top_k=self.config.top_k)
+        return diagnostics
 
 
 def with_references(examples: list[Example]) -> list[Example]:
-    """Those that Rouge-L can judge."""
+    """The examples that have a reference, which Rouge-L needs."""
     return [example for example in examples if example.prompt.references]
 
 
-def sample(
+def sample_responses(
     prepared: PreparedRun, rollout: RolloutGroup, examples: list[Example], *, seed: int, teacher_share: float, weight_version: int
 ) -> list[SampledRollout]:
     """One response to each example, at the engine's temperature."""
@@ -100,12 +109,12 @@ def sample(
     )
 
 
-def texts_of(prepared: PreparedRun, rollouts: list[Rollout]) -> list[str]:
-    """The responses as a person reads them, end tokens left out."""
-    return prepared.tokenizer.batch_decode([one.response_tokens for one in rollouts], skip_special_tokens=True)
+def response_texts(prepared: PreparedRun, rollouts: list[Rollout]) -> list[str]:
+    """The decoded responses, without end tokens."""
+    return prepared.tokenizer.batch_decode([rollout.response_tokens for rollout in rollouts], skip_special_tokens=True)
 
 
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), RESPONSES_IN_FLIGHT):
         yield items[start : start + RESPONSES_IN_FLIGHT]
 

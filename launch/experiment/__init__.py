@@ -1,0 +1,1 @@
+"""The command `experiment`: runs every method and seed as a separate process, evaluates all students and compares them."""

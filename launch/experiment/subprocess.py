@@ -1,15 +1,16 @@
-"""Another command in a process of its own, which is given time to end its own processes where this one is interrupted."""
+"""Runs another command as a child process, which gets time to stop its own processes when this one is interrupted."""
 
 import subprocess
 from pathlib import Path
 
-ENDING_S = 60.0
+GRACE_S = 60.0
 
 
-def run_to_end(command: list[str], log: Path, ending_s: float = ENDING_S) -> int:
-    """Its exit code; what it prints is appended to `log`. Where this process is interrupted it is told to end, and killed after `ending_s`.
+def run_to_end(command: list[str], log: Path, grace_s: float = GRACE_S) -> int:
+    """Run the command and return its exit code; its output is appended to `log`.
 
-    It stands in a process group of its own: a terminal's Ctrl-C would reach it twice, the second time in the middle of its ending.
+    When this process is interrupted, the child gets SIGTERM, and SIGKILL after `grace_s` seconds. The child has a process group of its own:
+    otherwise a terminal's Ctrl-C would also signal it directly, so that a second signal would interrupt its cleanup.
     """
     with log.open("a") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, process_group=0) as child:
         try:
@@ -17,7 +18,7 @@ def run_to_end(command: list[str], log: Path, ending_s: float = ENDING_S) -> int
         except BaseException:
             child.terminate()
             try:
-                child.wait(ending_s)
+                child.wait(grace_s)
             except subprocess.TimeoutExpired:
                 child.kill()
             raise

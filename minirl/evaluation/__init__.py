@@ -1,1 +1,1 @@
-"""How good a student is: overlap with references, exact divergences from the teacher, diversity."""
+"""Measures of models (Rouge-L, exact divergences, diversity), their reports and plots, and the prompts of the LLM judge."""

@@ -1,4 +1,4 @@
-"""Whether a model is as often right as it is sure."""
+"""Expected calibration error (ECE) of next-token predictions, with the ten bins behind it."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """ece: sum over bins of count / all |accuracy - confidence| (Guo et al. 2017); None without a prediction."""
+    """ece: sum over bins of count / all |accuracy - confidence| (Guo et al. 2017). The figures are None without a prediction."""
 
     ece: float | None
     accuracy: float | None
@@ -31,19 +31,19 @@ class Calibration:
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
     """confidence: highest probability of each prediction, (0, 1]; correct: whether that token is the gold one. Both [N].
 
-    Ten bins (lo, hi] of equal width.
+    Ten bins (low, high] of equal width.
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     edges = np.arange(BINS + 1) / BINS
-    # Rounded, so that a float32 0.3 lies in (0.2, 0.3] and not above it.
-    place = np.clip(np.searchsorted(edges, confidence.round(6), side="left") - 1, 0, BINS - 1)
-    bins, gap = [], 0.0
-    for number in range(BINS):
-        here = place == number
-        means = (float(confidence[here].mean()), float(correct[here].mean())) if here.any() else (None, None)
-        bins.append(Bin(float(edges[number]), float(edges[number + 1]), int(here.sum()), *means))
-        if here.any():
-            gap += here.mean() * abs(means[1] - means[0])
+    # Rounding keeps a float32 0.3 in (0.2, 0.3]; unrounded it is slightly larger.
+    bin_index = np.clip(np.searchsorted(edges, confidence.round(6), side="left") - 1, 0, BINS - 1)
+    bins, ece = [], 0.0
+    for index in range(BINS):
+        in_bin = bin_index == index
+        means = (float(confidence[in_bin].mean()), float(correct[in_bin].mean())) if in_bin.any() else (None, None)
+        bins.append(Bin(float(edges[index]), float(edges[index + 1]), int(in_bin.sum()), *means))
+        if in_bin.any():
+            ece += in_bin.mean() * abs(means[1] - means[0])
     if not len(confidence):
         return Calibration(None, None, None, bins)
-    return Calibration(float(gap), float(correct.mean()), float(confidence.mean()), bins)
+    return Calibration(float(ece), float(correct.mean()), float(confidence.mean()), bins)

@@ -1,4 +1,4 @@
-"""An evaluation for people: evaluation.json with everything, evaluation.md with tables, and the pictures."""
+"""Report of an evaluation: evaluation.json with every figure, evaluation.md with tables, the plots, and the closing table's rows."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,14 +16,14 @@ CAPTIONS = {
     "kl_by_position.png": "KL by position",
     "exposure_bias.png": "ExAccErr by length",
 }
-ROUNDING = 1e-6  # a KL of float32 that is nothing comes out as a few 1e-8, of either sign
+SHOWN_AS_ZERO = 1e-6  # rounding makes a zero KL in float32 a few 1e-8, of either sign
 Columns = dict[str, Callable[[ModelFigures], str]]
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """directory: where it was read. weights_sha256: of each file of its weights. lm_loss_corpus: nats per token of plain text, None where
-    there was none. sets: its measures on each.
+    """directory: where the model was read. weights_sha256: hash of each weight file. lm_loss_corpus: nats per token of plain text, None
+    without a corpus. sets: figures by set.
     """
 
     directory: str
@@ -34,7 +34,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """decoding: how responses were sampled. data: of each set and of the corpus where they come from, their size and hash."""
+    """decoding: how responses were sampled. data: source, size and hash of each set and of the corpus."""
 
     about: dict[str, str]
     decoding: dict[str, Any]
@@ -42,7 +42,7 @@ class EvaluationReport:
     models: dict[str, EvaluatedModel]
 
     def save(self, directory: Path) -> list[Path]:
-        """Returns the files; those of an earlier evaluation in the same place are replaced."""
+        """Write the report and replace an earlier one in the same directory; returns the files."""
         files = [directory / "evaluation.json", directory / "evaluation.md"]
         write_json(files[0], asdict(self))
         pictures = draw_all({name: model.sets for name, model in self.models.items()}, directory)
@@ -50,10 +50,11 @@ class EvaluationReport:
         return files + pictures
 
     def markdown(self, pictures: list[str]) -> str:
+        """pictures: file names beside the Markdown file."""
         lines = ["# Evaluation", ""]
         lines += [f"- {name}: {value}" for name, value in self.about.items()]
         lines.append("- decoding: " + ", ".join(f"{name} {value}" for name, value in self.decoding.items()))
-        lines += [f"- {name}: " + ", ".join(f"{key} {value}" for key, value in one.items()) for name, one in self.data.items()]
+        lines += [f"- {name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()) for name, facts in self.data.items()]
         lines += [f"- {name}: {model.directory}" for name, model in self.models.items()]
         lines += ["", NOTE, ""]
         lines += [table.markdown() for table in self.tables()]
@@ -61,101 +62,103 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:
-        """Two of each set, a column where at least one model has a figure; then the plain corpus."""
+        """Two tables for each set, then one for the plain corpus. A column appears where at least one model has its figure."""
         tables = []
         for name in next(iter(self.models.values())).sets:
-            on_set = {model: one.sets[name] for model, one in self.models.items()}
-            first = next(iter(on_set.values()))
-            tables.append(_table(f"{name}: against references and teacher", on_set, COMPARED | _by_gold_words(first)))
-            tables.append(_table(f"{name}: the responses themselves, and certainty on gold tokens", on_set, DESCRIBED | _exposure(on_set)))
-        losses = [(model, _number(one.lm_loss_corpus)) for model, one in self.models.items()]
+            by_model = {model: evaluated.sets[name] for model, evaluated in self.models.items()}
+            gold_words_columns = _gold_words_columns(next(iter(by_model.values())))
+            tables.append(_table(f"{name}: against references and teacher", by_model, COMPARISON_COLUMNS | gold_words_columns))
+            response_columns = RESPONSE_COLUMNS | _exposure_columns(by_model)
+            tables.append(_table(f"{name}: the responses themselves, and certainty on gold tokens", by_model, response_columns))
+        losses = [(model, _number(evaluated.lm_loss_corpus)) for model, evaluated in self.models.items()]
         if any(loss for _, loss in losses):
             tables.append(Table("Plain text", ("model", "LM loss"), losses))
         return tables
 
 
 NOTE = (
-    "Brackets hold 95 % of a bootstrap over prompts, s.e. the standard error over seeds. KL is exact and in nats: per token of the model's "
-    "own samples, or of gold responses. ECE and accuracy are of the next gold token; top-k is the share of the likeliest tokens that "
-    "student and teacher have in common; Dist-n counts words; repeated is the share of a response's 4-grams that came before in it; cut, "
-    "of responses that the limit ended."
+    "Brackets hold the 95 % interval of a bootstrap over prompts; s.e. is the standard error over seeds. KL is exact and in nats, per "
+    "token of the model's own samples or of gold responses. ECE and accuracy refer to the next gold token; top-k is the share of the "
+    "most likely tokens that student and teacher have in common; Dist-n counts words; repeated is the share of a response's 4-grams that "
+    "occurred earlier in it; cut is the share of responses that reached the length limit."
 )
 
 
 def _mean(name: str) -> Callable[[ModelFigures], str]:
-    return lambda measures: _number((measures[name] or {}).get("mean"))
+    return lambda figures: _number((figures[name] or {}).get("mean"))
 
 
 def _interval(name: str) -> Callable[[ModelFigures], str]:
-    return lambda measures: "" if measures[name] is None else f"[{_number(measures[name]['low'])}, {_number(measures[name]['high'])}]"
+    return lambda figures: "" if figures[name] is None else f"[{_number(figures[name]['low'])}, {_number(figures[name]['high'])}]"
 
 
-COMPARED: Columns = {
+# Column names are dict keys, so the columns of the two intervals have different blank names.
+COMPARISON_COLUMNS: Columns = {
     "Rouge-L": _mean("rouge_l"),
     "": _interval("rouge_l"),
-    "s.e.": lambda m: _number(m["rouge_l"]["seed_standard_error"]),
+    "s.e.": lambda f: _number(f["rouge_l"]["seed_standard_error"]),
     "reverse KL": _mean("reverse_kl"),
     " ": _interval("reverse_kl"),
     "per response": _mean("reverse_kl_per_response"),
-    "forward KL, gold": lambda m: _number(m["forward_kl_gold"]),
-    "LM loss, gold": lambda m: _number(m["lm_loss_gold"]),
+    "forward KL, gold": lambda f: _number(f["forward_kl_gold"]),
+    "LM loss, gold": lambda f: _number(f["lm_loss_gold"]),
 }
-DESCRIBED: Columns = {
-    "tokens": lambda m: _number(m["mean_response_tokens"]),
-    "cut": lambda m: _number(m["truncated"]),
-    "repeated": lambda m: _number(m["repetition"]),
-    **{f"Dist-{n}": lambda m, n=n: _number(m["distinct"]["words"][str(n)]) for n in (1, 2, 3, 4)},
-    "top-k, samples": lambda m: _number(m["top_k_overlap"]["samples"]),
-    "top-k, gold": lambda m: _number(m["top_k_overlap"]["gold"]),
-    "accuracy": lambda m: _number((m["calibration"] or {}).get("accuracy")),
-    "ECE": lambda m: _number((m["calibration"] or {}).get("ece")),
+RESPONSE_COLUMNS: Columns = {
+    "tokens": lambda f: _number(f["mean_response_tokens"]),
+    "cut": lambda f: _number(f["truncated"]),
+    "repeated": lambda f: _number(f["repetition"]),
+    **{f"Dist-{n}": lambda f, n=n: _number(f["distinct"]["words"][str(n)]) for n in (1, 2, 3, 4)},
+    "top-k, samples": lambda f: _number(f["top_k_overlap"]["samples"]),
+    "top-k, gold": lambda f: _number(f["top_k_overlap"]["gold"]),
+    "accuracy": lambda f: _number((f["calibration"] or {}).get("accuracy")),
+    "ECE": lambda f: _number((f["calibration"] or {}).get("ece")),
 }
 
 
-def _by_gold_words(first: ModelFigures) -> Columns:
+def _gold_words_columns(first_model: ModelFigures) -> Columns:
     columns: Columns = {}
-    for number, row in enumerate(first["rouge_l_by_gold_words"]):
+    for number, row in enumerate(first_model["rouge_l_by_gold_words"]):
         words = f">= {row['low']}" if row["high"] is None else f"{row['low']}-{row['high']}"
-        columns[f"Rouge-L, {words} words ({row['prompts']})"] = lambda m, number=number: _number(
-            (m["rouge_l_by_gold_words"][number]["rouge_l"] or {}).get("mean")
+        columns[f"Rouge-L, {words} words ({row['prompts']})"] = lambda f, number=number: _number(
+            (f["rouge_l_by_gold_words"][number]["rouge_l"] or {}).get("mean")
         )
     return columns
 
 
-def _exposure(on_set: dict[str, ModelFigures]) -> Columns:
-    """ExAccErr in both forms at the length to which all models have a curve."""
-    curves = [m["exposure_bias"]["zero"]["percent"] for m in on_set.values() if m["exposure_bias"]]
+def _exposure_columns(by_model: dict[str, ModelFigures]) -> Columns:
+    """ExAccErr in two forms, at the greatest length that all models' curves reach."""
+    curves = [f["exposure_bias"]["zero"]["percent"] for f in by_model.values() if f["exposure_bias"]]
     if not curves:
         return {}
     length = min(map(len, curves))
     names = {"zero": f"ExAccErr({length}), %", "drop": "finished left out"}
-    return {name: lambda m, form=form: _error_at(m, form, length) for form, name in names.items()}
+    return {name: lambda f, form=form: _exposure_at(f, form, length) for form, name in names.items()}
 
 
-def _error_at(measures: ModelFigures, form: str, length: int) -> str:
-    if not measures["exposure_bias"]:
+def _exposure_at(figures: ModelFigures, form: str, length: int) -> str:
+    if not figures["exposure_bias"]:
         return ""
-    curve = measures["exposure_bias"][form]
+    curve = figures["exposure_bias"][form]
     percent, low, high = (_number(curve[name][length - 1]) for name in ("percent", "low", "high"))
     return percent and f"{percent} [{low}, {high}]"
 
 
-def _table(title: str, on_set: dict[str, ModelFigures], columns: Columns) -> Table:
-    cells = {column: [cell(measures) for measures in on_set.values()] for column, cell in columns.items()}
+def _table(title: str, by_model: dict[str, ModelFigures], columns: Columns) -> Table:
+    cells = {column: [cell(figures) for figures in by_model.values()] for column, cell in columns.items()}
     cells = {column: values for column, values in cells.items() if any(values)}
-    return Table(title, ("model", *cells), [(model, *row) for model, row in zip(on_set, zip(*cells.values(), strict=True), strict=True)])
+    return Table(title, ("model", *cells), [(model, *row) for model, row in zip(by_model, zip(*cells.values(), strict=True), strict=True)])
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else "0" if abs(value) < ROUNDING else f"{value:.3g}"
+    return "" if value is None else "0" if abs(value) < SHOWN_AS_ZERO else f"{value:.3g}"
 
 
 Row = dict[str, float | int | None]
 
 
-def row_of(measures: ModelFigures) -> Row:
-    """A figure that was not measured is None."""
-    rouge, reverse, per_response = (measures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response"))
+def row_of(figures: ModelFigures) -> Row:
+    """The model's row of the closing table, from its figures on one set; a figure that was not measured is None."""
+    rouge, reverse, per_response = (figures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response"))
     return {
         "rouge_l": rouge["mean"],
         "rouge_l_standard_error": rouge["seed_standard_error"],
@@ -164,10 +167,10 @@ def row_of(measures: ModelFigures) -> Row:
         "reverse_kl": reverse.get("mean"),
         "reverse_kl_standard_error": reverse.get("seed_standard_error"),
         "reverse_kl_per_response": per_response.get("mean"),
-        "forward_kl_gold": measures["forward_kl_gold"],
-        "mean_response_tokens": measures["mean_response_tokens"],
-        "truncated": measures["truncated"],
-        "distinct_4": measures["distinct"]["words"]["4"],
-        "prompts": measures["prompts"],
-        "seeds": measures["seeds"],
+        "forward_kl_gold": figures["forward_kl_gold"],
+        "mean_response_tokens": figures["mean_response_tokens"],
+        "truncated": figures["truncated"],
+        "distinct_4": figures["distinct"]["words"]["4"],
+        "prompts": figures["prompts"],
+        "seeds": figures["seeds"],
     }

@@ -1,4 +1,4 @@
-"""The named sets of prompts that a model is judged on."""
+"""Evaluation sets: the named sets of held-out prompts on which models are measured, loaded from the config."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from minirl.errors import InputError
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """examples: each with at least one reference. sha256: of the prompts' tokens and the references, what is asked and what is wanted."""
+    """examples: each with at least one reference. sha256: hash of the prompts' tokens and the references."""
 
     name: str
     source: str
@@ -36,31 +36,32 @@ def load_sets(
     end_tokens: tuple[int, ...],
     teachers: tuple[str, ...] = (),
 ) -> list[EvaluationSet]:
-    """In the order of the config. test: the run's own split; teachers: as of `load_data`. Raises InputError where nothing of a set can be
-    judged.
+    """Sets in the order of the config. test: the run's test split; teachers: as in `load_data`.
+
+    Raises InputError where no record of a set can be used.
     """
     sets = []
-    for name, asked in config.sets.items():
-        examples = test if asked.source is None else load_examples(asked.source, data, tokenizer, end_tokens, teachers)
-        sets.append(evaluation_set(name, asked, examples, asked.prompts or config.prompts))
+    for name, set_config in config.sets.items():
+        examples = test if set_config.source is None else load_examples(set_config.source, data, tokenizer, end_tokens, teachers)
+        sets.append(evaluation_set(name, set_config, examples, set_config.prompts or config.prompts))
     return sets
 
 
-def evaluation_set(name: str, asked: EvaluationSetConfig, examples: Iterable[Example], prompts: int) -> EvaluationSet:
-    """The first so many of those that Rouge-L can judge."""
-    fit = (e for e in examples if e.prompt.references and gold_words(e.prompt.references) >= asked.min_gold_words)
-    kept = list(islice(fit, prompts))
-    if not kept:
-        long = f" of {asked.min_gold_words} words or more" if asked.min_gold_words else ""
+def evaluation_set(name: str, config: EvaluationSetConfig, examples: Iterable[Example], prompts: int) -> EvaluationSet:
+    """The first `prompts` examples that have references with enough gold words for Rouge-L."""
+    usable = (e for e in examples if e.prompt.references and gold_words(e.prompt.references) >= config.min_gold_words)
+    selected = list(islice(usable, prompts))
+    if not selected:
+        length = f" of {config.min_gold_words} words or more" if config.min_gold_words else ""
         raise InputError(
-            f"no record of the set stages.evaluate.sets.{name} has a response{long}; Rouge-L needs some: give another source"
-            + (" or a lower min_gold_words" if long else "")
+            f"no record of the set stages.evaluate.sets.{name} has a response{length}; Rouge-L needs one: name another source"
+            + (" or lower min_gold_words" if length else "")
         )
-    return EvaluationSet(name, asked.source or "the run's test split", kept, _digest(kept))
+    return EvaluationSet(name, config.source or "the run's test split", selected, _digest(selected))
 
 
 def gold_words(references: tuple[str, ...]) -> int:
-    """Words of the gold response, the first where there are several."""
+    """Number of words of the gold response, which is the first reference."""
     return len(references[0].split())
 
 

@@ -1,4 +1,4 @@
-"""The judge's client against a small server of our own, for what a real one does not do on demand: fail, be silent, count."""
+"""The judge client against a small test server that fails, stays silent and counts requests on demand."""
 
 import json
 import threading
@@ -9,19 +9,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from launch.cli import app
-from launch.judge import KEY_VARIABLE, Judge, Replies, judge_run, pairs_of
+from launch.judge import KEY_VARIABLE, JudgeClient, JudgeSettings, judge_run, pairs_of
 from minirl.errors import InputError, RunError
 
 
 class Server(ThreadingHTTPServer):
-    """answer: from a prompt to a reply; fail: statuses for the first requests; silent: seconds before any answer."""
+    """answer: maps a prompt to a reply; fail: HTTP statuses of the first requests; silent: seconds before every answer."""
 
     daemon_threads = True
 
     def __init__(self, answer, fail=(), silent=0.0, status=200):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer, self.fail, self.silent, self.status = answer, list(fail), silent, status
-        self.requests, self.keys, self.under_way, self.most_under_way = [], set(), 0, 0
+        self.requests, self.keys, self.in_flight, self.max_in_flight = [], set(), 0, 0
         self.lock = threading.Lock()
 
     @property
@@ -32,19 +32,19 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            server.requests.append(asked)
+            server.requests.append(request)
             server.keys.add(self.headers["Authorization"])
             status = server.fail.pop(0) if server.fail else server.status
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
+            server.in_flight += 1
+            server.max_in_flight = max(server.max_in_flight, server.in_flight)
         time.sleep(server.silent)
-        reply = server.answer(asked["messages"][0]["content"])
+        reply = server.answer(request["messages"][0]["content"])
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-        body = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": [message]}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [message]}
         with server.lock:
-            server.under_way -= 1
+            server.in_flight -= 1
         self._send(status, body if status == 200 else {"error": {"message": "no such model"}})
 
     def _send(self, status, body):
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("retry-after-ms", "1")
-        with suppress(BrokenPipeError):  # who asked has waited long enough
+        with suppress(BrokenPipeError):  # the client may have timed out
             self.end_headers()
             self.wfile.write(content)
 
@@ -75,8 +75,8 @@ def good_first(prompt):
     return "9 2" if prompt.index("good") < prompt.index("bad") else "2 9"
 
 
-def judge(server, **settings):
-    return Judge(server.endpoint, "stub", **{"deadline": 5.0, "retries": 2} | settings)
+def judge_settings(server, **settings):
+    return JudgeSettings(server.endpoint, "stub", **{"deadline": 5.0, "retries": 2} | settings)
 
 
 def write_samples(run, name, responses, prompts=None, on_set="test"):
@@ -96,14 +96,14 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_every_pair_is_asked_in_both_orders_once_and_the_second_run_asks_nothing(run):
+def test_every_pair_is_judged_in_both_orders_once_and_a_second_run_sends_no_requests(run):
     with serving(good_first) as server:
-        _, files = judge_run(run, "distill", "sft", "test", judge(server))
+        _, files = judge_run(run, "distill", "sft", "test", judge_settings(server))
         first = json.loads(files[0].read_text())
         assert len(server.requests) == 10 and first["about"]["requests"] == 10
         assert first["summary"]["wins"] == 5 and first["summary"]["score_ratio"] == 450
-        assert all(one["temperature"] == 0 and one["max_tokens"] == 256 and one["model"] == "stub" for one in server.requests)
-        _, files = judge_run(run, "distill", "sft", "test", judge(server))
+        assert all(r["temperature"] == 0 and r["max_tokens"] == 256 and r["model"] == "stub" for r in server.requests)
+        _, files = judge_run(run, "distill", "sft", "test", judge_settings(server))
         again = json.loads(files[0].read_text())
         assert len(server.requests) == 10 and again["about"]["requests"] == 0 and again["about"]["replies"] == 10
         assert again["summary"] == first["summary"] and again["verdicts"] == first["verdicts"]
@@ -112,108 +112,113 @@ def test_every_pair_is_asked_in_both_orders_once_and_the_second_run_asks_nothing
 
 
 @pytest.mark.parametrize("changed", [{"temperature": 0.5}, {"max_tokens": 9}, {"model": "another"}])
-def test_other_settings_are_other_verdicts(run, changed):
+def test_other_settings_need_new_replies(run, changed):
     with serving(good_first) as server:
-        replies = {"endpoint": server.endpoint, "model": "stub"}
-        judge_run(run, "distill", "sft", "test", Judge(**replies))
-        judge_run(run, "distill", "sft", "test", Judge(**replies | changed))
+        settings = {"endpoint": server.endpoint, "model": "stub"}
+        judge_run(run, "distill", "sft", "test", JudgeSettings(**settings))
+        judge_run(run, "distill", "sft", "test", JudgeSettings(**settings | changed))
         assert len(server.requests) == 20
 
 
-def test_the_reference_is_the_other_answer_where_none_is_named(run):
+def test_answers_can_be_compared_with_the_reference(run):
     with serving(good_first) as server:
-        _, files = judge_run(run, "distill", "reference", "test", judge(server), prompts=2)
-        asked = [one["messages"][0]["content"] for one in server.requests]  # in whatever order the threads came
-        assert sorted(["bad reference 0" in text, "bad reference 1" in text] for text in asked) == [[False, True]] * 2 + [[True, False]] * 2
+        _, files = judge_run(run, "distill", "reference", "test", judge_settings(server), prompts=2)
+        prompts = [request["messages"][0]["content"] for request in server.requests]  # threads send them in any order
+        assert (
+            sorted(["bad reference 0" in text, "bad reference 1" in text] for text in prompts) == [[False, True]] * 2 + [[True, False]] * 2
+        )
     assert json.loads(files[0].read_text())["summary"]["pairs"] == 2
 
 
-def test_unreadable_replies_are_kept_counted_and_shown(run):
+def test_unreadable_replies_are_stored_counted_and_shown(run):
     with serving(lambda prompt: "no idea" if "Q3?" in prompt else good_first(prompt)) as server:
-        _, files = judge_run(run, "distill", "sft", "test", judge(server))
-        judge_run(run, "distill", "sft", "test", judge(server))
+        _, files = judge_run(run, "distill", "sft", "test", judge_settings(server))
+        judge_run(run, "distill", "sft", "test", judge_settings(server))
         assert len(server.requests) == 10
-    found = json.loads(files[0].read_text())
-    assert found["summary"]["unreadable_replies"] == 2 and found["summary"]["complete_pairs"] == 4
-    assert found["verdicts"][3] == {"plain": None, "swapped": None} and "| unreadable replies | 2 |" in files[1].read_text()
+    result = json.loads(files[0].read_text())
+    assert result["summary"]["unreadable_replies"] == 2 and result["summary"]["complete_pairs"] == 4
+    assert result["verdicts"][3] == {"plain": None, "swapped": None} and "| unreadable replies | 2 |" in files[1].read_text()
 
 
-def test_a_server_that_recovers_is_asked_again_and_one_that_does_not_ends_in_a_sentence(tmp_path):
+def test_failed_requests_are_retried_until_the_server_recovers_or_retries_end(tmp_path):
     with serving(good_first, fail=[503, 500]) as server:
-        assert Replies(judge(server, concurrency=1), tmp_path / "a.jsonl").to(["good bad"]) == ["9 2"]
+        assert JudgeClient(judge_settings(server, concurrency=1), tmp_path / "a.jsonl").replies_to(["good bad"]) == ["9 2"]
         assert len(server.requests) == 3
     with serving(good_first, status=503) as server:
         with pytest.raises(RunError, match=r"still answered 503 at try 3 \(.*no such model.*\); .* again later"):
-            Replies(judge(server, concurrency=1), tmp_path / "b.jsonl").to(["good bad"])
+            JudgeClient(judge_settings(server, concurrency=1), tmp_path / "b.jsonl").replies_to(["good bad"])
         assert len(server.requests) == 3
 
 
-def test_silence_ends_at_the_deadline_and_what_was_answered_before_is_kept(run):
+def test_a_silent_server_ends_at_the_deadline_and_earlier_replies_are_kept(run):
     with serving(good_first) as server:
-        judge_run(run, "distill", "sft", "test", judge(server), prompts=3)
+        judge_run(run, "distill", "sft", "test", judge_settings(server), prompts=3)
         server.silent = 2.0
         before = time.monotonic()
         with pytest.raises(RunError, match=r"did not answer within 0\.2 s, tried 2 times; .*kept"):
-            judge_run(run, "distill", "sft", "test", judge(server, deadline=0.2, retries=1))
+            judge_run(run, "distill", "sft", "test", judge_settings(server, deadline=0.2, retries=1))
         assert time.monotonic() - before < 30
         server.silent = 0.0
         server.requests.clear()
-        judge_run(run, "distill", "sft", "test", judge(server))
+        judge_run(run, "distill", "sft", "test", judge_settings(server))
         assert len(server.requests) == 4
 
 
-def test_nobody_there_is_one_sentence(tmp_path):
+def test_an_unreachable_server_is_one_message(tmp_path):
     with serving(good_first) as server:
         endpoint = server.endpoint
     with pytest.raises(RunError, match="cannot be reached, tried 1 times"):
-        Replies(Judge(endpoint, "stub", deadline=2.0, retries=0), tmp_path / "replies.jsonl").to(["good bad"])
+        JudgeClient(JudgeSettings(endpoint, "stub", deadline=2.0, retries=0), tmp_path / "replies.jsonl").replies_to(["good bad"])
 
 
-def test_a_refusal_is_not_tried_again(tmp_path):
+def test_a_refused_request_is_not_retried(tmp_path):
     with serving(good_first, status=404) as server:
         with pytest.raises(InputError, match="refuses a request with 404 .*no such model.*check --model"):
-            Replies(judge(server, concurrency=1), tmp_path / "replies.jsonl").to(["good bad"])
+            JudgeClient(judge_settings(server, concurrency=1), tmp_path / "replies.jsonl").replies_to(["good bad"])
         assert len(server.requests) == 1
 
 
 def test_no_more_requests_are_under_way_than_allowed(tmp_path):
     with serving(good_first, silent=0.05) as server:
-        Replies(judge(server, concurrency=3), tmp_path / "replies.jsonl").to([f"good bad {i}" for i in range(12)])
-        assert server.most_under_way == 3
+        JudgeClient(judge_settings(server, concurrency=3), tmp_path / "replies.jsonl").replies_to([f"good bad {i}" for i in range(12)])
+        assert server.max_in_flight == 3
 
 
-def test_a_line_that_a_kill_cut_off_is_asked_again(tmp_path):
+def test_a_reply_whose_line_a_kill_cut_off_is_requested_again(tmp_path):
     file = tmp_path / "replies.jsonl"
     with serving(good_first) as server:
-        Replies(judge(server), file).to(["good bad 1", "bad good 2"])
+        JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"])
         file.write_text(file.read_text()[:-9])
-        assert Replies(judge(server), file).to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
+        assert JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
         assert len(server.requests) == 3
-        assert Replies(judge(server), file).to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"] and len(server.requests) == 3
+        assert (
+            JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
+            and len(server.requests) == 3
+        )
 
 
 def test_the_key_comes_from_the_environment_and_is_written_nowhere(run, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "very-secret")
     with serving(good_first) as server:
-        judge_run(run, "distill", "sft", "test", judge(server))
+        judge_run(run, "distill", "sft", "test", judge_settings(server))
         assert server.keys == {"Bearer very-secret"}
     assert not any("very-secret" in path.read_text() for path in run.rglob("*") if path.is_file())
 
 
-def test_what_cannot_be_compared_is_refused_in_a_sentence(run):
-    with pytest.raises(InputError, match="against itself says nothing"):
+def test_models_that_cannot_be_compared_are_refused(run):
+    with pytest.raises(InputError, match="sft cannot be compared with itself"):
         pairs_of(run, "sft", "sft", "test")
     with pytest.raises(InputError, match="distil.samples.jsonl is not there; the set test has samples of distill, sft"):
         pairs_of(run, "distil", "sft", "test")
-    with pytest.raises(InputError, match="run the stage evaluate first"):
+    with pytest.raises(InputError, match="run the stage evaluate, or name another --set"):
         pairs_of(run, "distill", "sft", "dolly")
     write_samples(run, "teacher", ["good"], ["another prompt"])
     with pytest.raises(InputError, match="sampled for different prompts"):
         pairs_of(run, "distill", "teacher", "test")
     with pytest.raises(InputError, match="there is no judge prompt scores-9; the versions are scores-1"):
-        Judge("http://localhost/v1", "stub", prompt_version="scores-9")
+        JudgeSettings("http://localhost/v1", "stub", prompt_version="scores-9")
     with pytest.raises(InputError, match="must be a URL such as"):
-        Judge("localhost:8000", "stub")
+        JudgeSettings("localhost:8000", "stub")
 
 
 def test_the_command_judges_and_prints_the_table(run, capsys):

@@ -1,6 +1,6 @@
-"""The judge as it is used: the quickstart's teacher behind vLLM's own OpenAI-compatible server, asked by the real command.
+"""The real command `minirl judge` with the quickstart's teacher behind vLLM's OpenAI-compatible server.
 
-So small a model's verdicts mean nothing; what is shown is that requests arrive, replies are counted and kept, and both orders are asked.
+The verdicts of so small a model mean nothing. The test shows that requests arrive in both orders, and that replies are counted and stored.
 """
 
 import json
@@ -60,7 +60,7 @@ def _wait_until_healthy(server: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def _end(server: subprocess.Popen) -> None:
-    """The engine is a process of its own, below the server."""
+    """Stop the server and its children: the engine is a child process of the server."""
     processes = [*psutil.Process(server.pid).children(recursive=True), server] if server.poll() is None else []
     server.terminate()
     try:
@@ -74,42 +74,42 @@ def _end(server: subprocess.Popen) -> None:
 
 
 def served(endpoint: str) -> int:
-    """Requests that the server has finished, by its own count."""
+    """Number of requests that the server has finished, from its metrics."""
     with urllib.request.urlopen(endpoint.replace("/v1", "/metrics"), timeout=30) as answer:
-        counted = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.]+)", answer.read().decode(), re.MULTILINE)
-    return int(sum(map(float, counted)))
+        counts = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.]+)", answer.read().decode(), re.MULTILINE)
+    return int(sum(map(float, counts)))
 
 
 def judge(run: Path, endpoint: str, *options: str) -> tuple[dict, str]:
     command = [str(Path(sys.executable).with_name("minirl")), "judge", str(run), "--endpoint", endpoint, "--model", NAME]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--b", "sft", "--max-tokens", "12", *options], capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((run / "judge" / NAME / "test-distill-sft.json").read_text()), done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return json.loads((run / "judge" / NAME / "test-distill-sft.json").read_text()), process.stdout
 
 
-def test_a_real_server_is_asked_in_both_orders_once(endpoint, tmp_path):
+def test_a_real_server_gets_every_pair_in_both_orders_once(endpoint, tmp_path):
     write_samples(tmp_path, "distill", ["Paris.", "Blue.", "4"], QUESTIONS)
     write_samples(tmp_path, "sft", ["I do not know.", "A color.", "The answer is 22."], QUESTIONS)
-    found, printed = judge(tmp_path, endpoint)
-    about, summary = found["about"], found["summary"]
+    result, printed = judge(tmp_path, endpoint)
+    about, summary = result["about"], result["summary"]
     assert about["model"] == NAME and about["prompt_version"] == LATEST and about["requests"] == about["replies"] == 6
     assert served(endpoint) == 6
-    kept = [json.loads(line)["reply"] for line in (tmp_path / "judge" / "replies.jsonl").read_text().splitlines() if line]
-    assert len(kept) == 6 and all(kept)
-    unread = sum(one is None for verdict in found["verdicts"] for one in verdict.values())
-    assert summary["unreadable_replies"] == unread and summary["pairs"] == 3
-    assert summary["complete_pairs"] == sum(None not in verdict.values() for verdict in found["verdicts"])
+    replies = [json.loads(line)["reply"] for line in (tmp_path / "judge" / "replies.jsonl").read_text().splitlines() if line]
+    assert len(replies) == 6 and all(replies)
+    unreadable = sum(scores is None for verdict in result["verdicts"] for scores in verdict.values())
+    assert summary["unreadable_replies"] == unreadable and summary["pairs"] == 3
+    assert summary["complete_pairs"] == sum(None not in verdict.values() for verdict in result["verdicts"])
     assert "distill against sft on test" in printed
 
     again, _ = judge(tmp_path, endpoint)
     assert again["about"]["requests"] == 0 and served(endpoint) == 6
-    assert again["verdicts"] == found["verdicts"] and again["summary"] == summary
+    assert again["verdicts"] == result["verdicts"] and again["summary"] == summary
 
 
-def test_a_model_that_is_not_served_is_one_sentence(endpoint, tmp_path):
+def test_a_model_that_is_not_served_is_one_message(endpoint, tmp_path):
     write_samples(tmp_path, "distill", ["Paris."], QUESTIONS[:1])
     command = [str(Path(sys.executable).with_name("minirl")), "judge", str(tmp_path), "--endpoint", endpoint, "--model", "another"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2 and "refuses a request with 404" in done.stderr and "check --model" in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 2 and "refuses a request with 404" in process.stderr and "check --model" in process.stderr

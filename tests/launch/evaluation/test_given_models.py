@@ -1,4 +1,4 @@
-"""Names and refusals of the models that `minirl evaluate` is given; nothing is started."""
+"""Names and errors of the models on the command line of `minirl evaluate`; no process starts."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def prepared_as(experiment, name: str, **changes) -> PreparedRun:
 
 @pytest.fixture(scope="module")
 def prepared(experiment):
-    return prepared_as(experiment, "candidates")
+    return prepared_as(experiment, "measured")
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def models(tmp_path_factory):
     return root
 
 
-def test_a_name_is_the_end_of_the_path_that_tells_it_from_the_others(prepared, models):
-    one, other = (str(models / run / "distill" / "last") for run in ("a", "b"))
-    assert given_models([one], prepared) == {"distill-last": one}
-    assert given_models([one, other], prepared) == {"a-distill-last": one, "b-distill-last": other}
-    assert given_models([f"mine={one}", other], prepared) == {"mine": one, "distill-last": other}
+def test_a_name_is_the_shortest_distinguishing_end_of_the_path(prepared, models):
+    first, second = (str(models / run / "distill" / "last") for run in ("a", "b"))
+    assert given_models([first], prepared) == {"distill-last": first}
+    assert given_models([first, second], prepared) == {"a-distill-last": first, "b-distill-last": second}
+    assert given_models([f"mine={first}", second], prepared) == {"mine": first, "distill-last": second}
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("arguments", "message"),
     [
         (["teacher={model}"], "the name teacher is taken"),
         (["{model}", "{model}"], "the name distill-last is taken; give it another one, --model NAME="),
@@ -46,17 +46,17 @@ def test_a_name_is_the_end_of_the_path_that_tells_it_from_the_others(prepared, m
         (["short={short}"], "--model short: the model reads at most 8 tokens"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(prepared, models, tmp_path, given, sentence):
-    places = {
+def test_a_model_that_cannot_be_measured_is_refused(prepared, models, tmp_path, arguments, message):
+    directories = {
         "model": models / "a" / "distill" / "last",
         "small": tiny_model(tmp_path / "small", "gpt2", vocab=VOCABULARY - 10) and tmp_path / "small",
         "short": tiny_model(tmp_path / "short", "gpt2", vocab=VOCABULARY, max_positions=8) and tmp_path / "short",
     }
-    with pytest.raises(InputError, match=sentence):
-        given_models([one.format(**places) for one in given], prepared)
+    with pytest.raises(InputError, match=message):
+        given_models([argument.format(**directories) for argument in arguments], prepared)
 
 
-def test_a_run_that_tunes_its_teacher_judges_by_that_one(prepared, experiment, tmp_path):
+def test_a_run_that_tunes_its_teacher_evaluates_against_the_tuned_one(prepared, experiment, tmp_path):
     assert trained_teachers(prepared) == prepared.teachers
     stages = {**experiment.settings["stages"], "sft_teacher": experiment.settings["stages"]["sft"]}
     tuning = prepared_as(experiment, "tuning", stages=stages)

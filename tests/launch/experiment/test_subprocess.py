@@ -1,4 +1,4 @@
-"""A child ends by itself, is told to end when its parent is interrupted, and is killed where it does not listen."""
+"""A child process runs to its end, gets SIGTERM when its parent is interrupted, and SIGKILL if it ignores that."""
 
 import os
 import signal
@@ -10,17 +10,17 @@ import pytest
 
 from launch.experiment.subprocess import run_to_end
 
-LISTENS = """
+OBEYS = """
 import signal, sys, time
 def end(*_):
-    time.sleep(0.5)  # as a run takes to end its workers
-    print("ended its own")
+    time.sleep(0.5)  # a run needs time to stop its workers
+    print("stopped its workers")
     sys.exit(3)
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
 time.sleep(60)
 """
-DEAF = """
+IGNORES = """
 import signal, time
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
@@ -41,25 +41,25 @@ def interrupt_when_ready(log) -> None:
 
 @pytest.fixture
 def interruptible():
-    """As the command sees to it: a shell's background job, which the tests may be, ignores SIGINT otherwise."""
+    """Restores the default SIGINT handler, as the command does: the tests may run as a shell's background job, which ignores SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_exit_code_and_output_are_the_childs(tmp_path):
+def test_exit_code_and_output_of_the_child_are_returned(tmp_path):
     log = tmp_path / "log"
     for code in (0, 4):
         assert run_to_end([sys.executable, "-c", f"import sys; print('says {code}'); sys.exit({code})"], log) == code
     assert log.read_text() == "says 0\nsays 4\n"
 
 
-@pytest.mark.parametrize(("child", "ending_s", "said"), [(LISTENS, 30, "ready\nended its own\n"), (DEAF, 0.3, "ready\n")])
-def test_an_interrupted_parent_waits_for_what_the_child_ends_but_not_for_ever(interruptible, tmp_path, child, ending_s, said):
+@pytest.mark.parametrize(("child", "grace_s", "output"), [(OBEYS, 30, "ready\nstopped its workers\n"), (IGNORES, 0.3, "ready\n")])
+def test_an_interrupted_parent_waits_for_the_child_but_not_for_ever(interruptible, tmp_path, child, grace_s, output):
     log = tmp_path / "log"
     interrupt_when_ready(log)
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_to_end([sys.executable, "-c", child], log, ending_s)
-    assert log.read_text() == said
-    assert time.monotonic() - began < 30
+        run_to_end([sys.executable, "-c", child], log, grace_s)
+    assert log.read_text() == output
+    assert time.monotonic() - start < 30

@@ -1,4 +1,4 @@
-"""Made-up judgements of a plausible shape: for tests of reports and pictures, and to look at the latter by hand."""
+"""Random evaluated samples of plausible shape, for tests of reports and plots and for viewing plots by hand."""
 
 import numpy as np
 
@@ -15,10 +15,10 @@ def references(prompts: int = 40, seed: int = 0) -> list[tuple[str, ...]]:
     return [(" ".join(draw.choice(WORDS, draw.integers(2, 18))),) for _ in range(prompts)]
 
 
-def judged(
-    wanted: list[tuple[str, ...]], quality: float, *, seed: int, seeds: int = 3, longest: int = 60, teacher: bool = False
+def random_samples(
+    gold: list[tuple[str, ...]], quality: float, *, seed: int, seeds: int = 3, longest: int = 60, teacher: bool = False
 ) -> EvaluatedSamples:
-    """quality: the share of a reference's words that a response repeats, and the smallness of its divergences."""
+    """quality: the share of a reference's words that a response repeats; higher quality also means smaller divergences."""
     draw = np.random.default_rng(seed)
 
     def text(reference: str) -> str:
@@ -30,24 +30,24 @@ def judged(
         return SequenceDiagnostics(*(value.astype(np.float32) for value in values), correct=draw.random(length) < 0.5)
 
     def responses(drift: float) -> list[list[SequenceDiagnostics]]:
-        lengths = draw.geometric(min(0.5, 2.5 / longest), (seeds, len(wanted))).clip(1, longest)
+        lengths = draw.geometric(min(0.5, 2.5 / longest), (seeds, len(gold))).clip(1, longest)
         return [[diagnostics(int(length), drift) for length in row] for row in lengths]
 
-    own = responses(1.5)
-    rollouts = [[_rollout(len(one.correct), longest, draw) for one in row] for row in own]
-    texts = [[text(reference) for (reference,) in wanted] for _ in range(seeds)]
-    return EvaluatedSamples(texts, rollouts, own, [diagnostics(8, 0.0) for _ in wanted], None if teacher else responses(0.5))
+    on_model_samples = responses(1.5)
+    rollouts = [[_rollout(len(diagnosed.correct), longest, draw) for diagnosed in row] for row in on_model_samples]
+    texts = [[text(reference) for (reference,) in gold] for _ in range(seeds)]
+    return EvaluatedSamples(texts, rollouts, on_model_samples, [diagnostics(8, 0.0) for _ in gold], None if teacher else responses(0.5))
 
 
 def models(sets: tuple[str, ...] = ("test",), **qualities: float) -> dict[str, dict[str, ModelFigures]]:
-    """ModelFigures by model and set; the teacher is the first."""
-    found = {"teacher": {}} | {name: {} for name in qualities}
-    for number, name in enumerate(sets):
-        wanted = references(40 + 20 * number, seed=number)
-        for place, (model, quality) in enumerate({"teacher": 0.9, **qualities}.items()):
-            one = judged(wanted, quality, seed=100 * number + place, teacher=model == "teacher")
-            found[model][name] = figures_of(one, wanted, rouge_scores(one, wanted), top_k=10)
-    return found
+    """Figures by model and set; the teacher comes first."""
+    figures = {"teacher": {}} | {name: {} for name in qualities}
+    for set_index, name in enumerate(sets):
+        gold = references(40 + 20 * set_index, seed=set_index)
+        for model_index, (model, quality) in enumerate({"teacher": 0.9, **qualities}.items()):
+            samples = random_samples(gold, quality, seed=100 * set_index + model_index, teacher=model == "teacher")
+            figures[model][name] = figures_of(samples, gold, rouge_scores(samples, gold), top_k=10)
+    return figures
 
 
 def _rollout(length: int, longest: int, draw: np.random.Generator) -> Rollout:

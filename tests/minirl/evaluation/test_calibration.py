@@ -1,3 +1,5 @@
+"""Expected calibration error against hand-computed values and a loop over the bins."""
+
 import numpy as np
 import pytest
 
@@ -5,13 +7,13 @@ from minirl.evaluation.calibration import calibration
 
 
 def test_ece_by_hand():
-    """Bin (0.5, 0.6]: 0.6 right, 0.52 wrong: |0.5 - 0.56| = 0.06; bin (0.9, 1]: 0.95, 1.0 right, 0.99 wrong: |2/3 - 0.98|."""
-    found = calibration(np.array([0.6, 0.52, 0.95, 1.0, 0.99]), np.array([1, 0, 1, 1, 0]))
-    assert found.ece == pytest.approx(2 / 5 * 0.06 + 3 / 5 * (0.98 - 2 / 3))
-    assert [b.count for b in found.bins] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 3]
-    assert found.bins[9].confidence == pytest.approx(0.98) and found.bins[9].accuracy == pytest.approx(2 / 3)
-    assert found.bins[0].confidence is found.bins[0].accuracy is None
-    assert (found.accuracy, found.confidence) == pytest.approx((0.6, 0.812))
+    """Bin (0.5, 0.6]: 0.6 right, 0.52 wrong: |0.5 - 0.56| = 0.06. Bin (0.9, 1]: 0.95, 1.0 right, 0.99 wrong: |2/3 - 0.98|."""
+    measured = calibration(np.array([0.6, 0.52, 0.95, 1.0, 0.99]), np.array([1, 0, 1, 1, 0]))
+    assert measured.ece == pytest.approx(2 / 5 * 0.06 + 3 / 5 * (0.98 - 2 / 3))
+    assert [b.count for b in measured.bins] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 3]
+    assert measured.bins[9].confidence == pytest.approx(0.98) and measured.bins[9].accuracy == pytest.approx(2 / 3)
+    assert measured.bins[0].confidence is measured.bins[0].accuracy is None
+    assert (measured.accuracy, measured.confidence) == pytest.approx((0.6, 0.812))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""ExAccErr and KL by position: by hand, and against loops over the definitions, the reference code's among them."""
+"""ExAccErr and KL by position: by hand, and against loops over the definitions, including the reference code's."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from minirl.evaluation.positions import means_by_position, token_grid
 
 
 def rows(*samples):
-    """[samples][prompts] from nested lists."""
+    """Arrays [samples][prompts] from nested lists."""
     return [[np.array(row, np.float64) for row in prompts] for prompts in samples]
 
 
@@ -28,16 +28,16 @@ def test_finished_responses_count_nothing_by_hand():
 
 
 def test_finished_responses_leave_the_mean_by_hand():
-    """f_student(2) = 3 over the one that is alive: R = 1, 4; 100 * 2 / 2 = 100 %."""
+    """f_student(2) = 3, divided by the one response alive: R = 1, 4; 100 * 2 / 2 = 100 %."""
     assert exposure_curve(token_grid(STUDENT), token_grid(TEACHER), "drop").percent == pytest.approx([0.0, 100.0])
 
 
-def test_the_references_form_by_hand():
-    """The prompt's own place is gone: R = (3 / 1.001 + 0) / 2, l eps = 1 / 1.001: 50 %."""
+def test_the_reference_form_by_hand():
+    """The position of the prompt alone is left out: R = (3 / 1.001 + 0) / 2, l eps = 1 / 1.001: 50 %."""
     assert exposure_curve(token_grid(STUDENT), token_grid(TEACHER), "reference").percent == pytest.approx([50.0])
 
 
-def test_nothing_to_accumulate_is_no_number():
+def test_a_teacher_without_kl_gives_no_number():
     exact = rows([[0.0, 0.0]])
     curve = exposure_curve(token_grid(rows([[0.0, 1.0]])), token_grid(exact), "zero")
     assert curve.percent == curve.low == curve.high == [None, None]
@@ -45,7 +45,7 @@ def test_nothing_to_accumulate_is_no_number():
     assert almost.percent == pytest.approx([0.0])
 
 
-def test_where_none_of_the_teachers_is_alive_only_the_form_zero_goes_on():
+def test_beyond_the_teachers_longest_response_only_the_form_zero_is_defined():
     longer, shorter = token_grid(rows([[1, 1, 1]])), token_grid(rows([[1, 1]]))
     assert exposure_curve(longer, shorter, "zero").percent == pytest.approx([0.0, 0.0, 50.0])
     assert exposure_curve(longer, shorter, "drop").percent == [0.0, 0.0, None]
@@ -55,7 +55,7 @@ def test_where_none_of_the_teachers_is_alive_only_the_form_zero_goes_on():
 
 
 def loop(student, teacher, form: str, length: int) -> float:
-    """Straight from the definition, one state at a time."""
+    """The definition, one state at a time."""
 
     def mean_at(samples, t: int) -> float:
         alive = [row for prompts in samples for row in prompts if t <= len(row)]
@@ -63,19 +63,19 @@ def loop(student, teacher, form: str, length: int) -> float:
         total = sum(row[t - 1] for row in alive)
         return total / (every if form == "zero" else len(alive))
 
-    own = sum(mean_at(student, t) for t in range(1, length + 1))
-    eps = sum(mean_at(teacher, t) for t in range(1, length + 1))
-    return 100 * (own - eps) / eps
+    student_sum = sum(mean_at(student, t) for t in range(1, length + 1))
+    teacher_sum = sum(mean_at(teacher, t) for t in range(1, length + 1))
+    return 100 * (student_sum - teacher_sum) / teacher_sum
 
 
 def reference_loop(student, teacher, length: int) -> float:
-    """The reference script: for each prompt a masked mean over its samples with 1e-3 in the denominator, cumulated, then the mean."""
+    """The reference script: for each prompt a masked mean over its samples, with 1e-3 added to the divisor, accumulated; then the mean."""
 
     def accumulated(samples) -> float:
         curves = []
         for prompt in range(len(samples[0])):
             total = 0.0
-            for t in range(2, length + 2):  # it slices the logits from the prompt's length on
+            for t in range(2, length + 2):  # the script slices the logits from the prompt's length on
                 values = [prompts[prompt][t - 1] for prompts in samples if t <= len(prompts[prompt])]
                 total += sum(values) / (len(values) + 1e-3)
             curves.append(total)
@@ -85,7 +85,7 @@ def reference_loop(student, teacher, length: int) -> float:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_curves_are_the_loops(form):
+def test_curves_equal_the_loops(form):
     student, teacher = drawn(1, 3, 7, 9), drawn(2, 2, 7, 9)
     curve = exposure_curve(token_grid(student), token_grid(teacher), form).percent
     lengths = range(1, 9 if form == "reference" else 10)
@@ -97,7 +97,7 @@ def test_curves_are_the_loops(form):
 
 @pytest.mark.parametrize("form", ["zero", "drop"])
 def test_the_value_does_not_depend_on_how_samples_are_grouped_by_prompt(form):
-    """Ten samples of one prompt, or one of each of ten: the same; the reference's form tells them apart."""
+    """Ten samples of one prompt and one sample of each of ten prompts give the same curve, except in the reference form."""
     student, teacher = drawn(3, 1, 10, 8), drawn(4, 1, 10, 8)
 
     def one_prompt(samples):
@@ -111,7 +111,7 @@ def test_the_value_does_not_depend_on_how_samples_are_grouped_by_prompt(form):
 
 
 def test_the_bootstrap_is_paired_over_prompts():
-    """Prompts of very different size, the student always half as bad again: 50 % whatever prompts are drawn."""
+    """Prompts differ a lot in KL, but the student's sum is always 1.5 times the teacher's at length 2: 50 % whatever prompts are drawn."""
     teacher = rows([[1.0, 1.0], [100.0, 100.0], [0.01, 0.01]])
     student = rows([[1.0, 2.0], [100.0, 200.0], [0.01, 0.02]])
     curve = exposure_curve(token_grid(student), token_grid(teacher), "zero")

@@ -1,4 +1,4 @@
-"""Named sets of held-out prompts: which records they keep, and what their hash tells apart."""
+"""Named sets of held-out prompts: the records they select, and the inputs that change their hash."""
 
 import json
 from dataclasses import replace
@@ -45,16 +45,16 @@ def prompts(evaluation_set):
     return [example.prompt.index for example in evaluation_set.examples]
 
 
-def test_the_runs_own_split_and_a_source_side_by_side(load, source):
-    own, other = load(own={}, other={"source": source})
-    assert (own.name, prompts(own), own.source) == ("own", [0], "the run's test split")
+def test_the_runs_test_split_and_another_source(load, source):
+    test_split, other = load(test_split={}, other={"source": source})
+    assert (test_split.name, prompts(test_split), test_split.source) == ("test_split", [0], "the run's test split")
     assert (other.name, prompts(other), other.source) == ("other", [0, 1], source)
     assert other.references == [("a b c",), ("a", "a b c d")]
 
 
-def test_a_set_may_ask_for_more_prompts_and_leaves_out_what_cannot_be_judged(load, source):
-    (whole,) = load(whole={"source": source, "prompts": 10})
-    assert prompts(whole) == [0, 1, 3]  # without the one that has no response
+def test_a_set_may_have_more_prompts_and_leaves_out_prompts_without_a_response(load, source):
+    (all_records,) = load(all_records={"source": source, "prompts": 10})
+    assert prompts(all_records) == [0, 1, 3]  # record 2 has no response
 
 
 def test_short_gold_responses_are_left_out_by_their_first_reference(load, source):
@@ -64,7 +64,7 @@ def test_short_gold_responses_are_left_out_by_their_first_reference(load, source
         load(none={"source": source, "min_gold_words": 6})
 
 
-def test_the_hash_tells_prompts_and_references_apart(load, source):
+def test_the_hash_changes_with_prompts_and_references(load, source):
     first, again, fewer = load(a={"source": source}, b={"source": source}, c={"source": source, "prompts": 1})
     assert first.sha256 == again.sha256 != fewer.sha256
     from minirl.evaluation.sets import _digest

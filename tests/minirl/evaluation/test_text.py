@@ -1,3 +1,5 @@
+"""Rouge-L, Dist-n and repetition against hand-computed values and the package `rouge-score`."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,17 +50,17 @@ def test_rouge_l_is_the_packages_score_of_the_best_single_reference(prediction, 
 
 
 def test_distinct_n_pools_over_the_set():
-    """Bigrams: a b, b a, a b | a b: four, two of them distinct; each text alone would give 2/3 and 1."""
+    """Bigrams: a b, b a, a b | a b: four, two of them distinct. The texts alone would give 2/3 and 1."""
     assert distinct_n(["a b a b", "a b"], 2) == 0.5
 
 
 def test_distinct_n_splits_on_white_space_only():
-    """`b.` and `b` are two words; the line break parts like a blank: a b. | b. a | a b."""
+    """`b.` and `b` are two words; a line break separates words like a blank: a b. | b. a | a b."""
     assert distinct_n(["a b.\na b"], 2) == 1.0
     assert distinct_n(["a b.\na b"], 1) == 0.75
 
 
-def test_distinct_n_does_not_cross_texts():
+def test_ngrams_do_not_cross_texts():
     assert distinct_n(["a b", "c d", "a b"], 4) == 0.0
     assert distinct_n(["a b c d", "e"], 4) == 1.0
     assert distinct_n([], 4) == 0.0
@@ -70,6 +72,6 @@ def test_distinct_n_of_tokens():
 
 
 def test_repetition_by_hand():
-    """2-grams of a b a b: ab, ba, ab: one of three came before; a row of one token repeats nothing; x x x: one of two."""
+    """2-grams of a b a b: ab, ba, ab: one of three occurred before; a row of one token has none; x x x: one of two."""
     assert repetition([list("abab"), list("x"), list("xxx")], 2) == pytest.approx((1 / 3 + 0 + 1 / 2) / 3)
     assert repetition([[7, 7, 7]]) == 0.0
