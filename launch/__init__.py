@@ -1,1 +1,1 @@
-"""What a person runs: the `minirl` command and what stands behind its verbs."""
+"""The `minirl` command and the code of its verbs: configs, stages of a run, evaluation, experiments and the bench."""

@@ -1,1 +1,1 @@
-"""Runs the stages of a config: one module for their order, and others for the loop, disk state and data of a stage."""
+"""The stages of a run: their order, their loops, their files on disk, and the teacher's responses of `seqkd`."""

@@ -66,9 +66,9 @@ class TeacherResponses:
         if done == total:
             return
         observer.stage_started("seqkd", total, done, "response")
-        earlier_teachers = 0  # responses of the teachers before this one
+        earlier_responses = 0  # of the teachers before this one
         for teacher, requests in zip(self.teachers, requests_by_teacher, strict=True):
-            if missing := requests[max(0, done - earlier_teachers) :]:
+            if missing := requests[max(0, done - earlier_responses) :]:
                 observer.doing("seqkd", "starting the rollout group")
                 with groups.rollout(teacher) as rollout, self.responses_file.open("a") as file:
                     for batch in split_into_batches(missing, RESPONSES_PER_APPEND):
@@ -78,7 +78,7 @@ class TeacherResponses:
                         file.flush()
                         done += len(batch)
                         observer.progressed(done)
-            earlier_teachers += len(requests)
+            earlier_responses += len(requests)
 
     def _requests_by_teacher(self) -> list[list[SamplingRequest]]:
         """The sampling requests for each teacher.
