@@ -274,7 +274,7 @@ def test_iterations_sampled_ahead_are_stale_and_keep_their_behavior_logprobs(as_
 def half_soft_loss(pair: tuple[str, str], driver: OnPolicyLoop) -> float:
     """0.5 hard + 0.5 soft cross-entropy of the first update's blocks, mean over their targets."""
     same_driver = driver_of("lmops", driver.metrics.path.parent)
-    sequences = [same_driver.given.block(i) for i in same_driver.given_cursor.next(3)]
+    sequences = [same_driver.supervised_sequences.block(i) for i in same_driver.supervised_order.next(3)]
     q, p = (torch.cat([next_logprobs(hugging_face(path), s) for s in sequences]) for path in pair)
     targets = torch.from_numpy(np.concatenate([s.tokens[s.is_target] for s in sequences]))
     hard = -q[torch.arange(len(targets)), targets].mean()
