@@ -1,4 +1,4 @@
-"""What the turns of all contestants say: medians, ratios within rounds, the time to a given reverse KL; as tables and as a picture."""
+"""Results of the side-by-side comparison: medians, ratios within rounds, time to a reverse KL; as tables and as a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,25 @@ from pathlib import Path
 from statistics import median
 
 from minirl.tables import Table
-from tests.benchmarks.contestants import Turn
+from tests.benchmarks.contestants import TimedUpdate
 
 COLORS = {"ours": "#3b75af", "trl": "#e8963a", "plain": "#777777"}
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One contestant. turns: the timed ones, in order. peak_bytes: PSS of its processes together. idle_cpu: cores used out of turn."""
+class ContestantResult:
+    """Measurements of one contestant.
 
-    turns: list[Turn]
+    turns: its timed updates, in order. peak_bytes: PSS of all its processes. idle_cpu: cores that it uses while another one computes.
+    """
+
+    turns: list[TimedUpdate]
     peak_bytes: int
     idle_cpu: float
 
     @property
     def seconds(self) -> float:
-        """Of the median update."""
+        """Seconds of the median update."""
         return median(turn.seconds for turn in self.turns)
 
     @property
@@ -30,29 +33,33 @@ class Figures:
 
     @property
     def tokens_per_second(self) -> float:
-        """Response tokens."""
+        """Response tokens per second."""
         return median(self.per_second("response_tokens"))
 
-    def per_second(self, what: str) -> list[float]:
-        return [getattr(turn.worked, what) / turn.seconds for turn in self.turns]
+    def per_second(self, count: str) -> list[float]:
+        """A count per second, for each update. count: a field of `UpdateCounts`."""
+        return [getattr(update.worked, count) / update.seconds for update in self.turns]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A student on its way. seconds: of training until here, exports not counted; reverse_kl: held-out, nats per token."""
+    """A student after some updates. seconds: its training time, without exports. reverse_kl: held-out, nats per token."""
 
     updates: int
     seconds: float
     reverse_kl: float
 
 
-def ratios(ours: Figures, other: Figures, what: str) -> list[float]:
-    """How many times as fast we were, by `what` per second, in each round: both turns of a round met the same machine."""
-    return [mine / theirs for mine, theirs in zip(ours.per_second(what), other.per_second(what), strict=True)]
+def ratios(ours: ContestantResult, other: ContestantResult, count: str) -> list[float]:
+    """The speed of minillm-ray over the other's, by `count` per second, in each round.
+
+    Both updates of a round ran within the same minutes, so that a change in the machine's speed affects both.
+    """
+    return [our_rate / other_rate for our_rate, other_rate in zip(ours.per_second(count), other.per_second(count), strict=True)]
 
 
 def seconds_until(curve: Sequence[Point], target: float) -> float | None:
-    """When the reverse KL first came down to `target`, between two points by a straight line; None: never."""
+    """Seconds until the reverse KL first reached `target`, interpolated linearly between two points; None: never."""
     for before, after in zip(curve, curve[1:], strict=False):
         if after.reverse_kl <= target < before.reverse_kl:
             share = (before.reverse_kl - target) / (before.reverse_kl - after.reverse_kl)
@@ -65,50 +72,51 @@ def common_target(curves: dict[str, list[Point]]) -> float:
     return max(min(point.reverse_kl for point in curve) for curve in curves.values())
 
 
-def speed_table(figures: dict[str, Figures]) -> Table:
+def speed_table(results: dict[str, ContestantResult]) -> Table:
     rows = []
-    for name, found in figures.items():
-        seconds = [turn.seconds for turn in found.turns]
+    for name, result in results.items():
+        seconds = [update.seconds for update in result.turns]
         rows.append(
             (
                 name,
-                f"{found.samples_per_second:.2f}",
-                f"{found.tokens_per_second:.0f}",
-                f"{found.seconds:.2f}",
+                f"{result.samples_per_second:.2f}",
+                f"{result.tokens_per_second:.0f}",
+                f"{result.seconds:.2f}",
                 f"{min(seconds):.2f}-{max(seconds):.2f}",
-                f"{median(turn.worked.response_tokens for turn in found.turns):.0f}",
-                f"{found.peak_bytes / 1e9:.2f}",
-                f"{found.idle_cpu:.2f}",
+                f"{median(update.worked.response_tokens for update in result.turns):.0f}",
+                f"{result.peak_bytes / 1e9:.2f}",
+                f"{result.idle_cpu:.2f}",
             )
         )
     columns = ("", "samples/s", "tok/s", "s/update", "range", "tokens", "peak GB", "idle CPU")
-    title = "Medians of the timed updates; tokens of responses, memory and cores used out of turn by all processes of each"
+    title = "Medians of the timed updates; response tokens, memory of all processes, and cores used while another contestant computes"
     return Table(title, columns, rows)
 
 
-def ratio_table(figures: dict[str, Figures]) -> Table:
+def ratio_table(results: dict[str, ContestantResult]) -> Table:
     rows = []
-    for name in figures:
+    for name in results:
         if name != "ours":
-            samples, tokens = (ratios(figures["ours"], figures[name], what) for what in ("samples", "response_tokens"))
-            memory = figures["ours"].peak_bytes / figures[name].peak_bytes
+            samples, tokens = (ratios(results["ours"], results[name], count) for count in ("samples", "response_tokens"))
+            memory = results["ours"].peak_bytes / results[name].peak_bytes
             spread = f"{min(samples):.2f}-{max(samples):.2f}"
             rows.append((f"ours / {name}", f"{median(samples):.2f}", spread, f"{median(tokens):.2f}", f"{memory:.2f}"))
     return Table("Ratios, medians over rounds", ("", "samples/s", "range", "response tok/s", "peak memory"), rows)
 
 
 def quality_table(curves: dict[str, list[Point]], target: float) -> Table:
-    """How each came down, and when it reached the target."""
+    """The reverse KL of each contestant's students, and the seconds until it reached the target."""
     rows = []
     for name, curve in curves.items():
-        reached = seconds_until(curve, target)
+        seconds = seconds_until(curve, target)
         values = ", ".join(f"{point.reverse_kl:.3f}" for point in curve)
-        rows.append((name, values, "never" if reached is None else f"{reached:.0f}"))
+        rows.append((name, values, "never" if seconds is None else f"{seconds:.0f}"))
     counts = ", ".join(str(point.updates) for point in next(iter(curves.values())))
     return Table("Held-out reverse KL, nats per token", ("", f"after {counts} updates", f"seconds to {target:.3f}"), rows)
 
 
 def picture(curves: dict[str, list[Point]], target: float, title: str, path: Path) -> None:
+    """Plot the curves and the target, and write the picture to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

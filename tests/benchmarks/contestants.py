@@ -1,4 +1,4 @@
-"""The coordinator's end: contestants as processes, what their turns took, what memory their process trees held."""
+"""Contestants as processes: start, request updates, time them, and measure the memory and CPU time of their process trees."""
 
 import json
 import os
@@ -15,29 +15,29 @@ from typing import IO, Any
 
 import psutil
 
-from tests.benchmarks.turns import Worked
+from tests.benchmarks.protocol import UpdateCounts
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 900.0
-LOOK_S = (0.25, 2.0)  # between two looks at a contestant's memory, until its first update is done and after: a look costs it 0.05 s
+SAMPLING_S = (0.25, 2.0)  # between two memory measurements, before and after the first update; one costs the contestant 0.05 s
 MODULES = {"ours": "ours", "trl": "trl_minillm", "plain": "plain"}
 
 
 @dataclass(frozen=True)
-class Turn:
-    """seconds: wall clock, from the order to the answer."""
+class TimedUpdate:
+    """One update. seconds: wall clock, from the request to the answer. worked: its counts."""
 
     seconds: float
-    worked: Worked
+    worked: UpdateCounts
 
 
-class Contestant:
-    """A started contestant. peak_bytes: the most proportional set size (PSS) that its process tree held at once."""
+class ContestantProcess:
+    """A started contestant. peak_bytes: the largest proportional set size (PSS) of its process tree at any measurement."""
 
     def __init__(self, name: str, job: Path, threads: int, python: str):
         self.name, self.log_path = name, job.with_name(f"{name}.log")
         self.peak_bytes = 0
-        self.turns: list[Turn] = []
+        self.updates: list[TimedUpdate] = []
         self.log = self.log_path.open("wb")
         command = [python, "-m", f"tests.benchmarks.{MODULES[name]}", str(job)]
         self.process = subprocess.Popen(
@@ -45,23 +45,25 @@ class Contestant:
         )
 
     def wait_ready(self) -> None:
-        with self._watched():
+        with self._memory_measured():
             self._read()
 
     def update(self) -> None:
-        with self._watched():
-            began = time.perf_counter()
+        """Request one update, wait for it and append it to `updates`."""
+        with self._memory_measured():
+            start = time.perf_counter()
             self._write({"do": "update"})
             answer = self._read()
-            self.turns.append(Turn(time.perf_counter() - began, Worked(**answer)))
+            self.updates.append(TimedUpdate(time.perf_counter() - start, UpdateCounts(**answer)))
 
     def export(self, directory: Path) -> Path:
+        """Let the contestant write its student into `directory`."""
         self._write({"do": "export", "to": str(directory)})
         self._read()
         return directory
 
     def stop(self) -> None:
-        """The closed pipe asks it to end; what is left of its process tree after a minute is killed."""
+        """Close the pipe, which ends the contestant. Kill the processes of its tree that still run after a minute."""
         tree = self._tree()
         self.process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -74,40 +76,41 @@ class Contestant:
         self.log.close()
 
     def cpu_seconds(self) -> float:
-        """What the living processes of its tree have computed so far."""
-        return sum(times.user + times.system for times in self._each("cpu_times"))
+        """CPU seconds so far of the living processes of its tree."""
+        return sum(times.user + times.system for times in self._measure_tree("cpu_times"))
 
-    def _write(self, order: dict[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # `_read` tells why
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+    def _write(self, request: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # `_read` reports the cause
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
 
     def _read(self) -> dict[str, Any]:
         ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
         line = self.process.stdout.readline() if ready else b""
         if not line:
-            what = "ended" if ready else f"did not answer within {DEADLINE_S:g} s"
-            raise RuntimeError(f"the contestant {self.name} {what}; the end of {self.log_path}:\n{tail(self.log_path)}")
+            failure = "ended" if ready else f"did not answer within {DEADLINE_S:g} s"
+            raise RuntimeError(f"the contestant {self.name} {failure}; the end of {self.log_path}:\n{tail(self.log_path)}")
         return json.loads(line)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Look at the memory now and then while it computes: idle contestants are not looked at, which would cost the others."""
-        over = threading.Event()
+    def _memory_measured(self) -> Iterator[None]:
+        """Measure the memory at intervals while the contestant computes. An idle one is not measured: that would slow the others down."""
+        finished = threading.Event()
 
-        def watch() -> None:
-            while not over.wait(LOOK_S[bool(self.turns)]):
-                self.peak_bytes = max(self.peak_bytes, sum(memory.pss for memory in self._each("memory_full_info")))
+        def measure() -> None:
+            while not finished.wait(SAMPLING_S[bool(self.updates)]):
+                self.peak_bytes = max(self.peak_bytes, sum(memory.pss for memory in self._measure_tree("memory_full_info")))
 
-        thread = threading.Thread(target=watch)
+        thread = threading.Thread(target=measure)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            finished.set()
             thread.join()
 
-    def _each(self, method: str) -> Iterator[Any]:
+    def _measure_tree(self, method: str) -> Iterator[Any]:
+        """The result of a `psutil.Process` method for each process of the tree."""
         for process in self._tree():
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
                 yield getattr(process, method)()
@@ -120,13 +123,19 @@ class Contestant:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The same for all: as many threads as asked for, and none that spins when its work is done."""
-    chosen = {"OMP_NUM_THREADS": str(threads), "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    """Environment variables, the same for all contestants: the number of threads, and no idle thread that spins."""
+    thread_settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
-    return {**os.environ, **chosen, **quiet}
+    return {**os.environ, **thread_settings, **quiet}
 
 
 def tail(path: Path, size: int = 3000) -> str:
+    """The last `size` bytes of a file, as text."""
     file: IO[bytes]
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - size))
@@ -139,5 +148,5 @@ def python_of(name: str) -> str:
         return sys.executable
     python = ROOT / ".venv-trl" / "bin" / "python"
     if not python.is_file():
-        raise SystemExit("TRL has an environment of its own: make benchmark-trl makes it, or leave trl out of --contestants")
+        raise SystemExit("TRL runs in a separate environment, which is missing: run make benchmark-trl, or leave trl out of --contestants")
     return str(python)

@@ -1,4 +1,4 @@
-"""The one judge of all contestants' students: the exact reverse KL on each student's own samples, by plain Hugging Face in float32."""
+"""Evaluation of all contestants' students: exact reverse KL on the student's samples, with plain Hugging Face in float32."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.benchmarks.plain import left_padded, position_ids, response_mask, sample
-from tests.benchmarks.turns import Job
+from tests.benchmarks.protocol import Job
 
-RESPONSES_PER_CALL, RESPONSES_PER_PASS = 16, 2  # logits of few responses stay where the allocator keeps them
+RESPONSES_PER_CALL, RESPONSES_PER_PASS = 16, 2  # few responses a pass, so that the allocator reuses the memory of their logits
 
 
-class Judge:
-    """KL(student || teacher) in nats per token, pooled over one response to each of the first `prompts` held-out prompts."""
+class HeldOutEvaluator:
+    """Measures KL(student || teacher) in nats per token, pooled over one response to each of the first `prompts` held-out prompts."""
 
     def __init__(self, job: Job, prompts: int):
         self.job, self.prompts = job, job.held_out[:prompts]
@@ -21,7 +21,7 @@ class Judge:
 
     @torch.no_grad()
     def reverse_kl(self, student: Path) -> float:
-        """Sampled at temperature 1 from the same seed for every student."""
+        """The reverse KL of a student. Samples at temperature 1, with the same seed for every student."""
         model, total, tokens = load(student), 0.0, 0
         torch.manual_seed(self.job.seed)
         for first in range(0, len(self.prompts), RESPONSES_PER_CALL):
@@ -30,12 +30,12 @@ class Judge:
             mask = response_mask(sequences[:, prompts.shape[1] :], self.job.end_tokens)
             attention = torch.cat([starts, mask], dim=1)
             for rows in torch.arange(len(mask)).split(RESPONSES_PER_PASS):
-                total += self._divergence(model, sequences[rows], attention[rows], mask[rows])
+                total += self._reverse_kl_sum(model, sequences[rows], attention[rows], mask[rows])
             tokens += int(mask.sum())
         return total / tokens
 
-    def _divergence(self, student: PreTrainedModel, tokens: Tensor, attention: Tensor, mask: Tensor) -> float:
-        """Summed over the response tokens."""
+    def _reverse_kl_sum(self, student: PreTrainedModel, tokens: Tensor, attention: Tensor, mask: Tensor) -> float:
+        """Reverse KL in nats, summed over the response tokens."""
         log_q, log_p = (log_probs(model, tokens, attention, mask.shape[1]) for model in (student, self.teacher))
         return float(((log_q.exp() * (log_q - log_p)).sum(-1) * mask).sum())
 
@@ -45,7 +45,7 @@ def load(directory: str | Path) -> PreTrainedModel:
 
 
 def log_probs(model: PreTrainedModel, tokens: Tensor, attention: Tensor, last: int) -> Tensor:
-    """[responses, last, vocabulary]: of the last tokens."""
+    """Log-probs [responses, last, vocabulary] at the positions of the last `last` tokens."""
     positions = position_ids(attention)
     logits = model(tokens, attention_mask=attention, position_ids=positions, logits_to_keep=last + 1, use_cache=False).logits
     return logits[:, :-1].float().log_softmax(-1)

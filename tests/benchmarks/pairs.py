@@ -1,4 +1,4 @@
-"""What the contestants compete on: a teacher, a student and prompts, made from nothing but packages and seeds."""
+"""The work of the side-by-side comparison: pairs of teacher and student with prompts, made from packages and seeds alone."""
 
 import json
 from collections.abc import Callable
@@ -13,17 +13,21 @@ from launch.prepare import EMBEDDED_TEACHER, PreparedRun, prepare
 from minirl.config.reader import read_config
 from minirl.seeds import derive_seed
 from minirl.training.data_order import DataOrder
-from tests.benchmarks.turns import Job
+from tests.benchmarks.protocol import Job
 from tests.tiny import tiny_model
 
 SEED = 10
 
 
 @dataclass(frozen=True)
-class Pair:
-    """models: given a directory, the keys `teacher.model`, `student` and `data.train` of a run's config."""
+class ModelPair:
+    """A teacher, a student and prompts.
 
-    about: str
+    models: called with a directory; writes models and prompts there, and returns `teacher.model`, `student` and `data.train` of a run's
+    config under the keys `teacher`, `student` and `train`. prompts: in each update.
+    """
+
+    description: str
     models: Callable[[Path], dict]
     dtype: str
     prompts: int
@@ -49,39 +53,40 @@ def smallest(directory: Path) -> dict:
     return {"teacher": teacher, "student": {"model": student}, "train": random_prompts(directory, 256, 60, 8)}
 
 
-# `smallest` is for the test of this comparison.
+# `smallest` is for the tests.
 PAIRS = {
-    "smollm2": Pair("SmolLM2-135M-Instruct, student of its layers 0, 4, ..., 28 (56.6M)", smollm2, "bfloat16", 32, 128, 64, 1e-4),
-    "tiny": Pair("random Llamas of 16M and 4M", tiny, "float32", 64, 40, 128, 1e-3),
-    "smallest": Pair("random Llamas of 0.1M", smallest, "float32", 8, 12, 8, 1e-3, 0.0625),
+    "smollm2": ModelPair("SmolLM2-135M-Instruct, student of its layers 0, 4, ..., 28 (56.6M)", smollm2, "bfloat16", 32, 128, 64, 1e-4),
+    "tiny": ModelPair("random Llamas of 16M and 4M", tiny, "float32", 64, 40, 128, 1e-3),
+    "smallest": ModelPair("random Llamas of 0.1M", smallest, "float32", 8, 12, 8, 1e-3, 0.0625),
 }
 
 
 def random_prompts(directory: Path, vocabulary: int, count: int, longest: int) -> str:
-    draw = np.random.default_rng(0)
-    words = [draw.integers(6, vocabulary, draw.integers(longest // 4, longest)) for _ in range(count)]
+    """Write `count` prompts of random words, and return the path of the file."""
+    random = np.random.default_rng(0)
+    prompts = [random.integers(6, vocabulary, random.integers(longest // 4, longest)) for _ in range(count)]
     file = directory / "prompts.jsonl"
-    records = ({"prompt": " ".join(f"t{word}" for word in line), "completion": "t6"} for line in words)
+    records = ({"prompt": " ".join(f"t{word}" for word in prompt), "completion": "t6"} for prompt in prompts)
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(file)
 
 
 def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
-    """Write the models, the prompts and the config into `directory`, and say the work of `updates` updates in token ids."""
+    """Write the models, the prompts and the config into `directory`. Returns the job of `updates` updates."""
     pair = PAIRS[name]
     (directory / "ours").mkdir(parents=True, exist_ok=True)
     config = directory / "run.yaml"
     config.write_text(yaml.safe_dump(_settings(pair, updates, threads, directory)))
     prepared = prepare(read_config(RunConfig, config, []))
     prompts = [example.prompt.tokens.tolist() for example in prepared.data.train]
-    cursor = DataOrder(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the driver takes them
-    taken = [[prompts[index] for index in cursor.next(pair.prompts)] for _ in range(updates)]
+    order = DataOrder(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the on-policy loop takes them
+    prompts_by_update = [[prompts[index] for index in order.next(pair.prompts)] for _ in range(updates)]
     return Job(
         student=prepared.student,
         teacher=prepared.teachers[0],
         dtype=pair.dtype,
-        updates=taken,
-        texts=[[_text(prepared, prompt) for prompt in update] for update in taken],
+        updates=prompts_by_update,
+        texts=[[_text(prepared, prompt) for prompt in update] for update in prompts_by_update],
         held_out=[example.prompt.tokens.tolist() for example in prepared.data.test],
         end_tokens=list(prepared.end_tokens),
         max_response_tokens=pair.response_tokens,
@@ -92,8 +97,8 @@ def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
     )
 
 
-def _settings(pair: Pair, updates: int, threads: int, directory: Path) -> dict:
-    """One update from each iteration's samples, no mixture, no pre-training loss: what all contestants can do."""
+def _settings(pair: ModelPair, updates: int, threads: int, directory: Path) -> dict:
+    """The run's config: one update from each iteration's samples, no mixture, no pre-training loss. All contestants can do this."""
     models = pair.models(directory)
     role = {"dtype": pair.dtype}
     engine = role | {"kv_cache_gib": pair.kv_cache_gib}
@@ -118,8 +123,8 @@ def _settings(pair: Pair, updates: int, threads: int, directory: Path) -> dict:
 
 
 def _text(prepared: PreparedRun, prompt: list[int]) -> str:
-    """For a contestant that is given text: it must become the same tokens again."""
+    """The prompt as text, for contestants that take text. Raises ValueError if the text has other tokens than the prompt."""
     text = prepared.tokenizer.decode(prompt)
     if prepared.tokenizer(text)["input_ids"] != prompt:
-        raise ValueError(f"the prompt {text!r} is not the same in tokens and as text")
+        raise ValueError(f"the text {text!r} has other tokens than its prompt; choose prompts that survive decoding and tokenizing")
     return text

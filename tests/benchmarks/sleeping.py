@@ -1,8 +1,8 @@
-"""Model workers that sleep instead of computing, and groups that have many of them in few processes.
+"""Workers that sleep instead of computing, and groups that simulate many such workers in few processes.
 
-Around the sleeping workers the shells, the groups and the object store are those of a run. A process holds many workers: each has a
-thread of its own there, so that its calls follow one another and those of different workers go on at once, as on devices of their own.
-The driver has a handle for each worker and can not tell the difference.
+Ray workers, groups and the object store are those of a real run. A process holds many simulated workers, and each has its own thread there.
+So the calls of one worker run one after the other, and those of different workers run at the same time, as on separate devices. The driver
+has one handle for each simulated worker and calls it like a real one.
 """
 
 import threading
@@ -26,15 +26,16 @@ from actors.workers.ray_workers import LearnerRayWorker, RolloutRayWorker, Teach
 from minirl.training.update import OnPolicyItem, UpdateStep
 from minirl.types import Rollout, SamplingRequest, TeacherScores, TokenSequence
 
-THREADS = 256  # workers that a process can hold
+THREADS = 256  # the most workers that one process can simulate
 
 
 @dataclass(frozen=True)
-class Sleeps:
-    """What the work of one worker takes, in seconds, and the shape of what it returns.
+class SleepTimes:
+    """Seconds of one worker's work, and the shapes of its results.
 
-    sampling: of the longest response (max_response_tokens); all responses of a call are sampled at once. scoring, learning: of a token.
-    loading: of one bucket of weights. hidden: numbers in a teacher state. bucket_bytes, buckets: of one version of the weights.
+    sampling: seconds of the longest response (max_response_tokens); all responses of a call are sampled at the same time.
+    scoring, learning: seconds of one token. loading: seconds of one bucket of weights. hidden: the size of a teacher's hidden state.
+    bucket_bytes, buckets: the size of a bucket, and the number of buckets in one version of the weights.
     """
 
     sampling: float
@@ -47,39 +48,42 @@ class Sleeps:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call as its worker saw it: monotonic seconds at which the driver asked for it, it began and it ended."""
+class RecordedCall:
+    """A call in the journal of its worker. submitted, started, ended: monotonic seconds; the driver submits the call."""
 
     worker: int
     method: str
-    asked: float
-    began: float
+    submitted: float
+    started: float
     ended: float
 
 
-class Sleeper:
-    """Mixed into a shell: answers in the name of many workers, and keeps a journal of it."""
+class SleepingWorker:
+    """Mixin of a Ray worker: runs the calls of many simulated workers, each in its own thread, and keeps a journal of them."""
 
-    def set(self, sleeps: Sleeps) -> None:
-        self.sleeps, self.journal, self.here = sleeps, [], threading.local()
+    def configure(self, sleep_times: SleepTimes) -> None:
+        self.sleep_times, self.journal, self.thread_state = sleep_times, [], threading.local()
 
-    def take_journal(self) -> list[Call]:
+    def take_journal(self) -> list[RecordedCall]:
+        """The calls since the last `take_journal`."""
         journal, self.journal = self.journal, []
         return journal
 
-    def answer(self, asked: float, worker: int, method: str, *arguments: Any) -> Any:
-        began, self.here.worker = time.monotonic(), worker
+    def call(self, submitted: float, worker: int, method: str, *arguments: Any) -> Any:
+        """Run a method for one simulated worker and return its result."""
+        started, self.thread_state.worker = time.monotonic(), worker
         result = getattr(self, method)(*arguments)
-        self.journal.append(Call(worker, method, asked, began, time.monotonic()))
+        self.journal.append(RecordedCall(worker, method, submitted, started, time.monotonic()))
         return result
 
-    def stream(self, asked: float, worker: int, method: str, *arguments: Any) -> Iterator[Any]:
-        began, self.here.worker = time.monotonic(), worker
+    def stream(self, submitted: float, worker: int, method: str, *arguments: Any) -> Iterator[Any]:
+        """Run a generator method for one simulated worker."""
+        started, self.thread_state.worker = time.monotonic(), worker
         yield from getattr(self, method)(*arguments)
-        self.journal.append(Call(worker, method, asked, began, time.monotonic()))
+        self.journal.append(RecordedCall(worker, method, submitted, started, time.monotonic()))
 
 
-class SleepingRollout(Sleeper, RolloutRayWorker):
+class SleepingRolloutWorker(SleepingWorker, RolloutRayWorker):
     def __init__(self, **engine: Any):
         pass
 
@@ -87,7 +91,7 @@ class SleepingRollout(Sleeper, RolloutRayWorker):
         pass
 
     def load_bucket(self, bucket: PackedWeights, expected_checksum: int) -> None:
-        time.sleep(self.sleeps.loading)
+        time.sleep(self.sleep_times.loading)
 
     def finish_weights(self, version: int) -> None:
         pass
@@ -95,13 +99,13 @@ class SleepingRollout(Sleeper, RolloutRayWorker):
     def sample_each(
         self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int
     ) -> Iterator[list[tuple[int, Rollout]]]:
-        """Lengths spread evenly at random by the requests' seeds, but for one response of each call that is as long as allowed."""
-        began = time.monotonic()
+        """Yields responses as they end. Lengths are uniform and depend on the seeds; one response of each call has the full length."""
+        start = time.monotonic()
         lengths = [max_response_tokens // 4 + request.seed % (3 * max_response_tokens // 4) for request in requests]
         lengths[requests[-1].seed % len(lengths)] = max_response_tokens
         for position in sorted(range(len(lengths)), key=lengths.__getitem__):
             length, request = lengths[position], requests[position]
-            sleep_until(began + self.sleeps.sampling * length / max_response_tokens)
+            sleep_until(start + self.sleep_times.sampling * length / max_response_tokens)
             yield [
                 (
                     position,
@@ -118,47 +122,47 @@ class SleepingRollout(Sleeper, RolloutRayWorker):
             ]
 
 
-class SleepingTeacher(Sleeper, TeacherRayWorker):
+class SleepingTeacherWorker(SleepingWorker, TeacherRayWorker):
     def __init__(self, **engine: Any):
         pass
 
     def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
-        time.sleep(self.sleeps.scoring * sum(len(sequence.tokens) for sequence in sequences))
+        time.sleep(self.sleep_times.scoring * sum(len(sequence.tokens) for sequence in sequences))
         rows = [sequence.targets for sequence in sequences]
         floats = [np.zeros(count, np.float32) for count in rows]
-        return [TeacherScores(f, f, np.zeros((len(f), self.sleeps.hidden), np.uint16)) for f in floats]
+        return [TeacherScores(f, f, np.zeros((len(f), self.sleep_times.hidden), np.uint16)) for f in floats]
 
 
-class SleepingLearner(Sleeper, LearnerRayWorker):
-    def host(self) -> tuple[str, int]:
+class SleepingLearnerWorker(SleepingWorker, LearnerRayWorker):
+    def open_rendezvous(self) -> tuple[str, int]:
         return "", 0
 
     def start(self, address: str, port: int, setup: LearnerSetup) -> None:
         pass
 
-    def set(self, sleeps: Sleeps) -> None:
-        super().set(sleeps)
-        self.learner = Learner(sleeps, self.here)
+    def configure(self, sleep_times: SleepTimes) -> None:
+        super().configure(sleep_times)
+        self.learner = SleepingLearner(sleep_times, self.thread_state)
 
 
 @dataclass(frozen=True)
-class Learner:
-    """In the place of `actors.workers.learner.Learner`. here: whose call this is."""
+class SleepingLearner:
+    """Replaces `actors.workers.learner.Learner`. thread_state: its `worker` is the index of the worker that is called."""
 
-    sleeps: Sleeps
-    here: threading.local
+    sleep_times: SleepTimes
+    thread_state: threading.local
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[Any]]) -> dict[str, float]:
         rollouts = [item.rollout for items in on_policy for item in items]
-        time.sleep(self.sleeps.learning * sum(rollout.summary.tokens for rollout in rollouts))
+        time.sleep(self.sleep_times.learning * sum(rollout.summary.tokens for rollout in rollouts))
         names = ("policy_gradient", "single_step", "reverse_kl", "reward", "importance_ratio", "clipped", "behavior_gap", "teacher_gap_max")
         return dict.fromkeys(names, 0.0) | {"response_tokens": sum(r.summary.response_tokens for r in rollouts), "grad_norm": 1.0}
 
     def packed_weights(self, dtype: str) -> Iterator[PackedWeights]:
-        if self.here.worker > 0:
+        if self.thread_state.worker > 0:
             return
-        layers = [torch.zeros(self.sleeps.bucket_bytes // 2, dtype=torch.bfloat16) for _ in range(self.sleeps.buckets)]
-        yield from pack(((f"layer.{number}", layer) for number, layer in enumerate(layers)), self.sleeps.bucket_bytes)
+        layers = [torch.zeros(self.sleep_times.bucket_bytes // 2, dtype=torch.bfloat16) for _ in range(self.sleep_times.buckets)]
+        yield from pack(((f"layer.{number}", layer) for number, layer in enumerate(layers)), self.sleep_times.bucket_bytes)
 
 
 def sleep_until(moment: float) -> None:
@@ -166,51 +170,53 @@ def sleep_until(moment: float) -> None:
 
 
 @dataclass(frozen=True)
-class Handle:
-    """One worker of many in a process, as the groups call it."""
+class SimulatedWorker:
+    """The handle of one simulated worker; groups call it like a Ray actor. thread: the concurrency group in its process."""
 
     process: Any
     worker: int
     thread: str
 
-    def __getattr__(self, method: str) -> "Method":
-        return Method(self, method)
+    def __getattr__(self, method: str) -> "RemoteMethod":
+        return RemoteMethod(self, method)
 
 
 @dataclass(frozen=True)
-class Method:
-    handle: Handle
-    name: str
-    chosen: dict[str, Any] = field(default_factory=dict)
+class RemoteMethod:
+    """A method of a simulated worker, with Ray's `options` and `remote`."""
 
-    def options(self, **chosen: Any) -> "Method":
-        return replace(self, chosen=chosen)
+    handle: SimulatedWorker
+    name: str
+    ray_options: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, **ray_options: Any) -> "RemoteMethod":
+        return replace(self, ray_options=ray_options)
 
     def remote(self, *arguments: Any) -> Any:
         process = self.handle.process
-        entry = process.stream if self.chosen.get("num_returns") == "streaming" else process.answer
-        entry = entry.options(concurrency_group=self.handle.thread, **self.chosen)
-        return entry.remote(time.monotonic(), self.handle.worker, self.name, *arguments)
+        method = process.stream if self.ray_options.get("num_returns") == "streaming" else process.call
+        method = method.options(concurrency_group=self.handle.thread, **self.ray_options)
+        return method.remote(time.monotonic(), self.handle.worker, self.name, *arguments)
 
 
-class Many(Group):
-    """A group that can stand for any number of workers."""
+class SimulatedGroup(Group):
+    """A group that simulates any number of workers in its processes."""
 
     processes: list[Any]
 
     def remote_class(self, worker_class: type) -> Any:
         return ray.remote(concurrency_groups={f"worker{number}": 1 for number in range(THREADS)})(worker_class)
 
-    def stand_for(self, workers: int, sleeps: Sleeps) -> None:
-        """Be so many workers from here on, whose work takes so long."""
+    def simulate_workers(self, workers: int, sleep_times: SleepTimes) -> None:
+        """Simulate this number of workers from now on, with these sleep times."""
         self.processes = getattr(self, "processes", self.workers)
-        used = min(len(self.processes), workers)
-        assert -(-workers // used) <= THREADS
-        self.workers = [Handle(self.processes[w % used], w, f"worker{w // used}") for w in range(workers)]
+        count = min(len(self.processes), workers)  # processes in use
+        assert -(-workers // count) <= THREADS
+        self.workers = [SimulatedWorker(self.processes[w % count], w, f"worker{w // count}") for w in range(workers)]
         self.config = self.config.model_copy(update={"workers": workers})
-        ray.get([process.set.remote(sleeps) for process in self.processes])
+        ray.get([process.configure.remote(sleep_times) for process in self.processes])
 
-    def take_journal(self) -> list[Call]:
+    def take_journal(self) -> list[RecordedCall]:
         return [call for calls in ray.get([process.take_journal.remote() for process in self.processes]) for call in calls]
 
     def stop(self) -> None:
@@ -218,35 +224,42 @@ class Many(Group):
         super().stop()
 
 
-class Rollouts(Many, RolloutGroup):
-    worker_class = SleepingRollout
+class SleepingRolloutGroup(SimulatedGroup, RolloutGroup):
+    """collections: all that were begun since the last `simulate_workers`."""
+
+    worker_class = SleepingRolloutWorker
     collections: list[Collection]
 
     def begin(self, *arguments: Any, **options: Any) -> Collection:
         self.collections.append(super().begin(*arguments, **options))
         return self.collections[-1]
 
-    def stand_for(self, workers: int, sleeps: Sleeps) -> None:
-        super().stand_for(workers, sleeps)
+    def simulate_workers(self, workers: int, sleep_times: SleepTimes) -> None:
+        super().simulate_workers(workers, sleep_times)
         self.collections = []
 
 
-class Teachers(Many, TeacherGroup):
-    worker_class = SleepingTeacher
+class SleepingTeacherGroup(SimulatedGroup, TeacherGroup):
+    worker_class = SleepingTeacherWorker
 
 
-class Learners(Many, LearnerGroup):
-    worker_class = SleepingLearner
+class SleepingLearnerGroup(SimulatedGroup, LearnerGroup):
+    worker_class = SleepingLearnerWorker
 
 
-def start_groups(processes: dict[str, int], tokens_per_call: int, cluster: ClusterConfig) -> tuple[Rollouts, Teachers, Learners]:
-    """Groups in so many processes each; `stand_for` says for how many workers. tokens_per_call: what a teacher scores at once."""
+def start_groups(
+    processes: dict[str, int], tokens_per_call: int, cluster: ClusterConfig
+) -> tuple[SleepingRolloutGroup, SleepingTeacherGroup, SleepingLearnerGroup]:
+    """Start the three groups; `simulate_workers` then sets their numbers of workers.
+
+    processes: the number of processes of each group. tokens_per_call: the tokens that a teacher scores in one call.
+    """
     config = LearnerConfig(workers=processes["learner"], tokens_per_microbatch=tokens_per_call)
     setup = LearnerSetup(model="", teacher="", vocabulary=0, config=config, device="cpu", threads=1, seed=0)
     groups = (
-        Rollouts(RolloutConfig(workers=processes["rollout"]), cluster, "cpu"),
-        Teachers(TeacherConfig(workers=processes["teacher"], model="", micro_batch_tokens=tokens_per_call), cluster, "cpu"),
-        Learners(setup, cluster),
+        SleepingRolloutGroup(RolloutConfig(workers=processes["rollout"]), cluster, "cpu"),
+        SleepingTeacherGroup(TeacherConfig(workers=processes["teacher"], model="", micro_batch_tokens=tokens_per_call), cluster, "cpu"),
+        SleepingLearnerGroup(setup, cluster),
     )
     for group in groups:
         group.wait_started()

@@ -1,9 +1,9 @@
-"""What sampling ahead costs in quality and gives in time, on a config of yours: the same run with `max_staleness` 0, 1 and 2.
+"""Benchmark of sampling ahead on a user's config: speed and quality of the same run with `max_staleness` 0, 1 and 2.
 
     python -m tests.benchmarks.staleness configs/quickstart.yaml --out DIR [key=value ...]
 
-Every run is the real command in a directory of its own, from the same seed; started again, finished runs are not repeated. The config
-needs the stages `distill` and `evaluate`.
+Every run is the real command, in a separate directory, from the same seed. A restart does not repeat finished runs. The config needs the
+stages `distill` and `evaluate`.
 """
 
 import argparse
@@ -20,12 +20,12 @@ COLUMNS = ("max_staleness", "seconds an iteration", "reverse KL", "s.e.", "rever
 
 
 def run(config: str, overrides: list[str], staleness: int, out: Path) -> dict[str, float]:
-    """One run, and its row: median seconds an iteration; the student's exact reverse KL on held-out prompts, after and before."""
+    """Run the config once. Returns its row: median seconds of an iteration; the student's exact reverse KL on held-out prompts."""
     directory = out / f"staleness-{staleness}"
     command = [str(Path(sys.executable).with_name("minirl")), "run", config, *overrides, f"directory={directory}"]
     subprocess.run([*command, f"stages.distill.max_staleness={staleness}", "stages.distill.leaves=last"], check=True)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    steady = [r for r in records if "time/iteration" in r][1 + staleness :]  # the first ones start engines up, or are not stale yet
+    steady = [r for r in records if "time/iteration" in r][1 + staleness :]  # the first ones warm the engines up or are not stale yet
     rows = json.loads((directory / "summary.json").read_text())
     before = rows.get("sft", rows["student_init"])
     values = (
@@ -43,7 +43,7 @@ def run(config: str, overrides: list[str], staleness: int, out: Path) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", help="key=value, as of `minirl run`")
+    parser.add_argument("overrides", nargs="*", help="key=value, as for `minirl run`")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_intermixed_args()

@@ -1,11 +1,11 @@
-"""The plain loop is a fair opponent only if it computes the paper's objective: compared with the loops in `tests/oracles.py`."""
+"""The plain loop computes the paper's objective, compared with the reference loops in `tests/oracles.py`; held-out evaluation."""
 
 import pytest
 import torch
 
-from tests.benchmarks.held_out import Judge
+from tests.benchmarks.held_out import HeldOutEvaluator
 from tests.benchmarks.plain import PlainLoop, left_padded, position_ids, response_mask
-from tests.benchmarks.turns import Job
+from tests.benchmarks.protocol import Job
 from tests.oracles import Response, paper_losses, reverse_kl
 from tests.tiny import END_TOKEN, tiny_model
 
@@ -23,7 +23,7 @@ def job(tmp_path_factory) -> Job:
 
 
 def response_of(loop: PlainLoop, prompt: list[int], tokens: list[int]) -> Response:
-    """Each model asked about one response alone, without any padding."""
+    """Logits of both models for one response alone, without padding."""
     whole = torch.tensor([prompt + tokens])
     rows = slice(len(prompt) - 1, len(prompt) + len(tokens) - 1)
     student, teacher = (model(whole).logits[0, rows] for model in (loop.student, loop.teacher))
@@ -35,7 +35,7 @@ def response_of(loop: PlainLoop, prompt: list[int], tokens: list[int]) -> Respon
 def test_the_loss_and_its_gradient_are_the_papers(job):
     loop, responses = PlainLoop(job), [[8, 3, 12, END_TOKEN], [6, 15, 15, 20, 9, 7]]
     prompts, starts = left_padded(PROMPTS)
-    tail = torch.tensor([responses[0] + [17, 18], responses[1]])  # what is sampled behind an end token counts nowhere
+    tail = torch.tensor([responses[0] + [17, 18], responses[1]])  # tokens behind an end token do not count
     mask = response_mask(tail, [END_TOKEN])
     tokens, attention = torch.cat([prompts, tail], 1), torch.cat([starts, mask], 1)
     loop.loss(tokens, attention, mask).backward()
@@ -58,23 +58,23 @@ def test_padding_goes_in_front_and_takes_no_position():
     assert position_ids(starts).tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
 
 
-def test_an_update_tells_what_it_was_made_of_and_changes_the_student(job):
+def test_an_update_returns_its_counts_and_changes_the_student(job):
     loop = PlainLoop(job)
     before = [parameter.detach().clone() for parameter in loop.student.parameters()]
-    worked = loop.update()
-    assert (worked.samples, worked.prompt_tokens) == (2, 7)
-    assert 2 <= worked.response_tokens <= 2 * job.max_response_tokens
+    counts = loop.update()
+    assert (counts.samples, counts.prompt_tokens) == (2, 7)
+    assert 2 <= counts.response_tokens <= 2 * job.max_response_tokens
     assert any(not torch.equal(old, new) for old, new in zip(before, loop.student.parameters(), strict=True))
 
 
-def test_the_judge_says_the_exact_reverse_kl_of_the_students_own_samples(job, monkeypatch):
+def test_the_evaluator_returns_the_exact_reverse_kl_of_the_students_samples(job, monkeypatch):
     responses = torch.tensor([[8, 3, 12, END_TOKEN, 17, 18], [6, 15, 15, 20, 9, 7]])
     monkeypatch.setattr("tests.benchmarks.held_out.sample", lambda model, prompts, starts, job: torch.cat([prompts, responses], 1))
     loop = PlainLoop(job)
     sampled = [response_of(loop, p, r) for p, r in zip(PROMPTS, (responses[0, :4].tolist(), responses[1].tolist()), strict=True)]
     by_hand = [float(reverse_kl(r.student_logits[t], r.teacher_logits[t]).detach()) for r in sampled for t in range(len(r))]
-    assert Judge(job, prompts=2).reverse_kl(job.student) == pytest.approx(sum(by_hand) / 10, rel=1e-4)
+    assert HeldOutEvaluator(job, prompts=2).reverse_kl(job.student) == pytest.approx(sum(by_hand) / 10, rel=1e-4)
 
 
-def test_the_judge_finds_no_divergence_of_the_teacher_from_itself(job):
-    assert Judge(job, prompts=2).reverse_kl(job.teacher) == pytest.approx(0, abs=1e-6)
+def test_the_reverse_kl_of_the_teacher_against_itself_is_zero(job):
+    assert HeldOutEvaluator(job, prompts=2).reverse_kl(job.teacher) == pytest.approx(0, abs=1e-6)

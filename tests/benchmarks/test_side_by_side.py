@@ -1,4 +1,4 @@
-"""The comparison in its smallest form: minillm-ray and the plain loop, one timed update each. How fast they are is not asserted."""
+"""The smallest side-by-side comparison: minillm-ray and the plain loop, one timed update each. Speed is not asserted."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 240
 
 
-def test_contestants_take_turns_on_the_same_prompts_and_are_judged_alike(tmp_path):
+def test_contestants_take_updates_on_the_same_prompts_and_are_evaluated_alike(tmp_path):
     options = ["--pair", "smallest", "--steps", "1", "--contestants", "ours", "plain", "--quality", "2", "--quality-points", "1"]
     command = [sys.executable, "-m", "tests.benchmarks.side_by_side", *options, "--quality-prompts", "4", "--out", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -22,11 +22,11 @@ def test_contestants_take_turns_on_the_same_prompts_and_are_judged_alike(tmp_pat
     assert ended.returncode == 0, ended.stderr[-3000:]
     report = json.loads((tmp_path / "smallest" / "side_by_side.json").read_text())
     assert list(report["figures"]) == ["ours", "plain"]
-    for found in report["figures"].values():
-        (turn,) = found["turns"]
-        assert turn["seconds"] > 0 and found["peak_bytes"] > 50e6
-        assert turn["worked"]["samples"] == 8
-        assert 8 <= turn["worked"]["response_tokens"] <= 64
+    for result in report["figures"].values():
+        (update,) = result["turns"]
+        assert update["seconds"] > 0 and result["peak_bytes"] > 50e6
+        assert update["worked"]["samples"] == 8
+        assert 8 <= update["worked"]["response_tokens"] <= 64
     ours, plain = report["curves"]["ours"], report["curves"]["plain"]
     assert ours[0] == plain[0] and [point["updates"] for point in ours] == [0, 2]
     assert ours[1]["reverse_kl"] != ours[0]["reverse_kl"] != plain[1]["reverse_kl"]  # both have learnt

@@ -1,9 +1,9 @@
-"""TRL's MiniLLM trainer as a contestant. Runs in an environment of its own (requirements-trl.txt), so it imports nothing of the project.
+"""TRL's MiniLLM trainer as a contestant, in a separate environment (requirements-trl.txt), without imports of the project itself.
 
-Its fastest settings on a CPU, where that changes nothing of what it computes: no gradient checkpointing, no logging. Its loss differs from
-the paper's in what it cannot be told: the return of a token holds its own reward, and padding behind a response is not masked.
-As read in its code, n passes an update also weigh its policy gradient by 1/n against the single-step term, so its curve of the reverse KL
-belongs to another objective.
+It runs with the fastest settings on a CPU that do not change its results: no gradient checkpointing, no logging. Its loss differs from
+the paper's in two points that no setting changes: the return of a token includes the token's own reward, and padding behind a response is
+not masked. According to its code, n passes an update also weight its policy gradient by 1/n against the single-step term, so its curve of
+the reverse KL belongs to another objective.
 """
 
 import sys
@@ -13,34 +13,36 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
 
-from tests.benchmarks.turns import Job, Turns, Worked
+from tests.benchmarks.protocol import Job, UpdateCounts, UpdateServer
 
 RESPONSES_PER_PASS = 8
 
 
 class CountingTrainer(MiniLLMTrainer):
-    """Tells what an update was made of."""
+    """Keeps the counts of the last update."""
 
     def _generate_and_score_completions(self, inputs):
         outputs = super()._generate_and_score_completions(inputs)
         prompts, responses = outputs["prompt_mask"], outputs["completion_mask"]
-        self.worked = Worked(len(responses), int(prompts.sum()), int(responses.sum()))
+        self.counts = UpdateCounts(len(responses), int(prompts.sum()), int(responses.sum()))
         return outputs
 
 
-class OneAtATime(TrainerCallback):
-    def __init__(self, turns: Turns):
-        self.turns, self.trainer = turns, None
+class UpdateOnRequest(TrainerCallback):
+    """Lets the trainer take each optimizer step only when the coordinator requests it."""
+
+    def __init__(self, server: UpdateServer):
+        self.server, self.trainer = server, None
 
     def on_step_begin(self, *arguments, **others):
-        if not self.turns.next(self.export):
+        if not self.server.wait_for_update(self.export):
             sys.exit()
 
     def on_step_end(self, *arguments, **others):
-        self.turns.done(self.trainer.worked)
+        self.server.finish_update(self.trainer.counts)
 
     def on_train_end(self, *arguments, **others):
-        self.turns.next(self.export)
+        self.server.wait_for_update(self.export)
 
     def export(self, directory: str) -> None:
         self.trainer.model.save_pretrained(directory)
@@ -74,11 +76,11 @@ def settings(job: Job) -> MiniLLMConfig:
 
 
 def main() -> None:
-    turns, job = Turns(), Job.read(sys.argv[1])
+    server, job = UpdateServer(), Job.read(sys.argv[1])
     tokenizer = AutoTokenizer.from_pretrained(job.student)
-    callback = OneAtATime(turns)
+    callback = UpdateOnRequest(server)
     callback.trainer = CountingTrainer(
-        # float32 weights: autocast computes in bfloat16, and the optimizer loses no small step
+        # float32 weights under bfloat16 autocast: the optimizer does not lose small steps to rounding
         model=AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32),
         teacher_model=AutoModelForCausalLM.from_pretrained(job.teacher, dtype=getattr(torch, job.dtype)),
         args=settings(job),
