@@ -1,4 +1,4 @@
-"""Files that survive a kill: JSON written whole or not at all, JSON lines cut back to whole lines, and SHA-256 of a file."""
+"""Files that survive a kill: JSON written atomically, JSON lines cut to whole lines, and SHA-256."""
 
 import hashlib
 import json

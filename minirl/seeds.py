@@ -1,4 +1,4 @@
-"""Seeds of all random streams, hashed from the run's one seed, so that no stream depends on which worker draws from it."""
+"""Seeds of all random streams, hashed from the run's seed, so that no stream depends on the worker count."""
 
 import hashlib
 import json

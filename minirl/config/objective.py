@@ -1,4 +1,4 @@
-"""Config sections of the objectives: the on-policy objective with its presets, and divergences for learning whole distributions."""
+"""Config sections of the objectives: the on-policy objective, its presets, and the divergences."""
 
 from typing import Any, Literal, Self
 
@@ -38,7 +38,8 @@ class ObjectiveConfig(StrictModel):
     length_normalization: bool = True  # divides a return by the number of rewards in it
     reward_scale: PositiveFloat = 1.0  # rewards are divided by it
     reward_clip: PositiveFloat | None = None  # scaled rewards are clipped to plus and minus this; `null`: no clipping
-    whiten: bool = False  # gives the advantages of an update mean 0 and variance 1; needs `credit: frozen`
+    # Gives the advantages of an update mean 0 and variance 1, with zeros up to `max_response_tokens`; needs `credit: frozen`.
+    whiten: bool = False
     ratio_clip: PositiveFloat | None = 0.2  # rho is clipped to 1 plus and minus this in the policy-gradient loss; `null`: no clipping
     # How the clip enters, with A the advantage: `outside`: A min(rho, clip rho), as the paper prints it; `ppo`: min(A rho, A clip rho), as
     # the reference code computes it.

@@ -1,4 +1,4 @@
-"""Config sections of the training stages: supervised (`sft`, `kd`, `seqkd`) and on-policy (`distill`, `opd`, `gkd`)."""
+"""Config sections of the training stages: `sft`, `kd`, `seqkd`, `gkd`, `opd` and `distill`."""
 
 from typing import Literal, Self
 

@@ -1,4 +1,7 @@
-"""Plain text for the pre-training loss: documents, each closed by the end token, joined and cut into blocks of one length."""
+"""Plain text for the pre-training loss, as blocks of tokens.
+
+Each document is closed by the end token; all are joined and cut into blocks of one length.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

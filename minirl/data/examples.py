@@ -1,4 +1,7 @@
-"""Instruction records as tokens: reads the configured sources, splits them so that no prompt is in two splits, and makes examples."""
+"""Instruction data in tokens: reads the sources, splits them by prompt, and makes examples.
+
+No prompt is in two splits.
+"""
 
 import hashlib
 from collections import Counter

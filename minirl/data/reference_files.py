@@ -1,4 +1,4 @@
-"""Reads data that the reference code tokenised: `.bin` files of token ids with their `.idx` indexes, and records made of them.
+"""Reads data that the reference code tokenised: `.bin` files of token ids, each with an `.idx` index.
 
 A `.bin` file holds records of ids end to end. Its index beside it says where each record ends. Format of an index (microsoft/LMOps,
 minillm/data_utils/indexed_dataset.py, class MMapIndexedDataset, at commit 9d02b66), little-endian:

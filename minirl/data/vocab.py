@@ -1,4 +1,4 @@
-"""Checks that student and teacher mean the same by every token id, and returns the size of the vocabulary that they share.
+"""The vocabulary that student and teacher share: checks that every token id means the same to both.
 
 It compares the tokenizers: an equal `config.vocab_size` alone proves nothing.
 """

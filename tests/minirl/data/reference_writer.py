@@ -1,4 +1,4 @@
-"""Writes tokenised files as the reference does, value by value and without numpy, independently of the code under test.
+"""Writes tokenised files as the reference does, value by value, sharing no code with the reader.
 
 Sources: microsoft/LMOps at c994e3d, minillm/tools/process_data_dolly.py and minillm/data_utils/indexed_dataset.py
 (MMapIndexedDatasetBuilder and its Index.writer).

@@ -1,4 +1,4 @@
-"""The shared vocabulary: padded models of one tokenizer share it, and every difference between tokenizers is refused."""
+"""The shared vocabulary: padded models share it, and every difference between tokenizers is refused."""
 
 import json
 
