@@ -24,8 +24,9 @@ from minirl.types import TokenSequence
 
 
 class Evaluation:
-    """Measures models and writes their files. models: the directory of each model; the teacher comes first, or is left out where there are
-    several. A model whose file matches the current settings, data and weights is not measured again.
+    """Measures models and writes their files. A model whose file matches the current settings, data and weights is not measured again.
+
+    models: the directory of each model. The teacher comes first; with several teachers it is left out.
 
     <directory>/<model>.json                    the row of the closing table, every figure, and the settings, data and weights behind them
     <directory>/<set>/<model>.npz               every response and its token diagnostics (`EvaluatedSamples.arrays`)

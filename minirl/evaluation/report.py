@@ -45,12 +45,12 @@ class EvaluationReport:
         """Write the report and replace an earlier one in the same directory; returns the files."""
         files = [directory / "evaluation.json", directory / "evaluation.md"]
         write_json(files[0], asdict(self))
-        pictures = draw_all({name: model.sets for name, model in self.models.items()}, directory)
-        files[1].write_text(self.markdown([picture.name for picture in pictures]))
-        return files + pictures
+        plots = draw_all({name: model.sets for name, model in self.models.items()}, directory)
+        files[1].write_text(self.markdown([plot.name for plot in plots]))
+        return files + plots
 
-    def markdown(self, pictures: list[str]) -> str:
-        """pictures: file names beside the Markdown file."""
+    def markdown(self, plots: list[str]) -> str:
+        """plots: file names beside the Markdown file."""
         lines = ["# Evaluation", ""]
         lines += [f"- {name}: {value}" for name, value in self.about.items()]
         lines.append("- decoding: " + ", ".join(f"{name} {value}" for name, value in self.decoding.items()))
@@ -58,7 +58,7 @@ class EvaluationReport:
         lines += [f"- {name}: {model.directory}" for name, model in self.models.items()]
         lines += ["", NOTE, ""]
         lines += [table.markdown() for table in self.tables()]
-        lines += [f"![{CAPTIONS[picture]}]({picture})\n" for picture in pictures]
+        lines += [f"![{CAPTIONS[plot]}]({plot})\n" for plot in plots]
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:

@@ -31,7 +31,7 @@ class EvaluatedSamples:
         """Arrays for an .npz file. rouge_l: [seeds, prompts].
 
         Token values are concatenated seed after seed, prompt after prompt; `lengths` [seeds, prompts] gives the length of each response.
-        `own/...` and `gold/...` have the same layout, as has `on_teacher/...`, each with its own `.../lengths`.
+        The diagnostics `own/...` (on_model_samples), `gold/...` and `on_teacher/...` have the same layout, each with its `.../lengths`.
         """
         rollouts = [rollout for one_seed in self.rollouts for rollout in one_seed]
         arrays = {

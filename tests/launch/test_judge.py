@@ -124,9 +124,8 @@ def test_answers_can_be_compared_with_the_reference(run):
     with serving(good_first) as server:
         _, files = judge_run(run, "distill", "reference", "test", judge_settings(server), prompts=2)
         prompts = [request["messages"][0]["content"] for request in server.requests]  # threads send them in any order
-        assert (
-            sorted(["bad reference 0" in text, "bad reference 1" in text] for text in prompts) == [[False, True]] * 2 + [[True, False]] * 2
-        )
+        shown = sorted(["bad reference 0" in prompt, "bad reference 1" in prompt] for prompt in prompts)
+        assert shown == [[False, True]] * 2 + [[True, False]] * 2
     assert json.loads(files[0].read_text())["summary"]["pairs"] == 2
 
 
@@ -191,10 +190,8 @@ def test_a_reply_whose_line_a_kill_cut_off_is_requested_again(tmp_path):
         file.write_text(file.read_text()[:-9])
         assert JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
         assert len(server.requests) == 3
-        assert (
-            JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
-            and len(server.requests) == 3
-        )
+        assert JudgeClient(judge_settings(server), file).replies_to(["good bad 1", "bad good 2"]) == ["9 2", "2 9"]
+        assert len(server.requests) == 3, "the second client finds both replies in the file"
 
 
 def test_the_key_comes_from_the_environment_and_is_written_nowhere(run, monkeypatch):
