@@ -1,11 +1,11 @@
-"""The equations written out as loops over single tokens, one response at a time: what the production losses are compared with.
+"""Oracles: the equations as loops over single tokens, one response at a time, to check the production losses.
 
-Nothing here is shared with `minirl`: no padding, no masks, no batches, no log-softmax from a library. Each function names what it
-transcribes: "Eq." and "Algorithm" are the paper's (arXiv 2306.08543), "LMOps" is its reference code, microsoft/LMOps `minillm/` at
-4f2a9de. Where t is written it counts from 1, as there; lists count from 0.
+Nothing here is shared with `minirl`: no padding, no masks, no batches, no log-softmax from a library. Each function names the equation or
+code that it transcribes: "Eq." and "Algorithm" are those of the paper (arXiv 2306.08543); "LMOps" is its reference code, microsoft/LMOps
+`minillm/` at 4f2a9de. In formulas t counts from 1, as in the sources; lists count from 0.
 
-Notation: q the current student, p the teacher, mu whatever sampled; rho_t = q(y_t|s_t) / mu(y_t|s_t); W_t = rho_1 ... rho_t, W_0 = 1;
-r_t = log p(y_t|s_t) - log q(y_t|s_t).
+Notation: q the current student, p the teacher, mu the behavior distribution; rho_t = q(y_t|s_t) / mu(y_t|s_t); W_t = rho_1 ... rho_t,
+W_0 = 1; r_t = log p(y_t|s_t) - log q(y_t|s_t).
 """
 
 import math
@@ -20,8 +20,8 @@ from torch import Tensor
 class Response:
     """One sampled response of T tokens over a vocabulary of V.
 
-    student_logits: [T, V], carries gradient. teacher_logits: [T, V]. tokens: T ids. behavior: T log-probs of the tokens under
-    whatever sampled them. collected: T log-probs of the tokens under the student at collection (LMOps only).
+    student_logits: [T, V], carries gradient. teacher_logits: [T, V]. tokens: T ids. behavior: T log-probs of the tokens under the
+    distribution that sampled them. collected: T log-probs of the tokens under the student at collection (LMOps only).
     """
 
     student_logits: Tensor
@@ -60,7 +60,7 @@ def log_softmax(row: Tensor) -> list[Tensor]:
 
 
 def reverse_kl(student_row: Tensor, teacher_row: Tensor) -> Tensor:
-    """sum_v q(v) [log q(v) - log p(v)], the vocabulary sum of Eq. 7 with its sign turned."""
+    """sum_v q(v) [log q(v) - log p(v)], the vocabulary sum of Eq. 7 with the opposite sign."""
     log_q, log_p = log_softmax(student_row), log_softmax(teacher_row)
     return torch.stack([q.exp() * (q - p) for q, p in zip(log_q, log_p, strict=True)]).sum()
 
@@ -71,7 +71,7 @@ def forward_kl(student_row: Tensor, teacher_row: Tensor) -> Tensor:
 
 
 def divergence(kind: str, student_row: Tensor, teacher_row: Tensor, *, temperature=1.0, beta=0.5, skew=0.1) -> Tensor:
-    """Mathematics, section 6, vocabulary entry by entry. The factor: temperature squared, and the temperature for total variation."""
+    """Mathematics, section 6, one vocabulary entry at a time; times the temperature squared, or the temperature for total variation."""
     if kind == "logit_mse":
         size = len(student_row)
         student_mean, teacher_mean = sum(student_row) / size, sum(teacher_row) / size
@@ -101,7 +101,7 @@ def divergence(kind: str, student_row: Tensor, teacher_row: Tensor, *, temperatu
 
 
 def paper_returns(rewards: Sequence[float]) -> list[float]:
-    """Eq. 6 with the denominator that its sum has: the mean of the rewards strictly after t; 0 where there are none."""
+    """Eq. 6 divided by the number of its terms: the mean of the rewards strictly after t; 0 if there are none."""
     total = len(rewards)
     return [sum(rewards[t + 1 :]) / (total - t - 1) if t + 1 < total else 0.0 for t in range(total)]
 
@@ -116,9 +116,9 @@ def lmops_returns(rewards: Sequence[float], discount: float = 0.95) -> list[floa
 
 
 def lmops_whitened(returns: Sequence[Sequence[float]], max_response_tokens: int) -> list[list[float]]:
-    """LMOps `utils.whiten`, over a fixed grid: one row of `max_response_tokens` per response of the optimizer step, zeros after its end.
+    """LMOps `utils.whiten` on a fixed grid: one row of `max_response_tokens` for each response of the optimizer step, zeros after its end.
 
-    The reference whitens over each micro-batch as padded; the fixed grid is this project's choice.
+    Differs from the reference, which whitens over each padded micro-batch; the fixed grid is this project's choice.
     """
     grid = [list(row) + [0.0] * (max_response_tokens - len(row)) for row in returns]
     values = [value for row in grid for value in row]
@@ -132,7 +132,7 @@ def lmops_reward(reward: float, scale: float = 0.5, limit: float = 100.0) -> flo
     return min(max(reward / scale, -limit), limit)
 
 
-# The two ways to clip, as what is maximised: the loss is minus this
+# The two clip forms, as the surrogate to maximise; the loss is minus the surrogate
 
 
 def clipped_outside(advantage: float, ratio: Tensor, clip: float) -> Tensor:
@@ -163,7 +163,7 @@ Losses = tuple[Tensor, Tensor]
 
 
 def paper_losses(response: Response, clip: float | None = 0.2, length_normalization: bool = True) -> Losses:
-    """Eq. 7 and Algorithm 1, one response: per-token weights on both terms."""
+    """Eq. 7 and Algorithm 1 for one response: per-token weights on both terms."""
     rewards = [response.reward(t) for t in range(len(response))]
     returns = paper_returns(rewards) if length_normalization else [sum(rewards[t + 1 :]) for t in range(len(rewards))]
     policy_gradient, single_step = _zero(response), _zero(response)
@@ -175,7 +175,7 @@ def paper_losses(response: Response, clip: float | None = 0.2, length_normalizat
 
 
 def lmops_losses(batch: Sequence[Response], max_response_tokens: int) -> list[Losses]:
-    """LMOps `losses.Loss`, the responses of one optimizer step: rewards from collection, whitened, no weight on the single step."""
+    """LMOps `losses.Loss` for the responses of one optimizer step: rewards from collection, whitened, no weight on the single step."""
     rewards = [[lmops_reward(float(r.teacher(t).detach()) - r.collected[t]) for t in range(len(r))] for r in batch]
     advantages = lmops_whitened([lmops_returns(row) for row in rewards], max_response_tokens)
     losses = []
@@ -197,7 +197,7 @@ def opd_losses(response: Response) -> Losses:
 
 
 def gkd_losses(response: Response) -> Losses:
-    """Generalised knowledge distillation with reverse KL (mathematics, section 2): the single-step term alone, unweighted."""
+    """Generalised knowledge distillation with reverse KL (mathematics, section 2): only the single-step term, without weights."""
     single_step = _zero(response)
     for t in range(len(response)):
         single_step = single_step + response.reverse_kl(t)
@@ -205,9 +205,10 @@ def gkd_losses(response: Response) -> Losses:
 
 
 def exact_losses(response: Response) -> Losses:
-    """The weights under which both terms together are the gradient of KL(q||p), whatever sampled (mathematics, section 1).
+    """The weights that make both terms together the gradient of KL(q||p) for any behavior distribution (mathematics, section 1).
 
-    Single step at t times W_{t-1}; the coefficient of grad log q(y_t) is - sum_{s>t} W_s r_s: every reward has the product up to itself.
+    The single step at t is multiplied by W_{t-1}. The coefficient of grad log q(y_t) is - sum_{s>t} W_s r_s: each reward r_s is multiplied
+    by the product of the ratios up to s.
     """
     weights = _products(response)
     policy_gradient, single_step = _zero(response), _zero(response)
@@ -220,7 +221,7 @@ def exact_losses(response: Response) -> Losses:
 
 
 def product_losses(response: Response) -> Losses:
-    """Eq. 5 as printed: both terms at t times W_t, future rewards not weighted. Not exact: kept to show that the tests see it."""
+    """Eq. 5 as printed: both terms at t times W_t, future rewards not weighted. Not exact; it shows that the tests detect this."""
     weights = _products(response)
     policy_gradient, single_step = _zero(response), _zero(response)
     for t in range(len(response)):
@@ -244,7 +245,7 @@ def _zero(response: Response) -> Tensor:
 
 
 def reference_ratio(new: float, old: float, teacher: float, teacher_share: float) -> float:
-    """LMOps: exp(new - old) times w (`losses._pg_loss`), w = exp(old - log[(1-a) exp(old) + a exp(teacher)]) (`sampler.run_sample`)."""
+    """LMOps: exp(new - old) w (`losses._pg_loss`) with w = exp(old - log[(1-a) exp(old) + a exp(teacher)]) (`sampler.run_sample`)."""
     w = math.exp(old) / ((1 - teacher_share) * math.exp(old) + teacher_share * math.exp(teacher))
     return math.exp(new - old) * w
 
@@ -253,7 +254,7 @@ def reference_ratio(new: float, old: float, teacher: float, teacher_share: float
 
 
 def pretrain_loss(student_logits: Tensor, tokens: Sequence[int], teacher_logits: Tensor | None = None, kd_share: float = 0.0) -> Tensor:
-    """Algorithm 1, L_PT, as a sum over tokens; with `kd_share`, LMOps `losses.pt_loss`: (1 - k) cross-entropy + k soft cross-entropy."""
+    """L_PT of Algorithm 1 as a sum over tokens; with `kd_share`, LMOps `losses.pt_loss`: (1 - k) cross-entropy + k soft cross-entropy."""
     total = 0.0 * student_logits.sum()
     for t, token in enumerate(tokens):
         log_q = log_softmax(student_logits[t])
@@ -264,11 +265,13 @@ def pretrain_loss(student_logits: Tensor, tokens: Sequence[int], teacher_logits:
     return total
 
 
-def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, tokens: Sequence[int], kind: str, hard_weight: float, **how) -> Tensor:
-    """Mathematics, section 6: h CE + (1 - h) soft, as a sum over tokens. how: of `divergence`."""
+def soft_target_loss(
+    student_logits: Tensor, teacher_logits: Tensor, tokens: Sequence[int], kind: str, hard_weight: float, **switches
+) -> Tensor:
+    """Mathematics, section 6: h CE + (1 - h) soft, as a sum over tokens. switches: those of `divergence`."""
     total = 0.0 * student_logits.sum()
     for t, token in enumerate(tokens):
-        soft = divergence(kind, student_logits[t], teacher_logits[t], **how)
+        soft = divergence(kind, student_logits[t], teacher_logits[t], **switches)
         total = total - hard_weight * log_softmax(student_logits[t])[token] + (1 - hard_weight) * soft
     return total
 
@@ -276,7 +279,8 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, tokens: Seq
 def total_loss(losses: Sequence[Losses], lengths: Sequence[int], pretrain: Tensor, pretrain_tokens: int, reduction: str) -> Tensor:
     """The loss of one optimizer step (mathematics, section 2): three sums, two divisors, all coefficients 1.
 
-    `token`: the on-policy sums over the number of response tokens; `response` (Eq. 7 as printed): over the number of responses.
+    The reduction `token` divides the on-policy sums by the number of response tokens; `response` (Eq. 7 as printed) by the number of
+    responses.
     """
     divisor = {"token": sum(lengths), "response": len(lengths)}[reduction]
     on_policy = sum(policy_gradient + single_step for policy_gradient, single_step in losses)

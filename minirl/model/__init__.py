@@ -1,0 +1,1 @@
+"""Models: loading, LoRA adapters, micro-batches, chunked output heads, the student module, teacher ensembles."""

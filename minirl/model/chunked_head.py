@@ -1,9 +1,9 @@
-"""The output heads of student and teacher and what they say of each target token, never with more than a chunk of logits in memory.
+"""Statistics of target tokens from hidden states and output heads, with at most one chunk of logits in memory.
 
-One autograd function with its gradient written out: left to autograd, whole passes over [tokens, vocabulary] leave the cache and come
-from fresh memory, and cost more than the matrix products. A chunk's logits lie in buffers that outlive the pass; all else is done in
-blocks of rows. The last chunk's logits are kept for the backward pass, which writes its gradient over them; those of earlier chunks are
-multiplied out again. Where a micro-batch's targets fit one chunk, nothing is.
+`head_statistics` is one autograd function with a hand-written gradient. With plain autograd, whole passes over [tokens, vocabulary] would
+leave the cache and use fresh memory, which costs more than the matrix products. The logits of a chunk lie in buffers that outlive the pass;
+everything else runs in blocks of rows. The logits of the last chunk are kept for the backward pass, which overwrites them with its
+gradient. The backward pass computes the logits of earlier chunks again; there are none if the targets of a micro-batch fit one chunk.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,10 @@ from minirl.objective.divergence import TokenStatistics, divergence_of
 
 @dataclass(frozen=True)
 class HeadCall:
-    """The constants of one pass. targets: [N]; teacher_hidden: [N, d_teacher], None without a teacher; keep: for a backward pass."""
+    """The constants of one pass. targets: [N]; teacher_hidden: [N, d_teacher], or the states of several teachers; None without a teacher.
+
+    keep_logits: a backward pass may follow.
+    """
 
     targets: Tensor
     teacher: OutputHead | TeacherEnsemble | None
@@ -36,16 +39,16 @@ class HeadCall:
     divergence: DivergenceConfig | None
     chunk_tokens: int
     buffer_pool: BufferPool
-    keep: bool
+    keep_logits: bool
 
     def chunks(self) -> list[slice]:
-        """At least one, an empty one if need be: under ZeRO-3 every rank must touch the output head."""
+        """At least one chunk, empty if there are no targets: under ZeRO-3 every rank must use the output head."""
         rows = len(self.targets)
         return [slice(start, min(start + self.chunk_tokens, rows)) for start in range(0, max(rows, 1), self.chunk_tokens)]
 
     def blocks(self, logits: Tensor) -> RowBlocks:
-        asked = self.divergence
-        return RowBlocks(logits, None if asked is None else partial(divergence_of, config=asked, divided_by=self.temperature))
+        config = self.divergence
+        return RowBlocks(logits, None if config is None else partial(divergence_of, config=config, divided_by=self.temperature))
 
 
 def head_statistics(
@@ -61,9 +64,9 @@ def head_statistics(
     divergence: DivergenceConfig | None = None,
     buffer_pool: BufferPool | None = None,
 ) -> TokenStatistics:
-    """`token_statistics` of the N targets, from hidden states [N, d] and heads; at most `chunk_tokens` rows of logits exist at once.
+    """`token_statistics` of N targets from hidden states [N, d] and output heads, with at most `chunk_tokens` rows of logits at once.
 
-    Differentiable once, by hidden and by the student's weight and bias; teacher values carry no gradient.
+    Differentiable once, by `hidden` and by the student's weight and bias. Teacher values carry no gradient.
     """
     call = HeadCall(
         targets,
@@ -74,7 +77,7 @@ def head_statistics(
         divergence,
         chunk_tokens,
         buffer_pool or BufferPool(),
-        keep=torch.is_grad_enabled(),
+        keep_logits=torch.is_grad_enabled(),
     )
     return TokenStatistics(*_HeadStatistics.apply(hidden, student.weight, student.bias, student, call))
 
@@ -82,22 +85,22 @@ def head_statistics(
 class _HeadStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, student: OutputHead, call: HeadCall) -> tuple[Tensor | None, ...]:
-        logits, parts, members = _Logits(call, student.vocabulary, hidden), [], []
+        logits, block_statistics, members = _Logits(call, student.vocabulary, hidden), [], []
         with widened_head(student, hidden, call.buffer_pool) as head:
             for chunk in call.chunks():
                 members.append(logits.fill(chunk, hidden, head))
-                parts += _statistics_of(logits, call)
+                block_statistics += _statistics_of(logits, call)
         member_logprobs, member_log_normalizers = concatenate_members(members)
-        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*parts, strict=True)))
+        rows = RowStatistics(*(None if field[0] is None else torch.cat(field) for field in zip(*block_statistics, strict=True)))
         rows = rows._replace(member_logprobs=member_logprobs, member_log_normalizers=member_log_normalizers)
-        if call.keep:
+        if call.keep_logits:
             ctx.logits, ctx.rows, ctx.call, ctx.student = logits, rows, call, replace(student, weight=None, bias=None)
             ctx.save_for_backward(hidden, weight, bias)
         else:
             logits.give_back()
         ctx.set_materialize_grads(False)
-        of_teachers = (rows.teacher_logprobs, rows.teacher_log_normalizers, rows.member_logprobs, rows.member_log_normalizers)
-        ctx.mark_non_differentiable(*(t for t in of_teachers if t is not None))
+        teacher_values = (rows.teacher_logprobs, rows.teacher_log_normalizers, rows.member_logprobs, rows.member_log_normalizers)
+        ctx.mark_non_differentiable(*(t for t in teacher_values if t is not None))
         return tuple(getattr(rows, name) for name in TokenStatistics._fields)
 
     @staticmethod
@@ -116,7 +119,7 @@ class _HeadStatistics(torch.autograd.Function):
 
 
 class _Logits:
-    """The logits of one chunk at a time, [n, V] each, in borrowed buffer_pool."""
+    """The logits of student and teacher for one chunk at a time, [n, V] each, in buffers borrowed from the pool."""
 
     def __init__(self, call: HeadCall, width: int, hidden: Tensor):
         self._call, self._width, self.chunk = call, width, None
@@ -126,24 +129,34 @@ class _Logits:
         self._buffers = {name: call.buffer_pool.borrow(name, size, dtype, hidden.device) for name in names}
 
     def fill(self, chunk: slice, hidden: Tensor, student: OutputHead) -> MemberStatistics | None:
-        """Several teachers' logits are their average's log-probs; what each says by itself is returned."""
+        """Compute the logits of a chunk. With several teachers, the teacher logits are the log-probs of their average, and the return
+        value holds the log-probs and log-normalisers of each teacher.
+        """
         self.chunk, call = chunk, self._call
         student.logits_into(self.student, hidden[chunk], call.temperature)
         if call.teacher_hidden is None:
             return None
-        how = {"temperature": call.temperature, "buffer_pool": call.buffer_pool}
-        return teacher_logits_into(self.teacher, call.teacher, call.teacher_hidden[chunk], call.targets[chunk], **how)
+        return teacher_logits_into(
+            self.teacher,
+            call.teacher,
+            call.teacher_hidden[chunk],
+            call.targets[chunk],
+            temperature=call.temperature,
+            buffer_pool=call.buffer_pool,
+        )
 
     @property
     def student(self) -> Tensor:
-        return self._rows("student logits")
+        return self._view("student logits")
 
     @property
     def teacher(self) -> Tensor | None:
-        return None if self._call.teacher_hidden is None else self._rows("teacher logits")
+        return None if self._call.teacher_hidden is None else self._view("teacher logits")
 
     def gradient(self, dtype: torch.dtype) -> Tensor:
-        """[n, V] over the student's logits, from the front: writing row i spoils no row of logits after it, since dtype is no wider."""
+        """A tensor [n, V] of `dtype` in the memory of the student's logits. `dtype` is not wider than theirs, so writing gradient row i
+        overwrites no row of logits after i.
+        """
         rows = self.student
         return rows.view(-1).view(dtype)[: rows.numel()].view(rows.shape)
 
@@ -152,15 +165,15 @@ class _Logits:
             self._call.buffer_pool.give_back(name, buffer)
         self._buffers = {}
 
-    def _rows(self, name: str) -> Tensor:
+    def _view(self, name: str) -> Tensor:
         rows = self.chunk.stop - self.chunk.start
         return self._buffers[name][: rows * self._width].view(rows, self._width)
 
 
 class _Gradients:
-    """The sums over chunks of d loss / d (hidden, weight, bias); products in the parameters' dtype, sums of several in float32.
+    """Sums d loss / d (hidden, weight, bias) over chunks: products in the dtype of the parameters, sums of several chunks in float32.
 
-    trained: else the head is frozen, as under adapters, and gets none.
+    trained: False for a frozen head, as with adapters; its weight and bias then get no gradient.
     """
 
     def __init__(self, hidden: Tensor, student: OutputHead, *, trained: bool):
@@ -169,7 +182,7 @@ class _Gradients:
         self._weight, self._bias = None, None
 
     def add(self, chunk: slice, gradient: Tensor) -> None:
-        """gradient: d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows."""
+        """Add a chunk. gradient: d loss / d (h @ weight.T + bias) [n, V] of its rows."""
         torch.mm(gradient, self._student.weight[: self._student.vocabulary], out=self.hidden[chunk])
         if not self._trained:
             return
@@ -198,40 +211,41 @@ def _statistics_of(logits: _Logits, call: HeadCall) -> list[RowStatistics]:
 
 
 def _gradient_of(logits: _Logits, rows: RowStatistics, call: HeadCall, upstream: tuple[Tensor | None, ...], student: OutputHead) -> Tensor:
-    """d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows, in the weight's dtype and in place of the student's logits."""
+    """d loss / d (h @ weight.T + bias) [n, V] of the chunk's rows, in the dtype of the weight; it overwrites the student's logits."""
     chunk = logits.chunk
-    out, rows = logits.gradient(student.weight.dtype), _part(rows, chunk)
-    by = _derivatives(upstream, chunk, student.scale / call.temperature, torch.zeros_like(rows.student_logprobs))
+    out, rows = logits.gradient(student.weight.dtype), _slice_rows(rows, chunk)
+    derivatives = _derivatives(upstream, chunk, student.scale / call.temperature, torch.zeros_like(rows.student_logprobs))
     blocks = call.blocks(logits.student)
     for block in blocks.slices(len(out)):
         z, t = logits.student[block], None if logits.teacher is None else logits.teacher[block]
-        gradient = blocks.gradient(z, t, call.targets[chunk][block], _part(rows, block), _part(by, block))
+        gradient = blocks.gradient(z, t, call.targets[chunk][block], _slice_rows(rows, block), _slice_rows(derivatives, block))
         if student.soft_cap is not None:
             gradient *= 1 - (z * (call.temperature / student.soft_cap)).square()
         out[block] = gradient
     return out
 
 
-def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, chain: float, nothing: Tensor) -> Derivatives:
-    by = {name: t[chunk] * chain for name, t in zip(TokenStatistics._fields, upstream, strict=True) if t is not None}
-    teacher_expectations = [by[name] for name in ("forward_kl", "soft_cross_entropy") if name in by]
+def _derivatives(upstream: tuple[Tensor | None, ...], chunk: slice, factor: float, zeros: Tensor) -> Derivatives:
+    """The chunk's rows of the derivatives by each statistic. factor: scale / temperature, by the chain rule."""
+    by_name = {name: t[chunk] * factor for name, t in zip(TokenStatistics._fields, upstream, strict=True) if t is not None}
+    teacher_expectations = [by_name[name] for name in ("forward_kl", "soft_cross_entropy") if name in by_name]
     return Derivatives(
-        logprobs=by.get("student_logprobs", nothing),
-        reverse_kl=by.get("reverse_kl", nothing),
+        logprobs=by_name.get("student_logprobs", zeros),
+        reverse_kl=by_name.get("reverse_kl", zeros),
         teacher_expectations=sum(teacher_expectations) if teacher_expectations else None,
-        divergence=by.get("divergence"),
+        divergence=by_name.get("divergence"),
     )
 
 
 Rows = TypeVar("Rows", RowStatistics, Derivatives)
 
 
-def _part(rows: Rows, part: slice) -> Rows:
-    return type(rows)(*(None if field is None else field[part] for field in rows))
+def _slice_rows(rows: Rows, selected: slice) -> Rows:
+    return type(rows)(*(None if field is None else field[selected] for field in rows))
 
 
 def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """In the parameter's dtype and shape: rows above the shared vocabulary get nothing."""
+    """The gradient in the dtype and shape of the parameter; rows beyond the shared vocabulary are 0."""
     gradient = gradient.to(parameter.dtype)
     if len(gradient) == len(parameter):
         return gradient
@@ -240,7 +254,7 @@ def _as_parameter(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 @contextmanager
 def widened_head(head: OutputHead, hidden: Tensor, buffer_pool: BufferPool) -> Iterator[OutputHead]:
-    """The head for a pass of products: on a CPU its weight is widened once, and not once a chunk."""
+    """The head for one pass of products: on a CPU its weight is widened once for the pass, not once for each chunk."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     if multiplies_natively(head.weight) or head.weight.dtype == dtype:
         yield head

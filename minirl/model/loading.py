@@ -1,4 +1,4 @@
-"""Loading, cutting and saving causal language models, and the output head that turns a hidden state into logits."""
+"""Model directories: find, check, load, prune, fingerprint and save causal LMs; read an output head alone."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_
 
 
 def resolve_model(name: str, key: str) -> str:
-    """A directory as it is; a hub name downloaded (or found in the cache). Raises InputError naming the config key."""
+    """The path of a local model directory, or of a downloaded (or cached) hub model. Raises InputError that names the config key."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -31,36 +31,37 @@ def resolve_model(name: str, key: str) -> str:
             raise InputError(f"{key}: {name} holds no {WEIGHTS[0]} (or its index); save the model in safetensors format")
         return str(path.resolve())
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise InputError(f"{key}: {name} is not a model: there is no such directory")
+        raise InputError(f"{key}: {name} is not a model: there is no such directory; check the path")
     from huggingface_hub import snapshot_download
 
     try:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-    except Exception as error:  # the hub's client raises many kinds; all mean the same to the user
+    except Exception as error:  # the hub client raises many kinds of errors; all mean the same to the user
         reason = type(error).__name__
         raise InputError(
-            f"{key}: {name} is neither a local directory nor a model the hub gives out ({reason}); check the name or the network"
+            f"{key}: {name} is neither a local directory nor a model that the hub provides ({reason}); check the name or the network"
         ) from None
 
 
 def check_supported(path: str, key: str) -> PretrainedConfig:
-    """Dense decoder-only causal models; anything else is refused in a sentence."""
+    """The config of a dense decoder-only causal model. Raises InputError for any other model."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{key}: {path} has a config that transformers does not read: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{key}: transformers cannot read the config of {path}, so name another model: {reason}") from None
     architecture = (config.architectures or ["none"])[0]
     if config.is_encoder_decoder or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise InputError(f"{key}: {architecture} is not a decoder-only causal language model, the only kind supported")
+        raise InputError(f"{key}: {architecture} is not a decoder-only causal language model; name one that is")
     if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise InputError(f"{key}: {architecture} is a mixture of experts; only dense models are supported")
+        raise InputError(f"{key}: {architecture} is a mixture of experts; name a dense model, the only kind supported")
     return config
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None) -> PreTrainedModel:
-    """The model in training mode. dropout False sets every dropout rate to 0, so that training mode is evaluation mode.
+    """The model in training mode. With `dropout` False every dropout rate is 0, so that training mode equals evaluation mode.
 
-    attention: a kernel as transformers names it; None leaves the choice to it.
+    attention: the name of a kernel in transformers; None lets transformers choose.
     """
     config = AutoConfig.from_pretrained(path)
     if not dropout:
@@ -71,7 +72,7 @@ def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, atten
 
 
 def read_head(path: str, vocabulary: int) -> OutputHead:
-    """The output head of a model directory, read alone: the rest of the model is never loaded."""
+    """The output head of a model directory, without loading the rest of the model. Raises InputError if the weights hold no head."""
     config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
@@ -82,12 +83,13 @@ def read_head(path: str, vocabulary: int) -> OutputHead:
 
 
 def _names_of(model: PreTrainedModel, parameter: Tensor, config: PretrainedConfig) -> list[str]:
-    same = [name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter]
+    """All names under which the weight files may hold the parameter."""
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter]
     if config.tie_word_embeddings:
         embedding = model.get_input_embeddings().weight
-        same += [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
+        names += [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
     prefix = model.base_model_prefix + "."
-    return same + [name.removeprefix(prefix) for name in same]  # some GPT-2 files leave the prefix out
+    return names + [name.removeprefix(prefix) for name in names]  # some GPT-2 files omit the prefix
 
 
 def _read_tensor(path: str, names: list[str]) -> Tensor:
@@ -100,11 +102,15 @@ def _read_tensor(path: str, names: list[str]) -> Tensor:
         with safe_open(str(Path(path) / file), framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
                 return tensors.get_tensor(name)
-    raise InputError(f"{path} holds none of {', '.join(dict.fromkeys(names))}, so its output head cannot be read")
+    missing = ", ".join(dict.fromkeys(names))
+    raise InputError(f"{path} holds none of {missing}, so its output head cannot be read; name a model saved with its output head")
 
 
 def prune_layers(path: str, layers: list[int], directory: str) -> str:
-    """Write the model in `path` with only the given decoder layers, in their order, as a Hugging Face directory; return it."""
+    """Write the model in `path` with only the given decoder layers, in order, as a Hugging Face directory; return its path.
+
+    Raises InputError unless `layers` are ascending indices of layers that the model has.
+    """
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     config = model.config
     total = config.num_hidden_layers
@@ -114,11 +120,11 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
     parent, _, attribute = blocks.rpartition(".")
     owner = model.base_model.get_submodule(parent)
     setattr(owner, attribute, nn.ModuleList(getattr(owner, attribute)[i] for i in layers))
-    kept = copy.deepcopy(config)
-    if getattr(kept, "layer_types", None):
-        kept.layer_types = [config.layer_types[i] for i in layers]
-    kept.num_hidden_layers = len(layers)
-    model.config = kept
+    pruned_config = copy.deepcopy(config)
+    if getattr(pruned_config, "layer_types", None):
+        pruned_config.layer_types = [config.layer_types[i] for i in layers]
+    pruned_config.num_hidden_layers = len(layers)
+    model.config = pruned_config
     staging = f"{directory}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
@@ -129,26 +135,29 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
 
 
 def fingerprint(path: str) -> str:
-    """Tells two models' weights apart by a sample of their bytes, also after a copy; fast however large they are."""
+    """A checksum of a sample of the weights' bytes. A copy has the same one. Fast for models of any size."""
     crc = 0
     for file in sorted(Path(path).glob("*.safetensors")):
         size = file.stat().st_size
         with file.open("rb") as weights:
             for part in range(FINGERPRINT_PARTS):
-                weights.seek(max(0, size - FINGERPRINT_BYTES) * part // (FINGERPRINT_PARTS - 1))  # the first and the last bytes too
+                weights.seek(max(0, size - FINGERPRINT_BYTES) * part // (FINGERPRINT_PARTS - 1))  # includes the first and the last bytes
                 crc = zlib.crc32(weights.read(FINGERPRINT_BYTES), zlib.crc32(f"{file.name} {size}".encode(), crc))
     return f"{crc:08x}"
 
 
 def architecture_signature(path: str) -> str:
-    """The same for two directories whose weights have the same names and shapes: their configs but for what says nothing of that."""
-    told = AutoConfig.from_pretrained(path).to_dict()
-    silent = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-    return json.dumps({key: value for key, value in sorted(told.items()) if key not in silent}, default=str)
+    """The model's config as JSON, without the keys that do not affect the names and shapes of its weights.
+
+    Two directories with equal signatures hold weights of equal names and shapes.
+    """
+    config = AutoConfig.from_pretrained(path).to_dict()
+    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+    return json.dumps({key: value for key, value in sorted(config.items()) if key not in ignored}, default=str)
 
 
 def copy_tokenizer_files(source: str, target: str, also: tuple[str, ...] = ()) -> None:
-    """Copy what stands beside the weights: the tokenizer and its template, and the files named in `also`."""
+    """Copy the tokenizer and its chat template, and the files named in `also`, from one model directory to another."""
     for file in Path(source).iterdir():
         tokenizer = file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_tokens"))
         if file.is_file() and (tokenizer or file.name in also):
@@ -156,9 +165,9 @@ def copy_tokenizer_files(source: str, target: str, also: tuple[str, ...] = ()) -
 
 
 def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, write_extra: Callable[[Path], None] | None = None) -> None:
-    """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; the rest comes from `source`.
+    """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; config and tokenizer come from `source`.
 
-    write_extra: writes more into the directory, before it appears under its name.
+    write_extra: called with the staging directory to write more files, before the directory gets its final name.
     """
     config = AutoConfig.from_pretrained(source)
     dtype = next(iter(weights.values())).dtype

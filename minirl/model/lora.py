@@ -1,7 +1,8 @@
-"""Low-rank adapters on the student (LoRA, arXiv 2106.09685): they alone are trained, and everyone else sees them merged.
+"""LoRA adapters on the student (arXiv 2106.09685): attach them, merge them into the weights, save them.
 
-A linear layer with the weight W [out, in] computes W x + (alpha / rank) B A x, where A [rank, in] is drawn anew and B [out, rank] is zero
-at first. Merged, that is one weight of W's name and shape, W + (alpha / rank) B A: what engines load and what a stage leaves behind.
+Only the adapters are trained. A linear layer with the weight W [out, in] computes W x + (alpha / rank) B A x, where A [rank, in] starts
+random and B [out, rank] starts at zero. Merged, that is one weight with the name and shape of W: W + (alpha / rank) B A. Engines load the
+merged weights, and a stage saves them.
 """
 
 import warnings
@@ -17,12 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from minirl.config.student import LoraConfig
 from minirl.errors import InputError
 
-ADAPTER = "default"  # peft's name for the one adapter that there is
+ADAPTER = "default"  # the name that peft gives the only adapter
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a layer computes beside its weight. a: [rank, in], b: [out, rank]; transposed: the layer keeps its weight as [in, out]."""
+    """The adapter of a layer. a: [rank, in]; b: [out, rank]; scale: alpha / rank; transposed: the layer stores its weight as [in, out]."""
 
     a: Tensor
     b: Tensor
@@ -32,7 +33,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class StudentWeight:
-    """One of the student's weights under its Hugging Face name. tensor: as the model holds it; adapter: None where nothing is added."""
+    """One weight of the student under its Hugging Face name. tensor: as stored in the model; adapter: None if the weight has none."""
 
     name: str
     tensor: Tensor
@@ -40,12 +41,12 @@ class StudentWeight:
 
     @property
     def tensors_to_gather(self) -> list[Tensor]:
-        """What `merged` reads: under ZeRO 3 these have to be gathered first."""
+        """The tensors that `merged` reads; under ZeRO-3 they must be gathered first."""
         return [self.tensor] if self.adapter is None else [self.tensor, self.adapter.a, self.adapter.b]
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """The weight's own data, or with an adapter a new tensor in float32: W + scale B A."""
+        """Without an adapter, the data of the weight itself; with one, a new float32 tensor W + scale B A."""
         if self.adapter is None:
             return self.tensor.data
         delta = self.adapter.b.float() @ self.adapter.a.float()
@@ -53,65 +54,70 @@ class StudentWeight:
 
 
 def attach_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int, dropout: bool) -> None:
-    """Put fresh adapters into the model, in place, and freeze all else. The same seed draws the same, whatever was drawn before.
+    """Add new adapters to the model, in place, and freeze all other parameters. The initial values depend on `seed` alone.
 
-    dropout False: train without, whatever the config says. Raises InputError where the targets are not linear layers of the body.
+    dropout: False disables adapter dropout, whatever the config says. Raises InputError if the targets are not linear layers of the blocks.
     """
-    import peft  # takes seconds, and most students have no adapters
+    import peft  # the import takes seconds, and most students have no adapters
 
     targets = config.target_modules
-    ours = peft.LoraConfig(
+    peft_config = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout if dropout else 0.0,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    ends = {id(model.get_input_embeddings()): "input embedding", id(model.get_output_embeddings()): "output head"}
+    protected = {id(model.get_input_embeddings()): "input embedding", id(model.get_output_embeddings()): "output head"}
     with torch.random.fork_rng(), warnings.catch_warnings():
-        for known in ("fan_in_fan_out", "Model has `tie_word_embeddings"):  # peft sees how GPT-2 keeps its weights; heads are refused below
-            warnings.filterwarnings("ignore", known, UserWarning)
+        # peft detects by itself how GPT-2 stores its weights; adapters on tied heads are refused below
+        for message in ("fan_in_fan_out", "Model has `tie_word_embeddings"):
+            warnings.filterwarnings("ignore", message, UserWarning)
         torch.manual_seed(seed)
         try:
-            peft.inject_adapter_in_model(ours, model, ADAPTER)
+            peft.inject_adapter_in_model(peft_config, model, ADAPTER)
         except (ValueError, TypeError) as error:
             raise InputError(f"student.lora.target_modules does not fit the student: {_first_sentence(error)}") from None
     for name, layer in model.named_modules():
-        if isinstance(layer, peft.tuners.lora.LoraLayer) and id(layer.base_layer) in ends:
+        if isinstance(layer, peft.tuners.lora.LoraLayer) and id(layer.base_layer) in protected:
             raise InputError(
-                f"student.lora.target_modules takes in {name}, the student's {ends[id(layer.base_layer)]}, which stays as it is "
-                "(it may be tied, and its gradient has a kernel of its own); name linear layers of the blocks, or all-linear"
+                f"student.lora.target_modules includes {name}, the student's {protected[id(layer.base_layer)]}, which cannot be adapted "
+                "(it may be tied, and its gradient has a separate kernel); name linear layers of the blocks, or all-linear"
             )
     for parameter in trainable_parameters(model):
         parameter.data = parameter.data.to(model.dtype)
 
 
 def check_targets(path: str, config: LoraConfig) -> None:
-    """The refusals of `attach_adapters` for the model in a directory, without its weights."""
+    """Check the adapter targets for the model in a directory without reading its weights. Raises InputError like `attach_adapters`."""
     with torch.device("meta"):
         attach_adapters(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), config, seed=0, dropout=False)
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def student_weights(model: PreTrainedModel) -> list[StudentWeight]:
-    """The student's weights under all their names, with adapters or without; tied ones side by side."""
-    named = [weight for name, tensor in model.state_dict(keep_vars=True).items() if (weight := _weight_of(model, name, tensor))]
-    first = {id(weight.tensor): place for place, weight in reversed(list(enumerate(named)))}
-    return sorted(named, key=lambda weight: first[id(weight.tensor)])
+    """The student's weights under all their names, with or without adapters. Tied weights are adjacent."""
+    weights = [weight for name, tensor in model.state_dict(keep_vars=True).items() if (weight := _weight_of(model, name, tensor))]
+    first_index = {id(weight.tensor): index for index, weight in reversed(list(enumerate(weights)))}
+    return sorted(weights, key=lambda weight: first_index[id(weight.tensor)])
 
 
 def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The adapters' parameters under the names that peft gives them in a file."""
+    """Name and tensor of each adapter parameter, with the names that peft uses in adapter files."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         if f".{ADAPTER}." in name:
             yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", tensor
 
 
 def save_adapter(tensors: dict[str, Tensor], config: LoraConfig, base: str, directory: Path) -> None:
-    """Write a directory that `PeftModel.from_pretrained` puts onto the model `base`. tensors: those of `adapter_tensors`, whole."""
+    """Write an adapter directory that `PeftModel.from_pretrained` loads onto the model `base`.
+
+    tensors: those of `adapter_tensors`, gathered from all ranks.
+    """
     import peft
 
     targets = sorted({name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in tensors})
@@ -129,7 +135,7 @@ def save_adapter(tensors: dict[str, Tensor], config: LoraConfig, base: str, dire
 
 
 def _weight_of(model: PreTrainedModel, name: str, tensor: Tensor) -> StudentWeight | None:
-    """None for a part of an adapter, which is in the weight that it belongs to."""
+    """The weight of one entry of the state dict; None for an adapter parameter, which belongs to the weight of its layer."""
     if f".{ADAPTER}." in name:
         return None
     owner, base, attribute = name.rpartition(".base_layer.")
@@ -139,7 +145,7 @@ def _weight_of(model: PreTrainedModel, name: str, tensor: Tensor) -> StudentWeig
     weight = StudentWeight(f"{owner}.{attribute}", tensor)
     if attribute != "weight":
         return weight
-    a, b = (part[ADAPTER].weight for part in (layer.lora_A, layer.lora_B))
+    a, b = (matrices[ADAPTER].weight for matrices in (layer.lora_A, layer.lora_B))
     return replace(weight, adapter=Adapter(a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out))
 
 

@@ -1,4 +1,4 @@
-"""The output head: from a hidden state to logits."""
+"""OutputHead, from hidden states to logits by weight, bias, scale and soft-cap, and its check against a model."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from minirl.model.matmul import matmul_into, multiplies_natively
 class OutputHead:
     """hidden [N, d] -> logits [N, vocabulary] in float32: soft_cap tanh((h @ weight.T + bias) * scale / soft_cap) / temperature.
 
-    weight: [at least `vocabulary`, d]; bias: [same] or None. soft_cap None means none.
+    weight: [rows, d] with at least `vocabulary` rows; bias: [rows] or None; soft_cap: None for no cap.
     """
 
     weight: Tensor
@@ -27,12 +27,12 @@ class OutputHead:
         return self._finish(nn.functional.linear(hidden.float(), self.weight[: self.vocabulary].float()), temperature)
 
     def logits_into(self, out: Tensor, hidden: Tensor, temperature: float = 1.0) -> None:
-        """The same into `out` [N, vocabulary], whose dtype is that of the result, float32 or wider; without gradient."""
+        """Write the logits into `out` [N, vocabulary], in its dtype (float32 or wider), without gradient."""
         matmul_into(out, hidden, self.weight[: self.vocabulary])
         self._finish(out, temperature)
 
     def _finish(self, logits: Tensor, temperature: float) -> Tensor:
-        """In place, and without the passes over [tokens, vocabulary] that most models can do without."""
+        """Apply bias, scale, soft-cap and temperature in place; skips each pass over [tokens, vocabulary] that would change nothing."""
         if self.bias is not None:
             logits += self.bias[: self.vocabulary]
         if self.soft_cap is not None:
@@ -42,7 +42,7 @@ class OutputHead:
         return logits
 
     def prepared_for(self, device: torch.device | str) -> "OutputHead":
-        """The head for many products on this device: where they need a wide weight, it is widened here once."""
+        """A copy of the head for many products on this device; its weight is widened here once if products there need a wide weight."""
         weight = self.weight.to(device)
         if not multiplies_natively(weight):
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -50,7 +50,7 @@ class OutputHead:
 
 
 def head_scale(config: PretrainedConfig) -> float:
-    """What the family multiplies its logits with (Cohere: logit_scale; Granite divides by logits_scaling)."""
+    """The factor by which the model family multiplies its logits (Cohere: logit_scale; Granite divides by logits_scaling)."""
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
@@ -59,21 +59,21 @@ def head_soft_cap(config: PretrainedConfig) -> float | None:
 
 
 def student_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
-    """The model's own head; shares its parameters."""
+    """The output head of the model; it shares the model's parameters."""
     linear = model.get_output_embeddings()
     return OutputHead(linear.weight, getattr(linear, "bias", None), head_scale(model.config), head_soft_cap(model.config), vocabulary)
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
-    """hidden state x head must be the model's logits; a family that does more to them than we know is refused."""
+    """Check that `OutputHead` rebuilds the model's logits from hidden states. Raises InputError for a family that does more to them."""
     tokens = torch.tensor([[1, 2, 3, 4]])
     was_training = model.training
-    model.eval()  # two passes under dropout differ whatever the family
+    model.eval()  # under dropout, two passes differ for every family
     expected = model(tokens).logits.float()
     rebuilt = student_head(model, expected.shape[-1]).logits(model.base_model(tokens).last_hidden_state)
     model.train(was_training)
     if not torch.allclose(rebuilt, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
         raise InputError(
-            f"{key}: {type(model).__name__} does more to its logits than a head, a scale and a soft-cap; this family is not supported"
+            f"{key}: {type(model).__name__} does more to its logits than a head, a scale and a soft-cap; name a model of another family"
         )

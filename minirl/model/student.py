@@ -1,4 +1,4 @@
-"""The student as the learner trains it: a micro-batch in, a few numbers for each target token out."""
+"""StudentModule, the student as the learner trains it: a micro-batch in, statistics of each target token out."""
 
 import numpy as np
 import torch
@@ -15,15 +15,16 @@ from minirl.model.token_diagnostics import TokenDiagnostics, token_diagnostics
 from minirl.objective.divergence import TokenStatistics
 from minirl.types import TokenSequence
 
-# Measured on AVX-512, both passes: plain products take a third of the time of SDPA at 100 tokens, as long at about 200, twice at 512.
+# Widest micro-batch for eager attention. Measured on AVX-512, forward and backward: eager attention takes a third of the time of SDPA at
+# 100 tokens, the same time at about 200, twice the time at 512.
 EAGER_WIDTH = 192
 
 
 class StudentModule(nn.Module):
-    """Backbone, then the output heads of student and teacher over chunks of target tokens.
+    """The backbone, followed by the output heads of student and teacher over chunks of target tokens.
 
-    The student's head is a module of its own that owns the head's parameters, so that ZeRO-3 gathers them once a pass and not once a
-    chunk. The teacher's head is a constant, kept out of the module tree.
+    `StudentHead` is a separate module that owns the parameters of the student's head, so that ZeRO-3 gathers them once for each pass, not
+    once for each chunk. The teacher's head is a constant outside the module tree.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class StudentModule(nn.Module):
         super().__init__()
         self.model = model
         self.head = StudentHead(model, vocabulary, chunk_tokens, teacher_head)
-        self.attention_by_width = False  # on a CPU: whichever kernel is faster
-        self.packed = False
+        self.attention_by_width = False  # for a CPU: choose the faster attention kernel by the width of each micro-batch
+        self.packed = False  # run micro-batches as one row without padding
 
     def forward(
         self,
@@ -44,8 +45,9 @@ class StudentModule(nn.Module):
         divergence: DivergenceConfig | None = None,
         top_k: int | None = None,
     ) -> TokenStatistics | TokenDiagnostics:
-        """One row of statistics for each of the micro-batch's N targets. teacher_hidden: [N, d_teacher], or of several teachers. A
-        divergence that is asked for takes the place of all the others; top_k asks for diagnostics instead, at temperature 1.
+        """Statistics of the N targets of the micro-batch. teacher_hidden: [N, d_teacher], or the states of several teachers.
+
+        A `divergence` replaces all other expectations. With `top_k`, the result is `TokenDiagnostics` at temperature 1.
         """
         rows = batch.packed() if self.packed else batch
         if self.attention_by_width:
@@ -60,25 +62,25 @@ class StudentModule(nn.Module):
 
 
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """[N, d]: the states that predict the micro-batch's targets, the final norm included."""
+    """[N, d]: the states that predict the targets of the micro-batch, after the final norm."""
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     return batch.predicting_rows(model.base_model(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state)
 
 
 @torch.no_grad()
 def packing_gap(model: PreTrainedModel) -> float:
-    """How far the states of a short sequence behind a long one in the same row are from its states alone, at most, relative to the
-    largest of them. A family that takes no `position_ids`, or takes them for less than where a sequence begins, is far off.
+    """The largest difference between the states of a short sequence packed behind a long one and its states alone, relative to the largest
+    state. It is large for a family that ignores `position_ids` or does not separate sequences by them; infinite without that argument.
     """
     draw = torch.Generator().manual_seed(0)
     tokens = [torch.randint(1, 64, (length,), generator=draw).numpy() for length in (48, 5)]
     sequences = [TokenSequence(t, np.arange(len(t)) > 0) for t in tokens]
-    both, alone = (make_microbatch(part).to(model.device) for part in (sequences, sequences[1:]))
+    both, alone = (make_microbatch(subset).to(model.device) for subset in (sequences, sequences[1:]))
     was_training = model.training
     model.eval()
     try:
         packed, plain = (hidden_states(model, batch).float() for batch in (both.packed(), alone))
-    except TypeError:  # no such argument
+    except TypeError:  # the family has no argument position_ids
         return float("inf")
     finally:
         model.train(was_training)
@@ -86,11 +88,13 @@ def packing_gap(model: PreTrainedModel) -> float:
 
 
 class StudentHead(nn.Module):
+    """The output heads of student and teacher as one module; it holds the parameters of the student's head."""
+
     def __init__(self, model: PreTrainedModel, vocabulary: int, chunk_tokens: int, teacher_head: OutputHead | TeacherEnsemble | None):
         super().__init__()
-        own = student_head(model, vocabulary)
-        self.weight, self.bias = own.weight, own.bias
-        self.scale, self.soft_cap, self.vocabulary, self.chunk_tokens = own.scale, own.soft_cap, vocabulary, chunk_tokens
+        head = student_head(model, vocabulary)
+        self.weight, self.bias = head.weight, head.bias
+        self.scale, self.soft_cap, self.vocabulary, self.chunk_tokens = head.scale, head.soft_cap, vocabulary, chunk_tokens
         self.teacher_head = teacher_head
         self.buffer_pool = BufferPool()
 

@@ -1,11 +1,12 @@
-"""Several teachers as one: their average in probability, exact, over those that speak for a sequence.
+"""Teacher ensembles: the exact average, in probability, of the teachers that score a sequence.
 
-    log p(v|s) = logsumexp_k (log w_k + log p_k(v|s)),  w_k the weights of the speaking ones, made to sum to 1
+    log p(v|s) = logsumexp_k (log w_k + log p_k(v|s)),  w_k the weights of the teachers that score it, normalised to sum to 1
 
-Every p_k comes from its own output head, at the run's temperature, so a temperature softens each teacher before they are averaged. Where
-one alone speaks (each record has its teacher) p is that one's. Each teacher's checksum is kept apart: an average hides who is wrong.
+Every p_k comes from its own output head, at the run's temperature, so the temperature softens each teacher before the average is taken. If
+only one teacher scores a sequence (each record names its teacher), p is its distribution. Each teacher has its own checksum, because an
+average hides which teacher is wrong.
 
-Worked example, three targets, teacher 0 speaking for the first two (weight 1), teacher 1 for the last two (weight 3):
+Worked example, three targets; teacher 0 (weight 1) scores the first two, teacher 1 (weight 3) scores the last two:
 
     active    [[1, 0], [1, 1], [0, 1]]         hidden  ([2, d_0], [2, d_1])
     shares    [[1, 0], [1/4, 3/4], [0, 1]]     p(.|s_1) = p_0 / 4 + 3 p_1 / 4
@@ -26,7 +27,7 @@ from minirl.types import EnsembleScores, tensor_from_numpy
 
 
 class MemberStatistics(NamedTuple):
-    """What each of K teachers says of N targets by itself, nats; not a number where it does not speak. Both [N, K]."""
+    """Log-probs and log-normalisers of each of K teachers for N targets, in nats, both [N, K]; NaN for a target it does not score."""
 
     logprobs: Tensor
     log_normalizers: Tensor
@@ -34,18 +35,21 @@ class MemberStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class EnsembleStates:
-    """The teachers' hidden states for N targets. hidden: of teacher k the [N_k, d_k] for which it speaks; active: bool [N, K]."""
+    """Hidden states of K teachers for N targets.
+
+    hidden: for teacher k, [N_k, d_k], the states of the targets that it scores. active: bool [N, K], which teacher scores which target.
+    """
 
     hidden: tuple[Tensor, ...]
     active: np.ndarray
 
     @classmethod
     def from_scores(cls, scores: list[EnsembleScores], device: str) -> "EnsembleStates":
-        """Of several sequences, one after the other."""
+        """The states of several sequences, one after the other. scores: one entry for each sequence."""
         hidden = []
         for member in zip(*(s.scores for s in scores), strict=True):
-            spoken = [tensor_from_numpy(s.hidden) for s in member if s is not None]
-            hidden.append(torch.cat(spoken).to(device) if spoken else torch.empty(0, 0, device=device))
+            scored = [tensor_from_numpy(s.hidden) for s in member if s is not None]
+            hidden.append(torch.cat(scored).to(device) if scored else torch.empty(0, 0, device=device))
         return cls(tuple(hidden), active_teachers(scores))
 
     def __getitem__(self, rows: slice) -> "EnsembleStates":
@@ -55,10 +59,10 @@ class EnsembleStates:
 
 
 def active_teachers(scores: list[EnsembleScores]) -> np.ndarray:
-    """bool [N, K]: which teacher speaks for which of the sequences' targets. Raises ValueError where nobody does."""
+    """bool [N, K]: which teacher scores which target of the sequences. Raises ValueError if no teacher scores a sequence."""
     active = np.array([[member is not None for member in s.scores] for s in scores])
     if not active.any(1).all():
-        raise ValueError("no teacher speaks for a sequence, so there is nothing to learn from it")
+        raise ValueError("no teacher scores one of the sequences; pass the scores of at least one teacher for each sequence")
     return np.repeat(active, [next(len(member.logprobs) for member in s.scores if member is not None) for s in scores], axis=0)
 
 
@@ -72,11 +76,14 @@ class TeacherEnsemble:
     def logprobs_into(
         self, out: Tensor, states: EnsembleStates, targets: Tensor, temperature: float, buffer_pool: BufferPool
     ) -> MemberStatistics:
-        """Write the average's log-probs into `out` [n, V] and return what each teacher says of the targets [n]; without gradient."""
+        """Write the log-probs of the average into `out` [n, V]; return log-probs and log-normalisers of each teacher for the targets [n].
+
+        Without gradient.
+        """
         shares = states.active * np.array(self.weights)
         with np.errstate(divide="ignore"):
             log_shares = torch.from_numpy(np.log(shares / shares.sum(1, keepdims=True))).to(out)
-        found = MemberStatistics(*(torch.full_like(log_shares, torch.nan) for _ in MemberStatistics._fields))
+        members = MemberStatistics(*(torch.full_like(log_shares, torch.nan) for _ in MemberStatistics._fields))
         out.fill_(-torch.inf)
         blocks, scratch = RowBlocks(out), buffer_pool.borrow("member logits", out.numel(), out.dtype, out.device)
         for k, head in enumerate(self.heads):
@@ -85,14 +92,16 @@ class TeacherEnsemble:
                 continue
             logits = scratch[: len(rows) * out.shape[1]].view(len(rows), -1)
             head.logits_into(logits, states.hidden[k], temperature)
-            found.log_normalizers[rows, k] = normalizers = torch.cat([blocks.log_normalizers(logits[b]) for b in blocks.slices(len(rows))])
-            found.logprobs[rows, k] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normalizers
+            members.log_normalizers[rows, k] = normalizers = torch.cat(
+                [blocks.log_normalizers(logits[block]) for block in blocks.slices(len(rows))]
+            )
+            members.logprobs[rows, k] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normalizers
             shift = log_shares[rows, k] - normalizers
             for block in blocks.slices(len(rows)):
-                own = logits[block].add_(shift[block, None])
-                out[rows[block]] = torch.logaddexp(out[rows[block]], own)
+                weighted_logprobs = logits[block].add_(shift[block, None])
+                out[rows[block]] = torch.logaddexp(out[rows[block]], weighted_logprobs)
         buffer_pool.give_back("member logits", scratch)
-        return found
+        return members
 
 
 def teacher_logits_into(
@@ -104,21 +113,27 @@ def teacher_logits_into(
     temperature: float,
     buffer_pool: BufferPool,
 ) -> MemberStatistics | None:
-    """One teacher's logits into `out` [n, V], or the log-probs of the average of several and what each of them says by itself."""
+    """Write the teacher's logits into `out` [n, V]; return None.
+
+    With several teachers: write the log-probs of their average; return log-probs and log-normalisers of each teacher.
+    """
     if isinstance(teacher, TeacherEnsemble):
         return teacher.logprobs_into(out, states, targets, temperature, buffer_pool)
     return teacher.logits_into(out, states, temperature)
 
 
 def concatenate_members(members: list[MemberStatistics | None]) -> MemberStatistics | tuple[None, None]:
-    """Of all rows, from that of chunks."""
+    """The statistics of all rows from those of each chunk; two None for a single teacher."""
     return (None, None) if members[0] is None else MemberStatistics(*map(torch.cat, zip(*members, strict=True)))
 
 
 def read_teacher(models: str | tuple[str, ...], weights: tuple[float, ...], vocabulary: int, device: str) -> OutputHead | TeacherEnsemble:
-    """The head of the one teacher, or of all, from their model directories, for many products on this device."""
+    """Read the output head of one teacher, or of all teachers of an ensemble, from model directories, for many products on `device`.
+
+    models: one directory, or a tuple of them with as many weights, else raises ValueError.
+    """
     if isinstance(models, str):
         return read_head(models, vocabulary).prepared_for(device)
     if len(models) != len(weights):
-        raise ValueError(f"{len(models)} teachers need as many weights and not {len(weights)}")
+        raise ValueError(f"{len(models)} teachers have {len(weights)} weights; pass one weight for each teacher")
     return TeacherEnsemble(tuple(read_head(model, vocabulary).prepared_for(device) for model in models), weights)

@@ -1,6 +1,7 @@
-"""What an evaluation asks of every target token, from one forward pass: exact divergences, how sure the student is, whether it is right.
+"""Diagnostics of target tokens for evaluation: exact KLs, confidence, accuracy and overlap with the teacher.
 
-As in training, no more than a chunk of logits exists at once (`minirl.model.chunked_head`); nothing here carries a gradient.
+They come from one forward pass. As in training, at most one chunk of logits exists at once (`minirl.model.chunked_head`). Nothing here
+carries gradient.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble, conca
 
 @dataclass(frozen=True)
 class SequenceDiagnostics:
-    """Of one sequence with N targets, at temperature 1, nats; all float32 [N] but `correct`, bool [N].
+    """Diagnostics of one sequence with N targets, at temperature 1, in nats; all float32 [N] except `correct`, bool [N].
 
     reverse_kl, forward_kl: KL(student || teacher), KL(teacher || student), over the whole shared vocabulary. confidence: the student's
-    highest probability; correct: its token is the target. overlap: the share of the k likeliest tokens that are both's.
+    highest probability; correct: the token with that probability is the target. overlap: the fraction of the student's k likeliest tokens
+    that are among the teacher's k likeliest.
     """
 
     student_logprobs: np.ndarray
@@ -34,7 +36,9 @@ class SequenceDiagnostics:
 
 
 class TokenDiagnostics(NamedTuple):
-    """The same of all N targets of a micro-batch, as tensors, and the teacher's two numbers, of several each one's [N, K], that
+    """The same diagnostics for all N targets of a micro-batch, as tensors.
+
+    Also the log-probs and log-normalisers of the teacher [N], and those of each of K teachers of an ensemble (`member_*` [N, K]), which
     `minirl.training.update.teacher_gap` checks.
     """
 
@@ -50,7 +54,7 @@ class TokenDiagnostics(NamedTuple):
     member_log_normalizers: Tensor | None = None
 
     def split(self, counts: list[int]) -> list[SequenceDiagnostics]:
-        """One for each sequence. counts: their numbers of targets."""
+        """The diagnostics of each sequence. counts: the number of targets of each."""
         names = SequenceDiagnostics.__dataclass_fields__
         fields = {name: [part.numpy() for part in getattr(self, name).cpu().split(counts)] for name in names}
         return [SequenceDiagnostics(**{name: fields[name][i] for name in names}) for i in range(len(counts))]
@@ -68,8 +72,11 @@ def token_diagnostics(
     chunk_tokens: int,
     buffer_pool: BufferPool | None = None,
 ) -> TokenDiagnostics:
-    """hidden: [N, d]; teacher_hidden: [N, d_teacher]; targets: [N]. At most `chunk_tokens` rows of logits exist at once."""
-    buffer_pool, parts, members = buffer_pool or BufferPool(), [], []
+    """The diagnostics of N targets. hidden: [N, d]; teacher_hidden: [N, d_teacher], or the states of several teachers; targets: [N].
+
+    top_k: the k of `overlap`. At most `chunk_tokens` rows of logits exist at once.
+    """
+    buffer_pool, block_diagnostics, members = buffer_pool or BufferPool(), [], []
     names, width = ("student logits", "teacher logits"), student.vocabulary
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     buffers = [buffer_pool.borrow(name, min(chunk_tokens, len(hidden)) * width, dtype, hidden.device) for name in names]
@@ -78,32 +85,33 @@ def token_diagnostics(
             chunk = slice(start, min(start + chunk_tokens, len(hidden)))
             logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
             head.logits_into(logits[0], hidden[chunk])
-            how = {"temperature": 1.0, "buffer_pool": buffer_pool}
-            members.append(teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], **how))
-            parts += _of_chunk(*logits, targets[chunk], top_k)
+            members.append(
+                teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], temperature=1.0, buffer_pool=buffer_pool)
+            )
+            block_diagnostics += _diagnose_chunk(*logits, targets[chunk], top_k)
     for name, buffer in zip(names, buffers, strict=True):
         buffer_pool.give_back(name, buffer)
     member_logprobs, member_log_normalizers = concatenate_members(members)
-    whole = [torch.cat(field) for field in zip(*parts, strict=True) if field[0] is not None]
-    return TokenDiagnostics(*whole, member_logprobs, member_log_normalizers)
+    fields = [torch.cat(field) for field in zip(*block_diagnostics, strict=True) if field[0] is not None]
+    return TokenDiagnostics(*fields, member_logprobs, member_log_normalizers)
 
 
-def _of_chunk(student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> list[TokenDiagnostics]:
+def _diagnose_chunk(student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> list[TokenDiagnostics]:
     blocks = RowBlocks(student)
-    return [_of_block(blocks, student[rows], teacher[rows], targets[rows], top_k) for rows in blocks.slices(len(student))]
+    return [_diagnose_block(blocks, student[rows], teacher[rows], targets[rows], top_k) for rows in blocks.slices(len(student))]
 
 
-def _of_block(blocks: RowBlocks, student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> TokenDiagnostics:
-    found = blocks.statistics(student, teacher, targets, teacher_expectations=True)
+def _diagnose_block(blocks: RowBlocks, student: Tensor, teacher: Tensor, targets: Tensor, top_k: int) -> TokenDiagnostics:
+    statistics = blocks.statistics(student, teacher, targets, teacher_expectations=True)
     highest, likeliest = student.topk(top_k)
     shared = (likeliest[:, :, None] == teacher.topk(top_k).indices[:, None, :]).any(-1)
     return TokenDiagnostics(
-        student_logprobs=found.student_logprobs,
-        teacher_logprobs=found.teacher_logprobs,
-        teacher_log_normalizers=found.teacher_log_normalizers,
-        reverse_kl=found.reverse_kl,
-        forward_kl=found.forward_kl,
-        confidence=(highest[:, 0] - found.student_log_normalizers).exp(),
+        student_logprobs=statistics.student_logprobs,
+        teacher_logprobs=statistics.teacher_logprobs,
+        teacher_log_normalizers=statistics.teacher_log_normalizers,
+        reverse_kl=statistics.reverse_kl,
+        forward_kl=statistics.forward_kl,
+        confidence=(highest[:, 0] - statistics.student_log_normalizers).exp(),
         overlap=shared.float().mean(-1),
         correct=likeliest[:, 0] == targets,
     )

@@ -1,0 +1,1 @@
+"""The objective: rewards, returns, losses and full-vocabulary divergences, as pure functions of tensors."""

@@ -1,6 +1,7 @@
-"""From rewards to what multiplies the gradient. All grids are [B, T], responses x tokens, left-aligned; mask is 1 on response tokens.
+"""Credit: the reward of each response token, its return, and the whitening of returns into advantages.
 
-Notation: q student, p teacher, r_t = log p(y_t|s_t) - log q(y_t|s_t), M the mask, T a response's tokens, its end token included.
+All grids are [B, T], responses x tokens, left-aligned; mask is 1 on response tokens. Notation: q student, p teacher,
+r_t = log p(y_t|s_t) - log q(y_t|s_t), M the mask, T the number of tokens of a response, its end token included.
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ def rewards(teacher_logprobs: Tensor, student_logprobs: Tensor, mask: Tensor, *,
 
 
 def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, length_normalization: bool = True) -> Tensor:
-    """What each token is credited with: A_t before whitening.
+    """The return of each token: its advantage A_t before whitening.
 
     future        sum_{s>t} discount^(s-t-1) r_s     the paper's R_{t+1}: r_t itself belongs to the single-step term (Eq. 3)
     reward_to_go  sum_{s>=t} discount^(s-t) r_s      the reference code's R_t, which counts r_t twice
     immediate     r_t                                on-policy distillation without a future
 
-    length_normalization divides by the number of summed tokens, undiscounted, and gives 0 where there is none (Eq. 6).
-    Differs from the paper's print: the divisor there, T - t - 1, is one less than the number of terms, and 0 or -1 at the end.
+    length_normalization divides by the number of summed tokens, undiscounted; a return without summed tokens is 0 (Eq. 6).
+    Differs from the printed paper: its divisor, T - t - 1, is one less than the number of terms, and is 0 or -1 at the end.
     """
     rewards = rewards.masked_fill(mask == 0, 0.0)
     if kind == "immediate":
@@ -38,30 +39,30 @@ def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, 
         to_go[:, t] = running
     counts = mask.to(rewards.dtype).flip(1).cumsum(1).flip(1)
     if kind == "future":
-        to_go, counts = _next(to_go), _next(counts)
+        to_go, counts = _shift_left(to_go), _shift_left(counts)
     if length_normalization:
         to_go = to_go / counts.clamp(min=1)
     return to_go.masked_fill((mask == 0) | (counts == 0), 0.0)
 
 
 def whitening_statistics(advantages: Sequence[np.ndarray], max_response_tokens: int) -> tuple[float, float]:
-    """Mean and population variance over the grid that `whiten` wants, from the advantages [T_i] of every response of one optimizer step."""
-    grid = len(advantages) * max_response_tokens
-    mean = sum(float(a.sum(dtype=np.float64)) for a in advantages) / grid
-    return mean, sum(float(np.square(a, dtype=np.float64).sum()) for a in advantages) / grid - mean**2
+    """Mean and population variance for `whiten`, from the advantages [T_i] of every response of one optimizer step."""
+    grid_size = len(advantages) * max_response_tokens
+    mean = sum(float(a.sum(dtype=np.float64)) for a in advantages) / grid_size
+    return mean, sum(float(np.square(a, dtype=np.float64).sum()) for a in advantages) / grid_size - mean**2
 
 
 def whiten(advantages: Tensor, mask: Tensor, *, mean: float, variance: float) -> Tensor:
     """(A - mean) / sqrt(variance + 1e-8), 0 where masked.
 
-    mean and variance (population) are over the fixed grid [responses of the optimizer step, max_response_tokens], zeros in the
-    padding included. Differs from the reference: there the grid is one micro-batch, so results depend on how a step is split.
+    mean and variance (population) are taken over the fixed grid [responses of the optimizer step, max_response_tokens], including the
+    zeros in the padding. Differs from the reference: its grid is one micro-batch, so its results depend on how a step is split.
     """
     return ((advantages - mean) * (variance + 1e-8) ** -0.5).masked_fill(mask == 0, 0.0)
 
 
 def exact_returns(rewards: Tensor, ratios: Tensor, mask: Tensor) -> Tensor:
-    """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): every future reward weighted up to its own token (`mathematics.md`, section 1)."""
+    """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): each future reward times the ratios up to its token (`mathematics.md`, section 1)."""
     weighted = (ratios.detach() * (mask != 0)).to(rewards.dtype)
     future = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1] - 1)):
@@ -70,10 +71,11 @@ def exact_returns(rewards: Tensor, ratios: Tensor, mask: Tensor) -> Tensor:
 
 
 def weights_before(ratios: Tensor, mask: Tensor) -> Tensor:
-    """W_{t-1} = prod_{i<t} rho_i, detached, 1 at the first token: the exact weight of everything that happens at t."""
-    kept = ratios.detach().masked_fill(mask == 0, 1.0)
-    return torch.cat([torch.ones_like(kept[:, :1]), kept.cumprod(1)[:, :-1]], dim=1)
+    """W_{t-1} = prod_{i<t} rho_i, detached, 1 at the first token: the exact weight of both loss terms at t."""
+    masked_ratios = ratios.detach().masked_fill(mask == 0, 1.0)
+    return torch.cat([torch.ones_like(masked_ratios[:, :1]), masked_ratios.cumprod(1)[:, :-1]], dim=1)
 
 
-def _next(grid: Tensor) -> Tensor:
+def _shift_left(grid: Tensor) -> Tensor:
+    """Column t of the result is column t + 1 of the grid; the last column is 0."""
     return torch.cat([grid[:, 1:], torch.zeros_like(grid[:, :1])], dim=1)

@@ -1,6 +1,7 @@
-"""What student and teacher say of a target token, over the whole vocabulary: the definitions, on rows of logits, float32 inside.
+"""Divergences between student and teacher over the whole vocabulary, and the registry DIVERGENCES.
 
-Training never holds the logits of all tokens; `minirl.model.chunked_head` computes the same from hidden states.
+`token_statistics` computes every statistic of a target token from rows of logits, in float32 or wider. It is the readable definition:
+training never holds the logits of all tokens, so `minirl.model.chunked_head` computes the same from hidden states.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,11 @@ from minirl.objective.mixture import mixture_logprobs
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(first || second) of each row of log-probs, nats: [N, V], [N, V] -> [N]."""
+    """KL(first || second) of each row of log-probs, in nats: [N, V], [N, V] -> [N]."""
     return (first.exp() * (first - second)).sum(-1)
 
 
-# Of log q (student) and log p (teacher) [N, V] -> [N]; mathematics.md, section 6.
+# Each function below: log q (student), log p (teacher) [N, V] -> divergence of each row [N]; mathematics.md, section 6.
 
 
 def _forward_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
@@ -46,7 +47,7 @@ def _skew_reverse_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig)
 
 
 def _logit_mse(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:
-    """The mean over the vocabulary of the squared difference of centred logits; a softmax's normaliser goes with the mean."""
+    """Mean over the vocabulary of the squared difference of centred logits; centring also removes the normaliser of the softmax."""
     difference = student - teacher
     return (difference - difference.mean(-1, keepdim=True)).square().mean(-1)
 
@@ -57,11 +58,13 @@ def _total_variation(student: Tensor, teacher: Tensor, config: DivergenceConfig)
 
 
 class DivergenceKind(NamedTuple):
-    """rows: (log q, log p, config) -> [N], differentiable in the student. order: the power of a small difference of logits with which
-    it grows; the temperature to that power keeps the loss's size when it divides the logits.
+    """compute: (log q, log p, config) -> [N], differentiable in the student.
+
+    order: the divergence of a small difference of logits grows with this power of it. Dividing the logits by a temperature shrinks the
+    divergence by the temperature to this power, so multiplying with that factor keeps the size of the loss.
     """
 
-    rows: Callable[[Tensor, Tensor, DivergenceConfig], Tensor]
+    compute: Callable[[Tensor, Tensor, DivergenceConfig], Tensor]
     order: int = 2
 
 
@@ -79,18 +82,21 @@ DIVERGENCES = {
 def divergence_of(student_logits: Tensor, teacher_logits: Tensor, config: DivergenceConfig, *, divided_by: float = 1.0) -> Tensor:
     """The configured divergence of each row: [N, V], [N, V] -> [N].
 
-    tau^2 KL(p_tau || q_tau) and so on: the temperature tau divides both networks' logits, whatever they are `divided_by` already. As tau
-    grows it tends to half of `logit_mse` for the KLs, beta (1 - beta) times that for jsd, (1 - skew)^2 times for the skew kinds; total
-    variation times tau to half the mean absolute difference of centred logits.
+    The temperature tau divides the logits of both networks: tau^2 KL(p_tau || q_tau) and so on. `divided_by` is the temperature by which
+    the given logits are divided already; it is undone first. As tau grows, the value tends to half of `logit_mse` for the KLs, to
+    beta (1 - beta) times that for jsd, and to (1 - skew)^2 times that for the skew kinds; total variation (times tau) tends to half the
+    mean absolute difference of centred logits.
     """
-    kind, softer = DIVERGENCES[config.kind], divided_by / config.temperature
-    student, teacher = ((logits if softer == 1.0 else logits * softer).log_softmax(-1) for logits in (student_logits, teacher_logits))
-    return config.temperature**kind.order * kind.rows(student, teacher, config)
+    kind, factor = DIVERGENCES[config.kind], divided_by / config.temperature
+    student, teacher = ((logits if factor == 1.0 else logits * factor).log_softmax(-1) for logits in (student_logits, teacher_logits))
+    return config.temperature**kind.order * kind.compute(student, teacher, config)
 
 
 class TokenStatistics(NamedTuple):
-    """One number for each of N target tokens, float32, nats; the teacher's are None where there is no teacher. Of K teachers `teacher_*`
-    and all expectations are of their average, `member_*` [N, K] of each by itself, not a number where it does not speak.
+    """One number for each of N target tokens, float32, nats. Without a teacher, all but `student_logprobs` are None.
+
+    With K teachers, `teacher_*` and all expectations refer to their average. `member_*` [N, K] hold the values of each teacher, NaN where
+    it does not score the token.
     """
 
     student_logprobs: Tensor
@@ -99,7 +105,7 @@ class TokenStatistics(NamedTuple):
     soft_cross_entropy: Tensor | None = None  # - sum_v p(v) log q(v)
     teacher_logprobs: Tensor | None = None
     teacher_log_normalizers: Tensor | None = None
-    divergence: Tensor | None = None  # the configured one, where it was asked for; then no other is there
+    divergence: Tensor | None = None  # the configured divergence, if requested; the KLs and the soft cross-entropy are then None
     member_logprobs: Tensor | None = None
     member_log_normalizers: Tensor | None = None
 
@@ -113,10 +119,10 @@ def token_statistics(
     teacher_expectations: bool = True,
     divergence: DivergenceConfig | None = None,
 ) -> TokenStatistics:
-    """Logits [N, V] already divided by the temperature, targets [N]. Teacher values carry no gradient.
+    """The statistics of N targets [N], from logits [N, V] that are already divided by the temperature. Teacher values carry no gradient.
 
-    teacher_expectations False leaves out the expectations under the teacher (forward KL, soft cross-entropy), which cost as much again. A
-    divergence leaves out all others.
+    teacher_expectations False omits the expectations under the teacher (forward KL, soft cross-entropy), which would double the cost. With
+    a `divergence`, the result holds that divergence and no other expectation.
     """
     student = _at_least_float32(student_logits).log_softmax(-1)
     student_logprobs = _pick(student, targets)
@@ -125,10 +131,10 @@ def token_statistics(
     teacher_logits = _at_least_float32(teacher_logits).detach()
     log_normalizers = teacher_logits.logsumexp(-1)
     teacher = teacher_logits - log_normalizers[:, None]
-    of_teacher = {"teacher_logprobs": _pick(teacher, targets), "teacher_log_normalizers": log_normalizers}
+    teacher_values = {"teacher_logprobs": _pick(teacher, targets), "teacher_log_normalizers": log_normalizers}
     if divergence is not None:
-        rows = divergence_of(_at_least_float32(student_logits), teacher_logits, divergence, divided_by=temperature)
-        return TokenStatistics(student_logprobs, divergence=rows, **of_teacher)
+        divergences = divergence_of(_at_least_float32(student_logits), teacher_logits, divergence, divided_by=temperature)
+        return TokenStatistics(student_logprobs, divergence=divergences, **teacher_values)
     forward_kl = soft_cross_entropy = None
     if teacher_expectations:
         probabilities = teacher.exp()
@@ -139,7 +145,7 @@ def token_statistics(
         reverse_kl=kl(student, teacher),
         forward_kl=forward_kl,
         soft_cross_entropy=soft_cross_entropy,
-        **of_teacher,
+        **teacher_values,
     )
 
 

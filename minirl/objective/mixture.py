@@ -1,4 +1,4 @@
-"""Teacher-mixed sampling as a distribution (paper, Eq. 4): (1 - teacher_share) student + teacher_share teacher."""
+"""The mixture that samples (paper, Eq. 4): (1 - teacher_share) student + teacher_share teacher."""
 
 import math
 
@@ -6,9 +6,9 @@ import torch
 
 
 def mixture_logprobs(student: torch.Tensor, teacher: torch.Tensor, teacher_share: float) -> torch.Tensor:
-    """log[(1-a) q + a p] from log q and log p of one shape, elementwise, exact at a = 0 and a = 1.
+    """log[(1-a) q + a p] from log q and log p of the same shape, elementwise, exact at a = 0 and a = 1.
 
-    Works on whole rows [..., V] and on single tokens' log-probs alike.
+    Accepts whole rows [..., V] as well as the log-probs of single tokens.
     """
     if teacher_share == 0.0:
         return student

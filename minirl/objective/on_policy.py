@@ -1,7 +1,6 @@
-"""The on-policy objective of one micro-batch: credit and losses put together as the config's switches say.
+"""The on-policy objective of one micro-batch: credit and losses combined by the switches of the config.
 
-The presets are points of this space; their definitions stand in `minirl.config.objective.PRESETS` and, term by term, in `credit` and
-`losses`.
+A preset is one setting of these switches. `minirl.config.objective.PRESETS` defines the presets; `credit` and `losses` define the terms.
 """
 
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from minirl.objective.losses import importance_ratios, policy_gradient_loss, sin
 
 @dataclass(frozen=True)
 class OnPolicyLosses:
-    """Sums over the micro-batch's response tokens, coefficients included, gradient attached."""
+    """Sums over the response tokens of the micro-batch, multiplied by their coefficients; they carry gradient."""
 
     policy_gradient: Tensor
     single_step: Tensor
 
 
 def advantages_of(config: ObjectiveConfig, *, student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """A_t [B, T] before whitening, from the student's log-probs: the current ones (`live`) or those at collection (`frozen`)."""
+    """A_t [B, T] before whitening. student_logprobs: current ones for `credit: live`, those at collection for `credit: frozen`."""
     reward = rewards(teacher_logprobs, student_logprobs, mask, scale=config.reward_scale, clip=config.reward_clip)
     return returns(reward, mask, kind=config.returns, discount=config.discount, length_normalization=config.length_normalization)
 
@@ -38,7 +37,9 @@ def on_policy_losses(
     truncated: Tensor | None = None,
     advantages: Tensor | None = None,
 ) -> OnPolicyLosses:
-    """All grids [B, T]; truncated [B] bool, needed by `truncated: drop`; advantages given for `credit: frozen`, else computed here."""
+    """Both losses from grids [B, T]. truncated: bool [B], required by `truncated: drop`. advantages: [B, T], given for `credit: frozen`;
+    None: computed here.
+    """
     mask = loss_mask(config, mask, truncated)
     ratios = importance_ratios(student_logprobs, behavior_logprobs, mask).detach()
     if config.importance == "exact":
@@ -57,9 +58,11 @@ def on_policy_losses(
 
 
 def loss_mask(config: ObjectiveConfig, mask: Tensor, truncated: Tensor | None) -> Tensor:
-    """`truncated: drop` takes responses cut at the limit out of the loss, which biases it (`mathematics.md`, section 1)."""
+    """The mask [B, T] of the tokens in the loss. `truncated: drop` removes responses that were cut at the limit, which biases the
+    loss (`mathematics.md`, section 1). Raises ValueError if it is set and `truncated` is missing.
+    """
     if config.truncated == "keep":
         return mask
     if truncated is None:
-        raise ValueError("truncated: drop needs to know which responses were cut")
+        raise ValueError("truncated: drop needs to know which responses were cut: pass truncated, bool [B]")
     return mask * (~truncated).to(mask.dtype)[:, None]

@@ -1,4 +1,4 @@
-"""Cutting, reading and saving models, against transformers itself."""
+"""Pruning, reading and saving models: agreement with transformers, and the refusal of unsupported models."""
 
 import json
 import re
@@ -53,16 +53,16 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exotic(tmp_path_factory):
-    """Families that do more to their logits than a product, each with random weights."""
-    built = {}
+    """Directories of families that do more to their logits than a product, each with random weights."""
+    directories = {}
     for name, config in EXOTIC.items():
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             parameter.data += 0.5 * torch.randn_like(parameter)
-        built[name] = str(tmp_path_factory.mktemp("exotic"))
-        model.save_pretrained(built[name])
-    return built
+        directories[name] = str(tmp_path_factory.mktemp("exotic"))
+        model.save_pretrained(directories[name])
+    return directories
 
 
 FAMILIES = [f"{family} {tying}" for family in ("llama", "gpt2", "qwen2") for tying in ("tied", "untied")]
@@ -82,30 +82,30 @@ def blocks_of(model) -> nn.ModuleList:
     return model.transformer.h if isinstance(model, GPT2LMHeadModel) else model.model.layers
 
 
-# --- cutting a student from its teacher ---
+# --- pruning a student from its teacher ---
 
 
 @pytest.mark.parametrize("name", ["llama tied", "gpt2 tied", "qwen2 untied"])
-def test_a_cut_student_is_the_teacher_with_those_layers_taken_out_by_hand(models, tmp_path, name):
+def test_a_pruned_student_is_the_teacher_with_the_other_layers_removed_by_hand(models, tmp_path, name):
     directory = prune_layers(models[name], [0, 2, 4], str(tmp_path / "student"))
     by_hand = AutoModelForCausalLM.from_pretrained(models[name]).eval()
     blocks = blocks_of(by_hand)
     for layer in (3, 1):
         del blocks[layer]
-    for place, block in enumerate(blocks):
-        (block.attn if name.startswith("gpt2") else block.self_attn).layer_idx = place
-    cut = AutoModelForCausalLM.from_pretrained(directory).eval()
-    assert cut.config.num_hidden_layers == len(blocks_of(cut)) == 3
+    for index, block in enumerate(blocks):
+        (block.attn if name.startswith("gpt2") else block.self_attn).layer_idx = index
+    pruned = AutoModelForCausalLM.from_pretrained(directory).eval()
+    assert pruned.config.num_hidden_layers == len(blocks_of(pruned)) == 3
     expected = dict(by_hand.named_parameters())
-    for parameter_name, parameter in cut.named_parameters():
+    for parameter_name, parameter in pruned.named_parameters():
         assert torch.equal(parameter, expected.pop(parameter_name)), parameter_name
     assert not expected
     with torch.no_grad():
-        assert torch.equal(cut(TOKENS).logits, by_hand(TOKENS, use_cache=False).logits)
+        assert torch.equal(pruned(TOKENS).logits, by_hand(TOKENS, use_cache=False).logits)
     assert not torch.allclose(logits_of(directory), logits_of(models[name]), atol=1e-2)
 
 
-def test_a_cut_student_brings_tokenizer_and_generation_settings(models, tmp_path):
+def test_a_pruned_student_has_the_tokenizer_and_the_generation_settings(models, tmp_path):
     (Path(models["llama tied"]) / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     directory = Path(prune_layers(models["llama tied"], [0, 4], str(tmp_path / "student")))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
@@ -117,8 +117,8 @@ def test_layers_of_several_kinds_keep_their_kind(tmp_path):
     config = Gemma2Config(**(SMALL | {"num_hidden_layers": 4}), **SPECIAL, num_key_value_heads=1, head_dim=16)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "teacher")
     directory = prune_layers(str(tmp_path / "teacher"), [0, 2, 3], str(tmp_path / "student"))
-    cut = AutoModelForCausalLM.from_pretrained(directory)
-    assert cut.config.layer_types == [config.layer_types[i] for i in (0, 2, 3)]
+    pruned = AutoModelForCausalLM.from_pretrained(directory)
+    assert pruned.config.layer_types == [config.layer_types[i] for i in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("layers", [[], [0, 5], [2, 1], [1, 1]])
@@ -132,7 +132,7 @@ def test_layers_that_the_teacher_does_not_have(models, tmp_path, layers):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_head_read_alone_makes_the_models_logits(models, name):
+def test_a_head_read_alone_computes_the_models_logits(models, name):
     head = read_head(models[name], VOCABULARY)
     assert torch.equal(head.logits(hidden_of(models[name])), logits_of(models[name]))
 
@@ -143,8 +143,9 @@ def test_scales_caps_and_biases_belong_to_the_head(exotic, name):
     torch.testing.assert_close(head.logits(hidden_of(exotic[name])), logits_of(exotic[name]))
     torch.testing.assert_close(head.logits(hidden_of(exotic[name]), temperature=1.7), logits_of(exotic[name]) / 1.7)
     model = AutoModelForCausalLM.from_pretrained(exotic[name])
-    own = student_head(model, VOCABULARY)
-    assert torch.equal(own.weight, head.weight) and (own.scale, own.soft_cap) == (head.scale, head.soft_cap)
+    model_head = student_head(model, VOCABULARY)
+    assert torch.equal(model_head.weight, head.weight)
+    assert (model_head.scale, model_head.soft_cap) == (head.scale, head.soft_cap)
     check_head(model, "student")
 
 
@@ -179,7 +180,7 @@ def test_a_model_without_its_head(models, tmp_path):
 
 
 class Doubling(GPT2LMHeadModel):
-    """A family that does to its logits what no config key says."""
+    """A family that changes its logits in a way that no config key states."""
 
     def forward(self, *arguments, **named):
         output = super().forward(*arguments, **named)
@@ -188,7 +189,7 @@ class Doubling(GPT2LMHeadModel):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_head_that_is_more_than_we_know_is_refused_also_under_dropout(training):
+def test_a_family_with_an_unknown_head_is_refused_also_under_dropout(training):
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     torch.manual_seed(0)
     plain = GPT2LMHeadModel(config).train(training)
@@ -203,7 +204,7 @@ def test_a_head_that_is_more_than_we_know_is_refused_also_under_dropout(training
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_saved_weights_are_a_model_of_their_own(models, tmp_path, name, dtype):
+def test_saved_weights_are_a_complete_model(models, tmp_path, name, dtype):
     model = AutoModelForCausalLM.from_pretrained(models[name], dtype=dtype).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -237,10 +238,10 @@ def test_without_dropout_training_mode_is_evaluation_mode(models):
         assert not torch.allclose(dropping(TOKENS).logits, logits_of(models["gpt2 tied"]), atol=1e-2)
 
 
-# --- what is not a model that we take ---
+# --- accepted and refused models ---
 
 
-def test_a_directory_is_taken_as_it_is(models):
+def test_a_model_directory_is_used_in_place(models):
     assert resolve_model(models["llama tied"], "student.model") == str(Path(models["llama tied"]).resolve())
 
 
@@ -256,14 +257,14 @@ def test_a_directory_that_is_no_model(tmp_path, files, sentence):
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "a/b/c"])
-def test_a_path_that_leads_nowhere_is_not_looked_for_on_the_hub(name):
+def test_a_missing_path_is_not_looked_up_on_the_hub(name):
     with pytest.raises(InputError, match=r"teacher.model: .* is not a model: there is no such directory"):
         resolve_model(name, "teacher.model")
 
 
-def test_a_hub_name_that_cannot_be_had(monkeypatch):
+def test_a_hub_model_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="neither a local directory nor a model the hub gives out"):
+    with pytest.raises(InputError, match="neither a local directory nor a model that the hub provides"):
         resolve_model("nobody/no-such-model", "teacher.model")
 
 
@@ -276,25 +277,25 @@ def test_a_hub_name_that_cannot_be_had(monkeypatch):
         (MixtralConfig(architectures=["MixtralForCausalLM"]), "MixtralForCausalLM is a mixture of experts"),
     ],
 )
-def test_other_kinds_of_models_are_refused_in_a_sentence(tmp_path, config, sentence):
+def test_other_kinds_of_models_are_refused(tmp_path, config, sentence):
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=f"^student.model: {sentence}"):
         check_supported(str(tmp_path), "student.model")
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "no-such-type"}'])
-def test_a_config_that_transformers_does_not_read(tmp_path, content):
+def test_a_config_that_transformers_cannot_read(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"^teacher.model: .* config that transformers does not read"):
+    with pytest.raises(InputError, match=r"^teacher.model: transformers cannot read the config of"):
         check_supported(str(tmp_path), "teacher.model")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_dense_causal_models_are_taken(models, name):
+def test_dense_causal_models_are_accepted(models, name):
     assert check_supported(models[name], "student.model").vocab_size == VOCABULARY
 
 
-def test_a_fingerprint_survives_a_copy_and_sees_a_change(models, tmp_path):
+def test_a_fingerprint_is_the_same_for_a_copy_and_differs_after_a_change(models, tmp_path):
     directory = models["llama tied"]
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)

@@ -1,4 +1,4 @@
-"""Adapters: what they add, merged as peft itself merges; what is trained; what is refused."""
+"""LoRA adapters: merged weights agree with peft, only adapters are trained, unsuitable targets are refused."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def directory(request, tmp_path_factory) -> str:
 
 
 def adapted(directory: str, config: LoraConfig, *, dtype: torch.dtype = torch.float32, seed: int = 3, trained: bool = True):
-    """The model with adapters; `trained` ones have moved away from where they begin."""
+    """The model with adapters. trained: move the adapters away from their initial values."""
     model = load_causal_lm(directory, dtype, dropout=False)
     attach_adapters(model, config, seed=seed, dropout=False)
     if trained:
@@ -51,7 +51,7 @@ def logits(model) -> torch.Tensor:
     return model(TOKENS).logits
 
 
-def test_the_merged_weights_are_those_of_the_model_without_adapters_and_compute_the_same(directory):
+def test_the_merged_weights_have_the_models_names_and_shapes_and_compute_the_same(directory):
     model = adapted(directory, LoraConfig(rank=4, alpha=12.0))
     plain = AutoModelForCausalLM.from_pretrained(directory)
     weights = merged(model)
@@ -62,10 +62,10 @@ def test_the_merged_weights_are_those_of_the_model_without_adapters_and_compute_
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_a_saved_adapter_is_merged_by_peft_to_the_same_weights_and_is_left_alone(directory, tmp_path):
+def test_peft_merges_a_saved_adapter_to_the_same_weights_and_saving_changes_nothing(directory, tmp_path):
     config = LoraConfig(rank=4, alpha=12.0)
     model = adapted(directory, config)
-    parts = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = merged(model)
     tensors = {name: tensor.detach() for name, tensor in adapter_tensors(model)}
     save_weights(
@@ -74,16 +74,16 @@ def test_a_saved_adapter_is_merged_by_peft_to_the_same_weights_and_is_left_alone
         str(tmp_path / "best"),
         write_extra=lambda staging: save_adapter(tensors, config, directory, staging / "adapter"),
     )
-    assert all(torch.equal(tensor, parts[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory), tmp_path / "best" / "adapter")
-    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
-    theirs = theirs.merge_and_unload().state_dict()
-    assert set(theirs) == set(weights)
+    peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory), tmp_path / "best" / "adapter")
+    torch.testing.assert_close(logits(peft_model), logits(model), rtol=1e-5, atol=1e-5)
+    peft_weights = peft_model.merge_and_unload().state_dict()
+    assert set(peft_weights) == set(weights)
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-6)
-    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "best").state_dict()
-    assert all(torch.equal(weight, ours[name]) for name, weight in weights.items())
+        torch.testing.assert_close(weight, peft_weights[name], rtol=1e-6, atol=1e-6)
+    saved_weights = AutoModelForCausalLM.from_pretrained(tmp_path / "best").state_dict()
+    assert all(torch.equal(weight, saved_weights[name]) for name, weight in weights.items())
 
 
 def test_bfloat16_is_merged_in_float32_and_rounded_once(directory):
@@ -103,7 +103,7 @@ def test_fresh_adapters_change_nothing_and_depend_on_the_seed_alone(directory):
     first = adapted(directory, LoraConfig(), trained=False)
     drawn = torch.rand(1)
     torch.manual_seed(1)
-    assert torch.rand(1) == drawn  # the random state of the process is as it was
+    assert torch.rand(1) == drawn  # the random state of the process is unchanged
     again, other = adapted(directory, LoraConfig(), trained=False), adapted(directory, LoraConfig(), trained=False, seed=4)
     assert torch.equal(logits(first), logits(plain))
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in merged(first).items())
@@ -133,7 +133,7 @@ def test_recomputed_activations_give_the_same_gradient(directory):
 
 
 def test_the_gradient_is_the_chain_rule_through_the_merged_weight(directory):
-    """d L / d B = scale (d L / d W) A.T and d L / d A = scale B.T (d L / d W), from the merged model's own gradient."""
+    """d L / d B = scale (d L / d W) A.T and d L / d A = scale B.T (d L / d W), with d L / d W from the merged model."""
     model = adapted(directory, LoraConfig(rank=4, alpha=12.0))
     model(TOKENS, labels=TOKENS).loss.backward()
     plain = AutoModelForCausalLM.from_pretrained(directory)
@@ -142,13 +142,13 @@ def test_the_gradient_is_the_chain_rule_through_the_merged_weight(directory):
     adapters = [weight for weight in student_weights(model) if weight.adapter is not None]
     assert adapters
     for weight in adapters:
-        a, b, of_weight = weight.adapter.a, weight.adapter.b, plain.get_parameter(weight.name).grad
-        of_weight = of_weight.T if weight.adapter.transposed else of_weight
-        torch.testing.assert_close(b.grad, 12 / 4 * of_weight @ a.T, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(a.grad, 12 / 4 * b.T @ of_weight, rtol=1e-3, atol=1e-6)
+        a, b, weight_gradient = weight.adapter.a, weight.adapter.b, plain.get_parameter(weight.name).grad
+        weight_gradient = weight_gradient.T if weight.adapter.transposed else weight_gradient
+        torch.testing.assert_close(b.grad, 12 / 4 * weight_gradient @ a.T, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(a.grad, 12 / 4 * b.T @ weight_gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_dropout_is_a_matter_of_the_stage(directory):
+def test_the_caller_decides_on_dropout(directory):
     for dropout in (False, True):
         model = load_causal_lm(directory, torch.float32, dropout=False)
         attach_adapters(model, LoraConfig(dropout=0.5), seed=0, dropout=dropout)
@@ -160,7 +160,7 @@ def test_dropout_is_a_matter_of_the_stage(directory):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["lm_head"], "takes in lm_head, the student's output head"),
+        (["lm_head"], "includes lm_head, the student's output head"),
         (["wte", "embed_tokens"], "the student's input embedding"),
         (["attention_of_another_family"], "does not fit the student: .*attention_of_another_family"),
         (["mlp"], "does not fit the student"),
@@ -169,7 +169,7 @@ def test_dropout_is_a_matter_of_the_stage(directory):
 def test_targets_that_cannot_be_adapted_are_refused_before_weights_are_read(directory, targets, message, tmp_path):
     only_config = tmp_path / "config.json"
     only_config.write_bytes((Path(directory) / "config.json").read_bytes())
-    with pytest.raises(InputError, match=f"student.lora.target_modules {message}" if message.startswith(("takes", "does")) else message):
+    with pytest.raises(InputError, match=f"student.lora.target_modules {message}" if message.startswith(("includes", "does")) else message):
         check_targets(str(tmp_path), LoraConfig(target_modules=targets))
 
 

@@ -1,3 +1,5 @@
+"""Micro-batches: padding, packing and grids of targets; the division of a step among workers."""
+
 from collections import Counter
 
 import numpy as np
@@ -28,8 +30,8 @@ def test_padding_goes_to_the_right():
 
 
 def test_a_target_is_predicted_by_the_state_one_position_before_it():
-    place = torch.arange(15.0).view(3, 5, 1)
-    assert BATCH.predicting_rows(place).flatten().tolist() == [2, 3, 5, 10, 12]
+    positions = torch.arange(15.0).view(3, 5, 1)
+    assert BATCH.predicting_rows(positions).flatten().tolist() == [2, 3, 5, 10, 12]
 
 
 def test_values_of_targets_become_a_left_aligned_grid():
@@ -37,8 +39,8 @@ def test_values_of_targets_become_a_left_aligned_grid():
     assert BATCH.grid(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])).flatten().tolist() == torch.tensor([0.1, 0.2, 0.3, 0, 0.4, 0.5]).tolist()
 
 
-def test_packed_sequences_stand_in_one_row_and_keep_their_targets():
-    """Token 0 is padding in one place and a token in another: lengths tell them apart."""
+def test_packed_sequences_form_one_row_and_keep_their_targets():
+    """Token 0 occurs both as padding and as a real token; lengths distinguish the two."""
     packed = BATCH.packed()
     assert packed.input_ids.tolist() == [[7, 8, 9, 5, 2, 4, 6, 3, 0, 11, 2]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
@@ -52,7 +54,7 @@ def test_the_gradient_passes_through_the_grid():
     assert values.grad.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_nothing_to_do_is_a_batch_without_targets():
+def test_no_sequences_make_a_batch_without_targets():
     batch = make_microbatch([])
     assert batch.input_ids.shape == (1, len(EMPTY_SEQUENCE.tokens)) and batch.counts.tolist() == [0]
     assert batch.targets.numel() == 0 and batch.mask().shape == (1, 0)
@@ -63,7 +65,7 @@ def test_nothing_to_do_is_a_batch_without_targets():
 
 
 @given(lengths, budgets)
-def test_micro_batches_keep_the_token_budget_and_every_index(lengths, budget):
+def test_micro_batches_respect_the_token_budget_and_hold_every_index(lengths, budget):
     groups = split_by_tokens(range(len(lengths)), lengths, budget)
     assert Counter(i for group in groups for i in group) == Counter(range(len(lengths)))
     for group in groups:
@@ -71,17 +73,17 @@ def test_micro_batches_keep_the_token_budget_and_every_index(lengths, budget):
 
 
 @given(lengths, st.integers(1, 6), budgets)
-def test_every_worker_gets_equally_many_micro_batches_and_every_item_comes_once(lengths, workers, budget):
+def test_every_worker_gets_equally_many_micro_batches_and_every_item_occurs_once(lengths, workers, budget):
     plan = plan_microbatches(lengths, workers, budget)
     assert len(plan) == workers and len({len(share) for share in plan}) == 1
     assert Counter(i for share in plan for microbatch in share for i in microbatch) == Counter(range(len(lengths)))
-    assert any(share[-1] for share in plan), "a pass that is empty on every worker"
+    assert any(share[-1] for share in plan), "the last pass is empty on every worker"
     for microbatch in (m for share in plan for m in share if m):
         assert len(microbatch) == 1 or len(microbatch) * max(lengths[i] for i in microbatch) <= budget
 
 
 @given(lengths, st.integers(1, 5), budgets)
-def test_what_comes_back_share_by_share_is_put_in_the_order_of_the_items(lengths, workers, budget):
+def test_restore_order_returns_results_in_the_order_of_the_items(lengths, workers, budget):
     order = [i for share in plan_microbatches(lengths, workers, budget) for microbatch in share for i in microbatch]
     assert restore_order(order, [lengths[i] for i in order]) == lengths
 

@@ -1,4 +1,4 @@
-"""The student module on tiny models: packed sequences are those alone, families that mix them are found out, attention goes by width."""
+"""The student module: packed equals padded, families that mix packed sequences are detected, attention by width."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def model_of(family: str, attention: str = "sdpa"):
         if hasattr(config, dropout):
             setattr(config, dropout, 0.0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
-    with torch.no_grad():  # as sharp as a trained model's attention: from its first weights every token looks alike
+    with torch.no_grad():  # makes attention as sharp as in a trained model; with initial weights it treats all tokens alike
         for parameter in model.parameters():
             parameter.mul_(3.0)
     return model
@@ -72,14 +72,14 @@ def test_packed_equals_padded(family, attention):
     assert (gradient - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_a_family_that_takes_no_restarting_positions_is_found_out():
+def test_a_family_that_ignores_restarting_positions_is_detected():
     model, batch = model_of("opt"), make_microbatch(sequences())
     assert packing_gap(model) > 0.1
     padded, packed = (step(module_of(model, packed=packed), batch)[0] for packed in (False, True))
-    assert (packed - padded).abs().max() > 0.01  # and rightly so
+    assert (packed - padded).abs().max() > 0.01  # packing would change its results
 
 
-def test_the_probe_leaves_the_model_in_training_and_without_gradient():
+def test_packing_gap_leaves_the_model_in_training_mode_and_without_gradient():
     model = model_of("llama")
     packing_gap(model)
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
@@ -93,13 +93,13 @@ def test_a_batch_without_targets_packs_too():
 
 
 def test_attention_by_width_changes_the_kernel_and_not_the_result():
-    model, used = model_of("llama"), []
+    model, kernels = model_of("llama"), []
     short, long = (make_microbatch(sequences(lengths)) for lengths in ((9, 4), (EAGER_WIDTH + 1, 4)))
     expected = [step(module_of(model), batch) for batch in (short, long, short)]
     module = module_of(model, attention_by_width=True)
     for batch, (values, gradient) in zip((short, long, short), expected, strict=True):
-        got = step(module, batch)
-        used.append(model.config._attn_implementation)
-        torch.testing.assert_close(got[0], values, rtol=1e-5, atol=1e-5)
-        assert (got[1] - gradient).norm() < 1e-5 * gradient.norm()
-    assert used == ["eager", "sdpa", "eager"]
+        values_by_width, gradient_by_width = step(module, batch)
+        kernels.append(model.config._attn_implementation)
+        torch.testing.assert_close(values_by_width, values, rtol=1e-5, atol=1e-5)
+        assert (gradient_by_width - gradient).norm() < 1e-5 * gradient.norm()
+    assert kernels == ["eager", "sdpa", "eager"]

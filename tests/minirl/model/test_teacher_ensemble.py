@@ -1,4 +1,4 @@
-"""Several teachers: their average against naive averaging in float64, each one's checksum, and one alone as if there were no other."""
+"""Teacher ensembles: the average against naive float64, each teacher's checksum, one teacher for each record."""
 
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ from tests import oracles
 
 VOCABULARY, WIDTH, WIDTHS, WEIGHTS = 11, 5, (4, 6, 3), (1.0, 3.0, 0.5)
 LENGTHS = (4, 2, 3, 1)  # targets of the sequences
-EVERYBODY = tuple((0, 1, 2) for _ in LENGTHS)
+ALL_TEACHERS = tuple((0, 1, 2) for _ in LENGTHS)
 BY_RECORD = ((1,), (0,), (1,), (2,))
-SPEAKERS = {
-    "everybody": EVERYBODY,
+SCORING = {  # the teachers that score each sequence
+    "all": ALL_TEACHERS,
     "by record": BY_RECORD,
     "some": ((0, 2), (1,), (0, 1, 2), (0,)),
-    "one is silent": ((0, 1),) * len(LENGTHS),
+    "one scores nothing": ((0, 1),) * len(LENGTHS),
 }
 
 
@@ -34,10 +34,13 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 class Teachers:
-    """K heads, unlike in width, scale and soft-cap, and hidden states of each for every target of every sequence."""
+    """K heads with different width, scale and soft-cap, and the hidden states of each for every target of every sequence.
 
-    def __init__(self, speakers, temperature: float = 1.0):
-        self.speakers, self.temperature = speakers, temperature
+    scoring: the teachers that score each sequence.
+    """
+
+    def __init__(self, scoring, temperature: float = 1.0):
+        self.scoring, self.temperature = scoring, temperature
         self.heads = tuple(
             OutputHead(random(VOCABULARY + k, width, seed=k), None, 1.0 + k, 2.0 if k == 1 else None, VOCABULARY)
             for k, width in enumerate(WIDTHS)
@@ -47,30 +50,30 @@ class Teachers:
         self.ensemble = TeacherEnsemble(self.heads, WEIGHTS)
 
     def logits(self, sequence: int, k: int) -> Tensor:
-        """[n, V] at temperature 1, the head's formula written anew."""
+        """[n, V] at temperature 1, computed here from the formula of a head."""
         head = self.heads[k]
         rows = self.hidden[sequence][k] @ head.weight[:VOCABULARY].T * head.scale
         return rows if head.soft_cap is None else head.soft_cap * torch.tanh(rows / head.soft_cap)
 
     def average(self) -> Tensor:
-        """[N, V] log-probs, averaged as probabilities, token by token and entry by entry."""
+        """[N, V] log-probs, averaged as probabilities, one token and one vocabulary entry at a time."""
         rows = []
-        for sequence, speaking in enumerate(self.speakers):
+        for sequence, teachers in enumerate(self.scoring):
             for t in range(LENGTHS[sequence]):
-                logs = {k: oracles.log_softmax(self.logits(sequence, k)[t] / self.temperature) for k in speaking}
-                whole = sum(WEIGHTS[k] for k in speaking)
-                rows.append(torch.stack([sum(WEIGHTS[k] / whole * logs[k][v].exp() for k in speaking) for v in range(VOCABULARY)]).log())
+                logs = {k: oracles.log_softmax(self.logits(sequence, k)[t] / self.temperature) for k in teachers}
+                total = sum(WEIGHTS[k] for k in teachers)
+                rows.append(torch.stack([sum(WEIGHTS[k] / total * logs[k][v].exp() for k in teachers) for v in range(VOCABULARY)]).log())
         return torch.stack(rows)
 
     def scores(self, sequence: int) -> EnsembleScores:
-        """As each teacher would ship them."""
-        found = []
+        """The scores as the teachers would send them."""
+        scores = []
         for k in range(len(self.heads)):
             logits = self.logits(sequence, k) / self.temperature
             logprobs = logits.log_softmax(-1).gather(1, self.targets[sequence][:, None])[:, 0]
-            shipped = TeacherScores(logprobs.numpy(), logits.logsumexp(-1).numpy(), self.hidden[sequence][k].numpy())
-            found.append(shipped if k in self.speakers[sequence] else None)
-        return EnsembleScores(tuple(found))
+            member_scores = TeacherScores(logprobs.numpy(), logits.logsumexp(-1).numpy(), self.hidden[sequence][k].numpy())
+            scores.append(member_scores if k in self.scoring[sequence] else None)
+        return EnsembleScores(tuple(scores))
 
     def states(self) -> EnsembleStates:
         return EnsembleStates.from_scores([self.scores(i) for i in range(len(LENGTHS))], "cpu")
@@ -93,40 +96,40 @@ class Student:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
-@pytest.mark.parametrize("speakers", SPEAKERS)
+@pytest.mark.parametrize("scoring", SCORING)
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_an_ensemble_is_its_average_in_probability(temperature, speakers, chunk_tokens):
-    """Every statistic and every gradient, as if the average's log-probs were one teacher's logits."""
-    teachers, student = Teachers(SPEAKERS[speakers], temperature), Student()
-    got = student.statistics(teachers, chunk_tokens)
+def test_an_ensemble_is_its_average_in_probability(temperature, scoring, chunk_tokens):
+    """Every statistic and every gradient equals that of one teacher whose logits are the log-probs of the average."""
+    teachers, student = Teachers(SCORING[scoring], temperature), Student()
+    statistics = student.statistics(teachers, chunk_tokens)
     expected = token_statistics(student.logits() / temperature, torch.cat(teachers.targets), teachers.average())
     names = ("student_logprobs", "reverse_kl", "forward_kl", "soft_cross_entropy")
     for name in (*names, "teacher_logprobs"):
-        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-10, atol=1e-12, msg=name)
-    assert got.teacher_log_normalizers.abs().max() < 1e-12
-    losses = [sum((random(sum(LENGTHS), seed=i) * getattr(s, name)).sum() for i, name in enumerate(names)) for s in (got, expected)]
+        torch.testing.assert_close(getattr(statistics, name), getattr(expected, name), rtol=1e-10, atol=1e-12, msg=name)
+    assert statistics.teacher_log_normalizers.abs().max() < 1e-12
+    losses = [sum((random(sum(LENGTHS), seed=i) * getattr(s, name)).sum() for i, name in enumerate(names)) for s in (statistics, expected)]
     for pair in zip(*map(student.gradients, losses), strict=True):
         torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("divergence", [DivergenceConfig(kind="jsd", temperature=2.0), DivergenceConfig(kind="logit_mse")])
-def test_any_divergence_is_from_the_average(divergence):
-    teachers, student = Teachers(SPEAKERS["some"], temperature=1.7), Student()
-    got = student.statistics(teachers, divergence=divergence).divergence
+def test_a_divergence_is_measured_from_the_average(divergence):
+    teachers, student = Teachers(SCORING["some"], temperature=1.7), Student()
+    values = student.statistics(teachers, divergence=divergence).divergence
     switches = {"temperature": divergence.temperature} if divergence.kind == "jsd" else {}
     rows = zip(student.logits(), 1.7 * teachers.average(), strict=True)
     expected = torch.stack([oracles.divergence(divergence.kind, q, p, **switches) for q, p in rows])
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
-    for pair in zip(student.gradients(got.sum()), student.gradients(expected.sum()), strict=True):
+    torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
+    for pair in zip(student.gradients(values.sum()), student.gradients(expected.sum()), strict=True):
         torch.testing.assert_close(*pair, rtol=1e-8, atol=1e-11)
 
 
-def test_one_speaker_is_as_if_there_were_no_other():
-    """By record: each sequence against its own teacher alone, through the path of a single teacher."""
+def test_a_sequence_with_one_teacher_equals_a_run_with_that_teacher_alone():
+    """By record: each sequence against its teacher, computed by the code for a single teacher."""
     teachers, student = Teachers(BY_RECORD), Student()
-    together, place = student.statistics(teachers), 0
+    together, start = student.statistics(teachers), 0
     for i, (k,) in enumerate(BY_RECORD):
-        rows = slice(place, place + LENGTHS[i])
+        rows = slice(start, start + LENGTHS[i])
         alone = head_statistics(
             student.hidden[rows],
             teachers.targets[i],
@@ -137,40 +140,40 @@ def test_one_speaker_is_as_if_there_were_no_other():
         )
         for name in ("student_logprobs", "reverse_kl", "forward_kl", "soft_cross_entropy", "teacher_logprobs"):
             torch.testing.assert_close(getattr(together, name)[rows], getattr(alone, name), rtol=1e-11, atol=1e-13)
-        place = rows.stop
+        start = rows.stop
 
 
-def test_what_each_teacher_says_by_itself_is_kept_apart():
-    teachers, student = Teachers(SPEAKERS["some"], temperature=1.7), Student()
-    got, place = student.statistics(teachers), 0
-    for i, speaking in enumerate(SPEAKERS["some"]):
-        rows = slice(place, place := place + LENGTHS[i])
+def test_logprobs_and_log_normalizers_of_each_teacher_are_returned():
+    teachers, student = Teachers(SCORING["some"], temperature=1.7), Student()
+    statistics, start = student.statistics(teachers), 0
+    for i, scoring in enumerate(SCORING["some"]):
+        rows = slice(start, start := start + LENGTHS[i])
         for k in range(len(WIDTHS)):
-            found = got.member_logprobs[rows, k], got.member_log_normalizers[rows, k]
-            if k not in speaking:
-                assert all(value.isnan().all() for value in found)
+            logprobs, log_normalizers = statistics.member_logprobs[rows, k], statistics.member_log_normalizers[rows, k]
+            if k not in scoring:
+                assert logprobs.isnan().all() and log_normalizers.isnan().all()
                 continue
-            shipped = teachers.scores(i).scores[k]
-            torch.testing.assert_close(found[0], torch.from_numpy(shipped.logprobs))
-            torch.testing.assert_close(found[1], torch.from_numpy(shipped.log_normalizers))
-    assert not got.member_logprobs.requires_grad and not got.member_log_normalizers.requires_grad
+            scores = teachers.scores(i).scores[k]
+            torch.testing.assert_close(logprobs, torch.from_numpy(scores.logprobs))
+            torch.testing.assert_close(log_normalizers, torch.from_numpy(scores.log_normalizers))
+    assert not statistics.member_logprobs.requires_grad and not statistics.member_log_normalizers.requires_grad
 
 
-def test_a_teacher_alone_has_no_members():
-    student, teachers = Student(), Teachers(EVERYBODY)
+def test_a_single_teacher_has_no_member_statistics():
+    student, teachers = Student(), Teachers(ALL_TEACHERS)
     hidden = torch.cat([sequence[0] for sequence in teachers.hidden])
     statistics = student.statistics(teachers, teacher=teachers.heads[0], teacher_hidden=hidden)
     assert statistics.member_logprobs is None and statistics.member_log_normalizers is None
 
 
-def test_a_sequence_that_nobody_speaks_for_is_refused():
-    with pytest.raises(ValueError, match="no teacher speaks"):
+def test_a_sequence_that_no_teacher_scores_is_refused():
+    with pytest.raises(ValueError, match="no teacher scores"):
         Teachers(((0,), (), (1,), (2,))).states()
 
 
 def test_bfloat16_states_are_averaged_in_float32():
     """Against float64 on the same rounded states."""
-    teachers, student = Teachers(EVERYBODY), Student()
+    teachers, student = Teachers(ALL_TEACHERS), Student()
     for i, sequence in enumerate(teachers.hidden):
         teachers.hidden[i] = [hidden.bfloat16().double() for hidden in sequence]
     teachers.heads = tuple(replace(head, weight=head.weight.bfloat16().double()) for head in teachers.heads)
@@ -178,24 +181,24 @@ def test_bfloat16_states_are_averaged_in_float32():
     states = EnsembleStates(narrow, np.ones((sum(LENGTHS), len(WIDTHS)), bool))
     ensemble = TeacherEnsemble(tuple(replace(head, weight=head.weight.bfloat16()) for head in teachers.heads), WEIGHTS)
     rounded, head = student.hidden.detach().bfloat16(), replace(student.head, weight=student.head.weight.detach().bfloat16())
-    got = head_statistics(rounded, torch.cat(teachers.targets), head, chunk_tokens=3, teacher=ensemble, teacher_hidden=states)
+    statistics = head_statistics(rounded, torch.cat(teachers.targets), head, chunk_tokens=3, teacher=ensemble, teacher_hidden=states)
     expected = token_statistics(rounded.double() @ head.weight.double().T, torch.cat(teachers.targets), teachers.average())
-    assert got.teacher_logprobs.dtype == torch.float32
-    torch.testing.assert_close(got.teacher_logprobs.double(), expected.teacher_logprobs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got.reverse_kl.double(), expected.reverse_kl, rtol=1e-5, atol=1e-5)
+    assert statistics.teacher_logprobs.dtype == torch.float32
+    torch.testing.assert_close(statistics.teacher_logprobs.double(), expected.teacher_logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics.reverse_kl.double(), expected.reverse_kl, rtol=1e-5, atol=1e-5)
 
 
 # In an update
 
 
 def items_of(teachers: Teachers) -> list[OnPolicyItem]:
-    """Prompts of two tokens, the targets as responses."""
+    """Rollouts with prompts of two tokens and the targets as responses, with their scores."""
     rollouts = [Rollout(np.array([3, 4]), t.numpy(), np.full(len(t), -2.0), False, 0, i, 0) for i, t in enumerate(teachers.targets)]
     return [OnPolicyItem(rollout, teachers.scores(i)) for i, rollout in enumerate(rollouts)]
 
 
 def student_module(teachers: Teachers, student: Student):
-    """(micro-batch, states, ...) -> statistics; the student's states are given, whichever sequences are asked for."""
+    """(micro-batch, states, ...) -> statistics; the hidden states of the student are fixed and do not depend on the micro-batch."""
 
     def call(batch, states, temperature, teacher_expectations, divergence):
         switches = {
@@ -211,9 +214,9 @@ def student_module(teachers: Teachers, student: Student):
     return call
 
 
-@pytest.mark.parametrize("speakers", SPEAKERS)
-def test_rewards_and_single_step_are_of_the_average(speakers):
-    teachers, student = Teachers(SPEAKERS[speakers]), Student()
+@pytest.mark.parametrize("scoring", SCORING)
+def test_rewards_and_single_step_use_the_average(scoring):
+    teachers, student = Teachers(SCORING[scoring]), Student()
     config, items = ObjectiveConfig(pretrain_coefficient=0.0), items_of(teachers)
     loss, sums = on_policy_loss(
         student_module(teachers, student), items, config, LossDivisors(), device="cpu", temperature=1.0, teacher_share=0.0
@@ -230,19 +233,19 @@ def test_rewards_and_single_step_are_of_the_average(speakers):
     assert sums["teacher_gap_max"] < 1e-12
 
 
-@pytest.mark.parametrize("speakers", ["everybody", "by record", "some"])
+@pytest.mark.parametrize("scoring", ["all", "by record", "some"])
 @pytest.mark.parametrize("k", range(len(WIDTHS)))
 @pytest.mark.parametrize("field", ["logprobs", "log_normalizers"])
-def test_the_checksum_sees_each_teacher(field, k, speakers):
-    """One number of one teacher is off, whatever its share of the average, in the last sequence for which it speaks."""
-    teachers, student = Teachers(SPEAKERS[speakers]), Student()
+def test_the_checksum_detects_a_fault_of_each_teacher(field, k, scoring):
+    """One number of one teacher is wrong, in the last sequence that it scores; its weight in the average does not matter."""
+    teachers, student = Teachers(SCORING[scoring]), Student()
     scores = [teachers.scores(i) for i in range(len(LENGTHS))]
-    spoken = [i for i, speaking in enumerate(SPEAKERS[speakers]) if k in speaking]
-    members = list(scores[spoken[-1]].scores)
+    last = max(i for i, sequence_teachers in enumerate(SCORING[scoring]) if k in sequence_teachers)
+    members = list(scores[last].scores)
     wrong = getattr(members[k], field).copy()
     wrong[-1] += 0.5
     members[k] = replace(members[k], **{field: wrong})
-    scores[spoken[-1]] = EnsembleScores(tuple(members))
+    scores[last] = EnsembleScores(tuple(members))
     sequences = [item.sequence for item in items_of(teachers)]
     items = [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
     _, tokens = forward(student_module(teachers, student), items, "cpu", 1.0)
@@ -251,8 +254,8 @@ def test_the_checksum_sees_each_teacher(field, k, speakers):
     assert gap == pytest.approx(0.5 / size, rel=1e-6)
 
 
-def test_soft_targets_are_of_the_average():
-    teachers, student = Teachers(SPEAKERS["some"]), Student()
+def test_soft_targets_use_the_average():
+    teachers, student = Teachers(SCORING["some"]), Student()
     items = [SupervisedItem(TokenSequence(i.sequence.tokens, i.sequence.is_target), i.scores) for i in items_of(teachers)]
     config = SoftTargetsConfig(hard_weight=0.25)
     loss, sums = soft_update_loss(student_module(teachers, student), items, config, 2.0, device="cpu")
@@ -264,11 +267,11 @@ def test_soft_targets_are_of_the_average():
     assert sums["teacher_gap_max"] < 1e-12
 
 
-def test_diagnostics_are_against_the_average_and_keep_each_teacher_apart():
-    teachers, student = Teachers(SPEAKERS["some"]), Student()
+def test_diagnostics_use_the_average_and_return_values_of_each_teacher():
+    teachers, student = Teachers(SCORING["some"]), Student()
     states = {"teacher": teachers.ensemble, "teacher_hidden": teachers.states()}
-    found = token_diagnostics(student.hidden, torch.cat(teachers.targets), student.head, **states, top_k=3, chunk_tokens=4)
+    diagnostics = token_diagnostics(student.hidden, torch.cat(teachers.targets), student.head, **states, top_k=3, chunk_tokens=4)
     expected = token_statistics(student.logits(), torch.cat(teachers.targets), teachers.average())
     for name in ("reverse_kl", "forward_kl", "teacher_logprobs"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
-    assert teacher_gap(found, [teachers.scores(i) for i in range(len(LENGTHS))], "cpu")["teacher_gap_max"] < 1e-12
+        torch.testing.assert_close(getattr(diagnostics, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+    assert teacher_gap(diagnostics, [teachers.scores(i) for i in range(len(LENGTHS))], "cpu")["teacher_gap_max"] < 1e-12

@@ -1,4 +1,4 @@
-"""Diagnostics of tokens from hidden states, in chunks, against whole rows of logits in float64."""
+"""Diagnostics of target tokens from hidden states, in chunks, against whole rows of logits in float64."""
 
 import numpy as np
 import pytest
@@ -25,53 +25,55 @@ def heads(student_scale: float = 1.0):
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
 @pytest.mark.parametrize("top_k", [1, 5])
-def test_all_of_them_are_the_definitions_on_whole_rows(chunk_tokens, top_k):
+def test_diagnostics_equal_their_definitions_on_whole_rows(chunk_tokens, top_k):
     student, teacher, hidden, teacher_hidden, targets = heads()
-    targets[3] = student.logits(hidden)[3].argmax()  # one that is right
-    found = token_diagnostics(
+    targets[3] = student.logits(hidden)[3].argmax()  # one correct prediction
+    diagnostics = token_diagnostics(
         hidden, targets, student, teacher=teacher, teacher_hidden=teacher_hidden, top_k=top_k, chunk_tokens=chunk_tokens
     )
     for row in range(ROWS):
         z = (hidden[row].double() @ student.weight[:VOCABULARY].double().T) + student.bias[:VOCABULARY].double()
         t = 5 * torch.tanh(teacher_hidden[row].double() @ teacher.weight.double().T / 5)
         q, p = z.softmax(-1).numpy(), t.softmax(-1).numpy()
-        best = [set(np.argsort(-x)[:top_k].tolist()) for x in (q, p)]
+        likeliest = [set(np.argsort(-x)[:top_k].tolist()) for x in (q, p)]
         target = int(targets[row])
         expected = {
             "student_logprobs": np.log(q[target]), "teacher_logprobs": np.log(p[target]),
             "teacher_log_normalizers": float(t.logsumexp(-1)),
             "reverse_kl": sum(q * np.log(q / p)), "forward_kl": sum(p * np.log(p / q)),
-            "confidence": q.max(), "overlap": len(best[0] & best[1]) / top_k, "correct": float(q.argmax() == target),
+            "confidence": q.max(), "overlap": len(likeliest[0] & likeliest[1]) / top_k, "correct": float(q.argmax() == target),
         }  # fmt: skip
         for name, value in expected.items():
-            assert float(getattr(found, name)[row]) == pytest.approx(value, abs=2e-5), name
-    assert found.correct[3]
+            assert float(getattr(diagnostics, name)[row]) == pytest.approx(value, abs=2e-5), name
+    assert diagnostics.correct[3]
 
 
-def test_equal_models_are_no_distance_apart_and_share_all():
+def test_equal_models_have_zero_divergence_and_full_overlap():
     student, _, hidden, _, targets = heads()
-    found = token_diagnostics(hidden, targets, student, teacher=student, teacher_hidden=hidden, top_k=7, chunk_tokens=5)
-    assert found.reverse_kl.abs().max() < 1e-5 and found.forward_kl.abs().max() < 1e-5
-    assert found.overlap.eq(1).all()
+    diagnostics = token_diagnostics(hidden, targets, student, teacher=student, teacher_hidden=hidden, top_k=7, chunk_tokens=5)
+    assert diagnostics.reverse_kl.abs().max() < 1e-5 and diagnostics.forward_kl.abs().max() < 1e-5
+    assert diagnostics.overlap.eq(1).all()
 
 
-def test_split_gives_each_sequence_its_own():
+def test_split_returns_the_diagnostics_of_each_sequence():
     student, teacher, hidden, teacher_hidden, targets = heads()
-    found = token_diagnostics(hidden, targets, student, teacher=teacher, teacher_hidden=teacher_hidden, top_k=3, chunk_tokens=8)
-    parts = found.split([4, 0, 9])
+    diagnostics = token_diagnostics(hidden, targets, student, teacher=teacher, teacher_hidden=teacher_hidden, top_k=3, chunk_tokens=8)
+    parts = diagnostics.split([4, 0, 9])
     assert [len(part.reverse_kl) for part in parts] == [4, 0, 9]
-    assert np.array_equal(np.concatenate([part.forward_kl for part in parts]), found.forward_kl.numpy())
+    assert np.array_equal(np.concatenate([part.forward_kl for part in parts]), diagnostics.forward_kl.numpy())
     assert parts[2].correct.dtype == bool
 
 
 def test_no_targets_at_all():
     student, teacher, hidden, teacher_hidden, targets = heads()
-    found = token_diagnostics(hidden[:0], targets[:0], student, teacher=teacher, teacher_hidden=teacher_hidden[:0], top_k=3, chunk_tokens=8)
-    assert all(len(field) == 0 for field in found if field is not None)
+    diagnostics = token_diagnostics(
+        hidden[:0], targets[:0], student, teacher=teacher, teacher_hidden=teacher_hidden[:0], top_k=3, chunk_tokens=8
+    )
+    assert all(len(field) == 0 for field in diagnostics if field is not None)
 
 
-def test_the_student_module_gives_each_sequence_what_its_own_statistics_say():
-    """And a worker that has nothing left runs an empty micro-batch beside the others."""
+def test_the_student_module_diagnoses_each_sequence_like_its_statistics():
+    """A worker without sequences runs an empty micro-batch while the others work."""
     draw, model, width = np.random.default_rng(0), model_of("llama"), 7
     head = OutputHead(torch.randn(STUDENT_VOCABULARY, width), None, 1.0, None, STUDENT_VOCABULARY)
     module, items = StudentModule(model, vocabulary=STUDENT_VOCABULARY, chunk_tokens=5, teacher_head=head).eval(), []
@@ -83,10 +85,10 @@ def test_the_student_module_gives_each_sequence_what_its_own_statistics_say():
         items.append(SupervisedItem(sequence, TeacherScores(*map(numpy_from_tensor, (logprobs, normalizers, hidden)))))
     with torch.no_grad():
         batch, tokens = forward(module, items, "cpu", 1.0)
-        found, gap = diagnose(module, items, "cpu", 3)
+        diagnostics, gap = diagnose(module, items, "cpu", 3)
         assert diagnose(module, [], "cpu", 3) == ([], {})
     assert float(gap["teacher_gap_max"]) < 1e-5
     for name in ("student_logprobs", "reverse_kl", "forward_kl"):
         rows = getattr(tokens, name).split(batch.counts.tolist())
-        for one, row in zip(found, rows, strict=True):
-            np.testing.assert_allclose(getattr(one, name), row.numpy(), rtol=1e-5, atol=1e-6)
+        for sequence_diagnostics, row in zip(diagnostics, rows, strict=True):
+            np.testing.assert_allclose(getattr(sequence_diagnostics, name), row.numpy(), rtol=1e-5, atol=1e-6)

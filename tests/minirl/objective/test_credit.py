@@ -1,3 +1,5 @@
+"""Rewards, returns, whitening and exact weights: by hand, against the oracles, and for any padding."""
+
 import numpy as np
 import pytest
 import torch
@@ -72,14 +74,14 @@ def test_rewards_of_lmops(reward):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 @pytest.mark.parametrize("fill", [0.0, 1e3])
 def test_returns_by_hand(kind, discount, length_normalization, expected, dtype, fill):
-    """r = [-1, -2, -4, pad, pad], whatever stands in the padding: the table of the mathematics, section 2."""
+    """r = [-1, -2, -4, pad, pad], with any values in the padding: the table of the mathematics, section 2."""
     reward, mask = grid([[-1.0, -2.0, -4.0]], padding=2, fill=fill)
     value = returns(reward, mask.to(dtype), kind=kind, discount=discount, length_normalization=length_normalization)
     assert value[0].tolist() == pytest.approx([*expected, 0.0, 0.0])
 
 
 def test_the_first_end_token_is_the_last_action():
-    """Its reward counts in every return before it, once; what stands after it counts nowhere."""
+    """Its reward counts once in every return before it; values after it count in no return."""
     reward, mask = grid([[0.0, 0.0, -6.0]], padding=1, fill=-100.0)
     assert returns(reward, mask, kind="future")[0].tolist() == [-3.0, -6.0, 0.0, 0.0]
     assert returns(reward, mask, kind="reward_to_go")[0].tolist() == [-2.0, -3.0, -6.0, 0.0]
@@ -91,8 +93,8 @@ def test_the_first_end_token_is_the_last_action():
 def test_returns_agree_with_the_oracle_at_any_padding(preset, oracle, rows, padding):
     reward, mask = grid(rows, padding, fill=NAN)
     value = returns(reward, mask, **PRESETS[preset])
-    for got, row in zip(unpadded(value, rows), rows, strict=True):
-        assert got == pytest.approx(oracle(row), abs=1e-9)
+    for row_returns, row in zip(unpadded(value, rows), rows, strict=True):
+        assert row_returns == pytest.approx(oracle(row), abs=1e-9)
     assert not value[mask == 0].any()
 
 
@@ -111,7 +113,7 @@ def whitened(rows, limit, padding=0):
 
 
 def test_whitening_by_hand():
-    """[-4] and [-2, -2] on a grid of 2 x 4: mean -8/8 = -1, variance 24/8 - 1 = 2; the padding's zeros count, then stay zero."""
+    """[-4] and [-2, -2] on a grid of 2 x 4: mean -8/8 = -1, variance 24/8 - 1 = 2; zeros in the padding count and stay zero."""
     value, _ = whitened([[-4.0], [-2.0, -2.0]], limit=4)
     root = (2 + 1e-8) ** 0.5
     assert value[0].tolist() == pytest.approx([-3 / root, 0.0])
@@ -122,13 +124,13 @@ def test_whitening_by_hand():
 @given(reward_rows, st.integers(0, 3), st.integers(7, 12))
 def test_whitening_agrees_with_the_oracle_at_any_padding(rows, padding, limit):
     value, mask = whitened(rows, limit, padding)
-    for got, expected in zip(unpadded(value, rows), oracles.lmops_whitened(rows, limit), strict=True):
-        assert got == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    for whitened_row, expected in zip(unpadded(value, rows), oracles.lmops_whitened(rows, limit), strict=True):
+        assert whitened_row == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert not value[mask == 0].any()
 
 
 def test_whitening_statistics_of_float32_rows_are_summed_in_float64():
-    """A float32 sum of squares of 4096 ones beside 1e8 would lose them all."""
+    """In float32, the sum of squares 1e8 + 4096 x 1 would lose all 4096 ones."""
     row = np.array([1e4] + [1.0] * 4096, np.float32)
     mean, variance = whitening_statistics([row], len(row))
     assert mean == pytest.approx((1e4 + 4096) / 4097, rel=1e-12)
@@ -139,14 +141,14 @@ def test_whitening_statistics_of_float32_rows_are_summed_in_float64():
 
 
 def test_exact_returns_by_hand():
-    """G_2 = 3 * (-4) = -12, G_1 = 2 * (-2 - 12) = -28; the first ratio is in none of them."""
+    """G_2 = 3 * (-4) = -12, G_1 = 2 * (-2 - 12) = -28; the first ratio occurs in none."""
     reward, mask = grid([[-1.0, -2.0, -4.0]], padding=1, fill=9.0)
     ratio, _ = grid([[7.0, 2.0, 3.0]], padding=1, fill=9.0)
     assert exact_returns(reward, ratio, mask).tolist() == [[-28.0, -12.0, 0.0, 0.0]]
 
 
 def test_weights_before_by_hand():
-    """The product of the ratios before a token; the last ratio is in none of them."""
+    """The product of the ratios before a token; the last ratio occurs in none."""
     ratio, mask = grid([[7.0, 2.0, 3.0], [5.0]], padding=1, fill=NAN)
     weights = weights_before(ratio, mask)
     assert weights[0, :3].tolist() == [1.0, 7.0, 14.0]

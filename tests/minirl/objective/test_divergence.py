@@ -1,4 +1,4 @@
-"""Full-vocabulary divergences: by hand, and against the loop over the vocabulary."""
+"""Full-vocabulary divergences: values by hand, and agreement with the oracle that loops over the vocabulary."""
 
 import math
 from typing import get_args
@@ -44,8 +44,8 @@ def test_reverse_kl_is_of_the_student_against_the_teacher():
     assert forward_kl(student, teacher).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 
-def test_reverse_kl_flees_what_the_teacher_rules_out():
-    """Mode seeking: a student that leaves out a mode is cheap, one that puts mass where the teacher has none is dear."""
+def test_reverse_kl_is_mode_seeking():
+    """A student that omits a mode of the teacher has a small reverse KL; one with mass where the teacher has none has a large one."""
     teacher, one_mode, everywhere = logs(0.4995, 0.001, 0.4995), logs(0.998, 0.001, 0.001), logs(0.34, 0.32, 0.34)
     assert reverse_kl(one_mode, teacher) < reverse_kl(everywhere, teacher)
     assert forward_kl(one_mode, teacher) > forward_kl(everywhere, teacher)
@@ -78,7 +78,9 @@ def test_logit_mse_by_hand():
 
 
 def test_a_temperature_divides_both_logits_and_the_loss_keeps_its_size():
-    """At 2, logits of twice log q are those of q: 4 times the KL, twice the total variation; divided by 0.5 before, so of log q."""
+    """At temperature 2, the logits 2 log q describe q: 4 times the KL of q, twice its total variation. The logits 4 log q are 2 log q that
+    are already divided by 0.5, and give the same.
+    """
     student, teacher = logs(0.5, 0.5), logs(0.25, 0.75)
     for kind, factor in (("reverse_kl", 4), ("jsd", 4), ("total_variation", 2)):
         plain = divergence_of(student, teacher, DivergenceConfig(kind=kind))
@@ -91,7 +93,7 @@ def test_every_kind_of_the_config_is_defined():
     assert set(DIVERGENCES) == set(get_args(DivergenceConfig.model_fields["kind"].annotation))
 
 
-# Every kind, each with other switches than its defaults too
+# Every kind, with its defaults and with other switches
 SWITCHES = [
     *({"kind": kind} for kind in DIVERGENCES),
     *({"kind": kind, "temperature": 2.5} for kind in DIVERGENCES if kind != "logit_mse"),
@@ -113,9 +115,9 @@ def test_rows_agree_with_the_oracle(switches, seed, spread):
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_what_holds_for_every_divergence(switches):
-    """Never negative, nought only where the two agree (there without gradient), blind to a shift of either's logits; the gradient of a
-    row is its own alone and sums to nought.
+def test_properties_of_every_divergence(switches):
+    """Positive where the distributions differ; zero, with zero gradient, where they are equal; unchanged by a constant added to the logits
+    of either. The gradient of a row's value touches only that row, and sums to zero.
     """
     student, teacher, config = 2 * random(3, 6, seed=1), 2 * random(3, 6, seed=2), DivergenceConfig(**switches)
     student[2] = teacher[2]
@@ -129,7 +131,9 @@ def test_what_holds_for_every_divergence(switches):
 
 
 def test_jsd_lies_between_the_two_kls():
-    """Symmetric in roles and beta turned round, at most ln 2 at a half; over beta it tends to one KL, over 1 - beta to the other."""
+    """Unchanged if student and teacher swap and beta becomes 1 - beta; at most ln 2 at beta = 1/2; divided by beta it tends to one KL as
+    beta goes to 0, divided by 1 - beta to the other as beta goes to 1.
+    """
     student, teacher = 3 * random(4, 6, seed=1), 3 * random(4, 6, seed=2)
 
     def jsd(q: Tensor, p: Tensor, beta: float) -> Tensor:
@@ -162,7 +166,7 @@ def test_without_skew_the_skew_kls_are_the_plain_ones():
     ids=str,
 )
 def test_a_high_temperature_leaves_the_mean_squared_difference_of_centred_logits(switches, factor):
-    """Value and gradient: tau^2 KL(p_tau || q_tau) tends to half of it (mathematics.md, section 6), the others to a share of that half."""
+    """Value and gradient: tau^2 KL(p_tau || q_tau) tends to half of it, the others to a part of that half (mathematics.md, section 6)."""
     student, teacher = random(4, 6, seed=1).requires_grad_(), random(4, 6, seed=2)
     hot = divergence_of(student, teacher, DivergenceConfig(**switches, temperature=1e4))
     limit = factor * divergence_of(student, teacher, DivergenceConfig(kind="logit_mse"))
@@ -178,14 +182,14 @@ def test_a_high_temperature_leaves_half_the_mean_absolute_difference_of_centred_
 
 
 def test_the_gradient_runs_through_both_occurrences_of_the_student():
-    """d KL / d logit_v = q_v (log q_v - log p_v - KL): nought where the two agree, else of sum nought."""
+    """d KL / d logit_v = q_v (log q_v - log p_v - KL): its sum over v is zero, and it is zero if the distributions are equal."""
     student, teacher = random(1, 6, seed=1).requires_grad_(), random(1, 6, seed=2)
     kl = reverse_kl(student, teacher)
     q = student.softmax(-1)
     expected = q * (student.log_softmax(-1) - teacher.log_softmax(-1) - kl)
     torch.testing.assert_close(torch.autograd.grad(kl.sum(), student, retain_graph=True)[0], expected)
-    alike = torch.autograd.grad(reverse_kl(student, student.detach()).sum(), student)[0]
-    assert alike.abs().max() < 1e-15
+    gradient_at_equality = torch.autograd.grad(reverse_kl(student, student.detach()).sum(), student)[0]
+    assert gradient_at_equality.abs().max() < 1e-15
 
 
 def test_top_k_is_no_substitute():
@@ -197,18 +201,18 @@ def test_top_k_is_no_substitute():
     assert full.item() == pytest.approx(0.429, abs=5e-4)
     assert partial.item() == pytest.approx(-0.170, abs=5e-4)
     by_full, by_partial = (torch.autograd.grad(loss.sum(), student, retain_graph=True)[0][0, 2].item() for loss in (full, partial))
-    assert by_full > 0 > by_partial  # descent lowers the bad token's logit by the first, raises it by the second
+    assert by_full > 0 > by_partial  # gradient descent lowers the bad token's logit with the full sum and raises it with the partial one
 
 
 def test_a_vocabulary_padded_head_is_the_sliced_one():
-    """The teacher's head has 3 rows of padding with high logits: cut off, what is left is as if renormalised (spec 7.2, 10)."""
+    """The teacher's head has 3 rows of padding with high logits. Without them, the rest equals the renormalised one (spec 7.2, 10)."""
     head, hidden, student = random(VOCABULARY + 3, WIDTH, seed=1), random(TOKENS, WIDTH, seed=2), random(TOKENS, VOCABULARY, seed=3)
     head[VOCABULARY:] *= 5
     targets = torch.arange(TOKENS)
     sliced = token_statistics(student, targets, hidden @ head[:VOCABULARY].T)
     padded = (hidden @ head.T).softmax(-1)[:, :VOCABULARY]
     renormalised = padded / padded.sum(-1, keepdim=True)
-    assert (padded.sum(-1) < 0.9).any(), "the padding must have had some mass, or there is nothing to see"
+    assert (padded.sum(-1) < 0.9).any(), "the padding must have some mass, or the test shows nothing"
     from_padded = token_statistics(student, targets, renormalised.log())
     for name in ("reverse_kl", "forward_kl", "soft_cross_entropy", "teacher_logprobs"):
         torch.testing.assert_close(getattr(sliced, name), getattr(from_padded, name))
@@ -242,14 +246,14 @@ def test_statistics_without_a_teacher():
     assert all(value is None for value in statistics[1:])
 
 
-def test_a_divergence_takes_the_place_of_the_other_expectations():
+def test_a_divergence_replaces_the_other_expectations():
     student, teacher = random(3, VOCABULARY, seed=1), random(3, VOCABULARY, seed=2)
     targets, config = torch.tensor([1, 2, 3]), DivergenceConfig(kind="jsd", temperature=2.0)
-    given, plain = (token_statistics(student, targets, teacher, divergence=d) for d in (config, None))
-    torch.testing.assert_close(given.divergence, divergence_of(student, teacher, config))
-    assert given.reverse_kl is given.forward_kl is given.soft_cross_entropy is plain.divergence is None
+    with_divergence, plain = (token_statistics(student, targets, teacher, divergence=d) for d in (config, None))
+    torch.testing.assert_close(with_divergence.divergence, divergence_of(student, teacher, config))
+    assert with_divergence.reverse_kl is with_divergence.forward_kl is with_divergence.soft_cross_entropy is plain.divergence is None
     for name in ("student_logprobs", "teacher_logprobs", "teacher_log_normalizers"):
-        assert torch.equal(getattr(given, name), getattr(plain, name))
+        assert torch.equal(getattr(with_divergence, name), getattr(plain, name))
 
 
 def test_bfloat16_logits_are_widened_before_the_softmax():
@@ -282,7 +286,7 @@ def test_teacher_values_carry_no_gradient():
         ({"kind": "skew_reverse_kl", "skew": 0.3}, None, 0.3),
     ],
 )
-def test_a_divergence_has_its_own_defaults_and_survives_being_written(values, beta, skew):
+def test_each_divergence_has_defaults_and_survives_a_dump(values, beta, skew):
     config = validate_config(DivergenceConfig, values)
     assert (config.beta, config.skew) == (beta, skew)
     assert validate_config(DivergenceConfig, config.model_dump()) == config

@@ -1,12 +1,13 @@
-"""The gradient of KL(student || teacher), exact by enumerating every response, against the production losses (mathematics, section 3).
+"""The production losses against the exact gradient of KL(student || teacher), from an enumeration of every response.
 
-Tabular models: one row of logits per prefix, V = 4, the end token 3, at most 3 tokens: 40 responses, 36 of them cut or ended at the
-limit; or 64 where no token ends. Each response passes through `on_policy_losses` on its own; its loss is multiplied by its
-probability under the behaviour policy, a constant, and summed: the expectation over samples, without sampling. Float64.
+The models are tables: one row of logits for each prefix, V = 4, the end token 3, at most 3 tokens. That gives 40 responses, of which 36 are
+cut or ended at the limit, or 64 without an end token. Each response passes through `on_policy_losses` alone. Its loss is multiplied by its
+probability under the behavior distribution, a constant, and the products are summed: the expectation over samples, without sampling, in
+float64 (mathematics, section 3).
 
 The bias of per-token weights, measured by `python -m tests.minirl.objective.test_enumeration 3` (the limit): the distance to the exact
-gradient, relative to its norm, and the median cosine with it, over 20 random pairs of models (independent N(0, 1.5^2) logits), sampled from
-the mixture with teacher_share 0.2, no length normalization.
+gradient, relative to its norm, and the median cosine with it, over 20 random pairs of models (independent N(0, 1.5^2) logits). Responses
+come from the mixture with teacher_share 0.2; length normalization is off.
 
     at most 3 tokens                   median    least     most   cosine
     exact                             5.1e-16  9.8e-17  1.3e-15    1.000
@@ -49,7 +50,7 @@ EXACT = ObjectiveConfig(**PLAIN, importance="exact")
 
 
 class Toy:
-    """A student and a teacher as tables [prefixes, V] of logits, and every response they can give."""
+    """Student and teacher as tables [prefixes, V] of logits, and every response that they can give."""
 
     def __init__(self, seed: int, with_end: bool = True, limit: int = 3):
         alphabet = [token for token in range(VOCABULARY) if not (with_end and token == END)]
@@ -126,7 +127,7 @@ def padded(values: Tensor) -> Tensor:
 
 
 def oracle(losses_of):
-    """The same from `tests/oracles.py`."""
+    """The losses of one response from `tests/oracles.py`."""
 
     def loss_of(toy: Toy, response: tuple[int, ...], behavior: Tensor) -> Tensor:
         rows = toy.rows(response)
@@ -136,6 +137,7 @@ def oracle(losses_of):
 
 
 def distance(measured: Tensor, exact: Tensor) -> float:
+    """Relative to the norm of the exact gradient."""
     return float((measured - exact).norm() / exact.norm())
 
 
@@ -183,7 +185,7 @@ def test_a_return_with_the_tokens_own_reward_bends_the_gradient(seed):
     assert distance(expected_gradient(toy, production(config)), toy.exact_gradient()) > 1e-2
 
 
-# 2. Off-policy: exact with exact weights, and only with them
+# 2. Off-policy: exact with exact weights only
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -222,7 +224,7 @@ def test_per_token_weights_are_biased_and_agree_with_each_other(seed):
 
 
 def test_the_bias_of_per_token_weights_grows_with_the_teachers_share():
-    """From nothing on-policy; and the gradient still points the right way at the default share (the table above)."""
+    """It is zero on-policy, and the gradient still has the right direction at the default share (see the table above)."""
     shares = [0.0, 0.05, 0.2, 0.5]
     biases = [measure_bias(production(PAPER), share) for share in shares]
     medians = [statistics.median(distances) for distances, _ in biases]
@@ -235,7 +237,7 @@ def test_the_bias_of_per_token_weights_grows_with_the_teachers_share():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_ratio_is_the_references_ratio_times_w(seed):
-    """Through the production surrogate, whose value at advantage 1 is minus the sum of the ratios."""
+    """Checked with the production surrogate: at advantage 1 the policy-gradient loss is minus the sum of the ratios."""
     toy, teacher_share = Toy(seed), 0.2
     for response in toy.responses:
         old, teacher = toy.logprobs(toy.stale, response), toy.logprobs(toy.teacher, response)
@@ -246,20 +248,20 @@ def test_the_ratio_is_the_references_ratio_times_w(seed):
         assert float(value) == pytest.approx(sum(reference), rel=1e-12)
 
 
-# Points of the same space
+# Other presets
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_opd_and_gkd_have_equal_expected_gradients(seed):
-    """In expectation over y ~ q: the sampled-token term is a sample of the full-vocabulary one."""
+    """In expectation over y ~ q, because the sampled-token term is a sample of the full-vocabulary term."""
     toy = Toy(seed)
     opd, gkd = (expected_gradient(toy, production(ObjectiveConfig(preset=preset))) for preset in ("opd", "gkd"))
     assert distance(opd, gkd) < 1e-12
-    assert distance(gkd, toy.exact_gradient()) > 1e-2, "without the future it must be another gradient, or this test sees nothing"
+    assert distance(gkd, toy.exact_gradient()) > 1e-2, "without future rewards the gradient must differ, or this test shows nothing"
 
 
 def measure_bias(loss_of, teacher_share: float, limit: int = 3) -> tuple[list[float], list[float]]:
-    """Distance and cosine to the exact gradient, one per seed."""
+    """Distance from and cosine with the exact gradient, one of each for every seed."""
     toys = [Toy(seed, limit=limit) for seed in SEEDS]
     pairs = [(expected_gradient(toy, loss_of, teacher_share), toy.exact_gradient()) for toy in toys]
     return [distance(*pair) for pair in pairs], [cosine(*pair) for pair in pairs]

@@ -1,4 +1,4 @@
-"""Each loss by hand, blind to what is masked, the same however it is padded or split, and equal to the loop over tokens."""
+"""Each loss: by hand, against the oracles, without effect of masked tokens, for any padding and splitting."""
 
 import math
 
@@ -34,21 +34,21 @@ class Grids:
         self.kl, self.weights, self.soft = draw().requires_grad_(), draw().exp(), draw().requires_grad_()
 
     def losses(self, rows=slice(None)) -> dict[str, tuple[Tensor, Tensor]]:
-        """Every loss with the leaf that its gradient goes to."""
+        """Every loss by name, with the leaf tensor that receives its gradient."""
         mask, student, behavior, advantages = self.mask[rows], self.student[rows], self.behavior[rows], self.advantages[rows]
-        table = {
+        losses = {
             f"policy_gradient {form} {clip}": policy_gradient_loss(student, behavior, advantages, mask, ratio_clip=clip, clip_form=form)
             for form in ("outside", "ppo")
             for clip in (None, 0.2)
         }
-        table = {name: (loss, self.student) for name, loss in table.items()}
-        table["single_step"] = single_step_loss(self.kl[rows], mask), self.kl
-        table["single_step weighted"] = single_step_loss(self.kl[rows], mask, self.weights[rows]), self.kl
-        table["pretrain"] = pretrain_loss(student, mask), self.student
-        table["pretrain soft"] = pretrain_loss(student, mask, soft_cross_entropy=self.soft[rows], kd_share=0.5), self.soft
-        table["soft target"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.kl
-        table["soft target, hard part"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.student
-        return table
+        losses = {name: (loss, self.student) for name, loss in losses.items()}
+        losses["single_step"] = single_step_loss(self.kl[rows], mask), self.kl
+        losses["single_step weighted"] = single_step_loss(self.kl[rows], mask, self.weights[rows]), self.kl
+        losses["pretrain"] = pretrain_loss(student, mask), self.student
+        losses["pretrain soft"] = pretrain_loss(student, mask, soft_cross_entropy=self.soft[rows], kd_share=0.5), self.soft
+        losses["soft target"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.kl
+        losses["soft target, hard part"] = soft_target_loss(student, self.kl[rows], mask, hard_weight=0.3), self.student
+        return losses
 
 
 NAMES = list(Grids().losses())
@@ -58,7 +58,7 @@ def gradient(loss: Tensor, leaf: Tensor) -> Tensor:
     return torch.autograd.grad(loss, leaf, retain_graph=True)[0]
 
 
-# What holds for every loss
+# Properties of every loss
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +90,7 @@ def test_a_batch_is_the_sum_of_its_parts(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_mask_of_numbers_is_as_good_as_one_of_bools(name, dtype):
+def test_a_mask_of_numbers_equals_a_mask_of_bools(name, dtype):
     grids = Grids(padding=1, fill=2.0)
     with_bools = grids.losses()[name][0].item()
     grids.mask = grids.mask.to(dtype)
@@ -99,15 +99,15 @@ def test_a_mask_of_numbers_is_as_good_as_one_of_bools(name, dtype):
 
 # Policy gradient
 
-# (clip form, ratio, advantage) -> (surrogate, its derivative by log q); 0.2 both ways
+# (clip form, ratio, advantage) -> (surrogate, its derivative by log q), with ratio_clip 0.2
 CLIPPED = [
     ("outside", 1.5, 1.0, 1.2, 0.0),  # the two forms agree for A > 0 ...
     ("ppo", 1.5, 1.0, 1.2, 0.0),
     ("outside", 0.5, 1.0, 0.5, 0.5),
     ("ppo", 0.5, 1.0, 0.5, 0.5),
-    ("outside", 1.5, -1.0, -1.2, 0.0),  # ... and differ for A < 0: outside clips above only,
+    ("outside", 1.5, -1.0, -1.2, 0.0),  # ... and differ for A < 0: outside clips only ratios above 1.2,
     ("ppo", 1.5, -1.0, -1.5, -1.5),
-    ("outside", 0.5, -1.0, -0.5, -0.5),  # ppo below only
+    ("outside", 0.5, -1.0, -0.5, -0.5),  # ppo only ratios below 0.8
     ("ppo", 0.5, -1.0, -0.8, 0.0),
     ("outside", 1.1, -2.0, -2.2, -2.2),  # inside the range nothing is clipped
     ("ppo", 1.1, -2.0, -2.2, -2.2),
@@ -117,14 +117,14 @@ CLIPPED = [
 @pytest.mark.parametrize("clip_form, ratio, advantage, surrogate, slope", CLIPPED)
 def test_clip_forms_by_hand(clip_form, ratio, advantage, surrogate, slope):
     student = torch.tensor([[math.log(ratio) - 0.7]], dtype=torch.float64, requires_grad=True)
-    behavior, one = torch.full((1, 1), -0.7, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    loss = policy_gradient_loss(student, behavior, advantage * one, one, ratio_clip=0.2, clip_form=clip_form)
+    behavior, mask = torch.full((1, 1), -0.7, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    loss = policy_gradient_loss(student, behavior, advantage * mask, mask, ratio_clip=0.2, clip_form=clip_form)
     assert loss.item() == pytest.approx(-surrogate)
     assert gradient(loss, student).item() == pytest.approx(-slope)
 
 
 def test_policy_gradient_on_policy_by_hand():
-    """rho = 1: value - sum A, gradient - A."""
+    """With rho = 1 the value is - sum A and the gradient - A."""
     student = torch.tensor([[-0.5, -1.0, -2.0]], requires_grad=True)
     advantages = torch.tensor([[-3.0, -4.0, 0.0]])
     loss = policy_gradient_loss(student, student.detach(), advantages, torch.ones(1, 3), ratio_clip=0.2)
@@ -133,7 +133,7 @@ def test_policy_gradient_on_policy_by_hand():
 
 
 def test_advantages_are_constants():
-    """Rewards written without detaching would give the teacher's signal no expectation (k1 as a loss)."""
+    """Without detaching the rewards, the teacher's part of the gradient would vanish in expectation (k1 as a loss)."""
     student = torch.tensor([[-0.5, -1.0]], requires_grad=True)
     loss = policy_gradient_loss(student, student.detach(), -2.0 * student, torch.ones(1, 2))
     assert gradient(loss, student).tolist() == [[-1.0, -2.0]]
@@ -158,7 +158,7 @@ def test_policy_gradient_agrees_with_the_oracle(seed, lengths, form):
 
 
 def test_ratios_are_bounded_by_the_mixture():
-    """q = p gives 1; q much larger than p 1 / (1 - a) = 1.25; p = 2.25 q 0.8, where the ppo form starts to clip (spec 7.2, 6)."""
+    """q = p gives 1; q much larger than p gives 1 / (1 - a) = 1.25; p = 2.25 q gives 0.8, where ppo starts to clip (spec 7.2, 6)."""
     student = torch.log(torch.tensor([[0.3, 0.9, 0.2]], dtype=torch.float64))
     teacher = torch.log(torch.tensor([[0.3, 1e-30, 0.45]], dtype=torch.float64))
     ratios = importance_ratios(student, mixture_logprobs(student, teacher, 0.2), torch.ones(1, 3))
@@ -201,7 +201,7 @@ def test_single_step_agrees_with_the_oracle(weighted):
 
 
 def test_pretrain_by_hand():
-    """-log q: 1 + 3 = 4, soft 2 + 5 = 7; a quarter soft: 3 + 1.75."""
+    """-log q sums to 1 + 3 = 4, the soft cross-entropy to 2 + 5 = 7; with a quarter of it, 3 + 1.75."""
     logprobs, soft = torch.tensor([[-1.0, -3.0, -9.0]]), torch.tensor([[2.0, 5.0, 9.0]])
     mask = torch.tensor([[1, 1, 0]])
     assert float(pretrain_loss(logprobs, mask)) == 4.0
@@ -227,7 +227,7 @@ def test_pretrain_agrees_with_the_oracle(kd_share):
 
 
 def test_soft_targets_by_hand():
-    """-log q: 1 + 3 = 4, divergences 2 + 5 = 7; a quarter hard: 1 + 5.25."""
+    """-log q sums to 1 + 3 = 4, the divergences to 2 + 5 = 7; with hard_weight 1/4, 1 + 5.25."""
     logprobs, divergence = torch.tensor([[-1.0, -3.0, -9.0]]), torch.tensor([[2.0, 5.0, 9.0]])
     mask = torch.tensor([[1, 1, 0]])
     for hard_weight, expected in ((0.25, 6.25), (0.0, 7.0), (1.0, 4.0)):

@@ -1,7 +1,7 @@
-"""The whole loss of an optimizer step, value and gradient, both presets against `tests/oracles.py`, however it is padded and split.
+"""The complete loss of an optimizer step: every preset against `tests/oracles.py`, for any padding and splitting.
 
-From token ids to the divided loss through `minirl.training.update`, as a learner worker runs it; the student is a table of logits by
-position and last token, the teacher hidden states and an output head.
+The tests run from token ids to the divided loss through `minirl.training.update`, as a learner worker does. The student is a table of
+logits by position and last token; the teacher is given by hidden states and an output head.
 """
 
 from dataclasses import replace
@@ -35,12 +35,12 @@ from tests import oracles
 VOCABULARY, END, LIMIT, WIDTH, LONGEST = 5, 4, 6, 3, 12
 TEACHER_SHARE = 0.2
 
-# Prompt and response lengths of a step's responses.
+# The prompt and response lengths of each response of a step
 shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, LIMIT)), min_size=1, max_size=5)
 
 
 class Step:
-    """One optimizer step's data: responses that a stale student sampled with the teacher mixed in, and plain text."""
+    """The data of one optimizer step: responses sampled from the mixture of a stale student and the teacher, and plain text."""
 
     def __init__(self, shape=((2, 4), (1, 1), (3, LIMIT)), seed: int = 0):
         self.generator = torch.Generator().manual_seed(seed)
@@ -63,7 +63,7 @@ class Step:
         return TeacherScores(logprobs.numpy(), logits.logsumexp(-1).numpy(), hidden.numpy())
 
     def rollout(self, prompt: int, response: int) -> OnPolicyItem:
-        """Prompts may hold the end token: only a response's own last token ends it."""
+        """A rollout whose prompt may contain the end token; only the last token of a response ends it."""
         rollout = Rollout(self.tokens(prompt), self.tokens(response), np.zeros(response), response == LIMIT, 0, 0, 0)
         scores = self.scored(rollout.sequence)
         collected = self.logprobs(self.collected_table, rollout.sequence)
@@ -75,7 +75,7 @@ class Step:
         return SupervisedItem(sequence, self.scored(sequence))
 
     def logits(self, table: Tensor, sequence: TokenSequence) -> Tensor:
-        """The rows that predict a sequence's targets."""
+        """The rows of logits that predict the targets of a sequence."""
         positions = np.flatnonzero(sequence.is_target) - 1
         return table[positions, sequence.tokens[positions]]
 
@@ -84,7 +84,7 @@ class Step:
         return self.logits(table, sequence).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     def student(self, table: Tensor):
-        """What the learner calls: (micro-batch, teacher_hidden, temperature, teacher_expectations, divergence) -> statistics."""
+        """The module that the learner calls: (micro-batch, teacher_hidden, temperature, teacher_expectations, divergence) -> statistics."""
 
         def forward(
             batch: MicroBatch,
@@ -95,8 +95,8 @@ class Step:
         ) -> TokenStatistics:
             logits = batch.predicting_rows(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
             teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
-            asked = {"temperature": temperature, "teacher_expectations": teacher_expectations, "divergence": divergence}
-            return token_statistics(logits / temperature, batch.targets, teacher, **asked)
+            switches = {"temperature": temperature, "teacher_expectations": teacher_expectations, "divergence": divergence}
+            return token_statistics(logits / temperature, batch.targets, teacher, **switches)
 
         return forward
 
@@ -114,7 +114,7 @@ class Step:
 
 
 def production_loss(step: Step, config: ObjectiveConfig, parts: list[list[int]] | None = None, temperature: float = 1.0) -> Tensor:
-    """The sum over micro-batches (`parts`: indices of responses) of what the workers compute, each divided by the step's counts."""
+    """The sum of the losses that the workers compute, each divided by the counts of the step. parts: response indices of a micro-batch."""
     items, parts = step.items, parts or [list(range(len(step.items)))]
     where = {"device": "cpu", "temperature": temperature}
     whitening = None
@@ -163,14 +163,14 @@ def assert_same(step: Step, loss: Tensor, expected: Tensor, tolerance: float = 1
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
-# The presets, from ids to the divided loss
+# The presets, from token ids to the divided loss
 
 
 @settings(deadline=None, max_examples=25)
 @given(shapes, st.integers(0, 10_000), st.sampled_from(["token", "response"]))
 @pytest.mark.parametrize("preset", ["paper", "lmops", "opd", "gkd"])
 def test_presets_agree_with_their_oracles(preset, shape, seed, reduction):
-    """To 1e-8, not closer: the variance is a difference of squares here and a sum of squared differences there."""
+    """To 1e-8, not closer: production computes the variance as a difference of squares, the oracle as a sum of squared differences."""
     step = Step(shape, seed)
     config = ObjectiveConfig(preset=preset, reduction=reduction)
     assert_same(step, production_loss(step, config), oracle_loss(step, preset, reduction), tolerance=1e-8)
@@ -192,7 +192,7 @@ def test_exact_importance_agrees_with_its_oracle():
 
 
 def test_one_temperature_for_rewards_ratios_and_single_step():
-    """Both networks' logits are divided by it everywhere, so the loss is that of the softened models."""
+    """It divides the logits of both networks everywhere, so the loss is that of the softened models."""
     step, temperature, config = Step(), 0.6, without_text(ObjectiveConfig())
     losses = [oracles.paper_losses(step.response(item, temperature)) for item in step.items]
     none = torch.zeros((), dtype=torch.float64)
@@ -206,7 +206,7 @@ def test_one_temperature_for_rewards_ratios_and_single_step():
 @pytest.mark.parametrize("preset", ["paper", "lmops"])
 @pytest.mark.parametrize("reduction", ["token", "response"])
 def test_neither_micro_batches_nor_padding_nor_order_matter(reduction, preset, data, shape, seed):
-    """Each micro-batch is padded to its own longest; one may be empty, as a worker's that has nothing left."""
+    """Each micro-batch is padded to its longest sequence. One may be empty, like that of a worker without responses."""
     step = Step(shape, seed)
     owner = data.draw(st.lists(st.integers(0, 3), min_size=len(shape), max_size=len(shape)))
     parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
@@ -214,11 +214,11 @@ def test_neither_micro_batches_nor_padding_nor_order_matter(reduction, preset, d
     assert_same(step, production_loss(step, config, parts), production_loss(step, config))
 
 
-# Soft targets, from ids to the divided loss
+# Soft targets, from token ids to the divided loss
 
 
 def soft_losses(step: Step, config: SoftTargetsConfig, parts: list[list[int]] | None = None, temperature: float = 1.0):
-    """Loss and sums of the step's responses and texts together, all over one count; `parts`: indices of responses."""
+    """Loss and sums of the responses and texts of the step, divided by one count. parts: response indices of each micro-batch."""
     items, parts = step.items, parts or [list(range(len(step.items)))]
     count = sum(item.sequence.targets for item in [*items, *step.texts])
     loss, sums = torch.zeros((), dtype=torch.float64), {}
@@ -244,13 +244,15 @@ def rows_of(step: Step, item: OnPolicyItem | SupervisedItem) -> tuple[Tensor, Te
 @pytest.mark.parametrize("hard_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_soft_targets_agree_with_their_oracle(kind, hard_weight):
-    """Sampled and given sequences alike; the sums to log are the two terms undivided, and the checksum."""
-    step, how = Step(), {} if kind == "logit_mse" else {"temperature": 1.7}
-    config = SoftTargetsConfig(divergence=DivergenceConfig(kind=kind, **how), hard_weight=hard_weight)
+    """For sampled and for given sequences. The logged sums are the two undivided terms and the checksum."""
+    step, switches = Step(), {} if kind == "logit_mse" else {"temperature": 1.7}
+    config = SoftTargetsConfig(divergence=DivergenceConfig(kind=kind, **switches), hard_weight=hard_weight)
     loss, sums = soft_losses(step, config)
     rows = [rows_of(step, item) for item in [*step.items, *step.texts]]
     count = sum(len(tokens) for *_, tokens in rows)
-    total, soft, hard = (sum(oracles.soft_target_loss(*row, kind, weight, **how) for row in rows) for weight in (hard_weight, 0.0, 1.0))
+    total, soft, hard = (
+        sum(oracles.soft_target_loss(*row, kind, weight, **switches) for row in rows) for weight in (hard_weight, 0.0, 1.0)
+    )
     assert_same(step, loss, total / count)
     assert sums["supervised_tokens"] == count and sums["teacher_gap_max"] < 1e-12
     for name, expected in (("supervised", total / count), ("divergence", soft), ("hard", hard)):
@@ -260,18 +262,19 @@ def test_soft_targets_agree_with_their_oracle(kind, hard_weight):
 
 @settings(deadline=None, max_examples=25)
 @given(st.data(), shapes, st.integers(0, 10_000))
-def test_soft_targets_are_blind_to_micro_batches_padding_and_order(data, shape, seed):
+def test_soft_targets_do_not_depend_on_micro_batches_padding_or_order(data, shape, seed):
     step, config = Step(shape, seed), SoftTargetsConfig(divergence=DivergenceConfig(kind="jsd", temperature=0.7), hard_weight=0.2)
     owner = data.draw(st.lists(st.integers(0, 3), min_size=len(shape), max_size=len(shape)))
     parts = [[i for i in data.draw(st.permutations(range(len(shape)))) if owner[i] == part] for part in range(4)]
-    (loss, sums), (expected, whole) = soft_losses(step, config, parts), soft_losses(step, config)
+    (loss, sums), (expected, expected_sums) = soft_losses(step, config, parts), soft_losses(step, config)
     assert_same(step, loss, expected)
-    assert {name: value.item() for name, value in sums.items()} == pytest.approx({name: value.item() for name, value in whole.items()})
+    numbers, expected_numbers = ({name: value.item() for name, value in s.items()} for s in (sums, expected_sums))
+    assert numbers == pytest.approx(expected_numbers)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_soft_reverse_kl_is_the_preset_gkd(temperature):
-    """On the same rollouts, whose scores have the run's temperature T; a divergence at T is T^2 times the preset's, which has no factor."""
+    """On the same rollouts, scored at the run's temperature T. A divergence at T has the factor T^2, which the preset `gkd` omits."""
     step = Step()
     step.items = [replace(i, scores=softened(i.scores, step.head, i.sequence, temperature)) for i in step.items]
     count = sum(item.sequence.targets for item in step.items)
@@ -282,7 +285,7 @@ def test_soft_reverse_kl_is_the_preset_gkd(temperature):
 
 
 def test_without_scores_soft_targets_are_plain_cross_entropy():
-    """A validation that nobody scored; a worker that has nothing left still runs the student."""
+    """For a validation without teacher scores. A worker without sequences still runs the student."""
     step, config = Step(), SoftTargetsConfig()
     texts = [replace(text, scores=None) for text in step.texts]
     (loss, sums), (expected, plain) = (
@@ -300,7 +303,7 @@ def test_without_scores_soft_targets_are_plain_cross_entropy():
 
 
 def grids(lengths=(4, 1, 3), padding=0, fill=0.0, seed=0) -> dict[str, Tensor]:
-    """Arguments of `on_policy_losses` with anything at all in the padding."""
+    """Arguments of `on_policy_losses` with the padding set to `fill`."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths) + padding
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
@@ -313,8 +316,8 @@ def grids(lengths=(4, 1, 3), padding=0, fill=0.0, seed=0) -> dict[str, Tensor]:
 
 
 def losses_of(config: ObjectiveConfig, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    given = {k: v for k, v in values.items() if k != "advantages" or config.credit == "frozen"}
-    losses = on_policy_losses(config, **given)
+    arguments = {name: value for name, value in values.items() if name != "advantages" or config.credit == "frozen"}
+    losses = on_policy_losses(config, **arguments)
     return losses.policy_gradient, losses.single_step
 
 
@@ -339,12 +342,12 @@ def test_wider_padding_with_anything_in_it_changes_nothing(name, fill):
             for value, values in ((loss, narrow), (padded, wide))
         )
         assert torch.equal(clean, filled[:, : clean.shape[1]])
-        assert (filled[~wide["mask"]] == 0).all(), "not a trace of gradient from the padding"
+        assert (filled[~wide["mask"]] == 0).all(), "the padding gets gradient"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_but_student_and_reverse_kl_gets_gradient(name):
-    """Rewards, advantages and weights are constants. Detached, the reverse KL leaves the policy gradient, and the other way round."""
+    """Rewards, advantages and weights are constants. Neither loss term has a gradient by the other term's input."""
     values = grids()
     policy_gradient, single_step = losses_of(CONFIGS[name], values)
     others = [values[key] for key in ("teacher_logprobs", "advantages")]
@@ -411,7 +414,7 @@ def test_truncated_responses_are_kept_or_dropped_whole():
 
 
 def test_an_end_token_in_a_prompt_is_an_ordinary_token():
-    """It changes what the student sees and nothing else: masks come from lengths (spec 7.2, 5)."""
+    """It changes only the student's input, because masks come from lengths (spec 7.2, 5)."""
     step = Step(shape=((2, 3),))
     item, config = step.items[0], ObjectiveConfig()
     tokens = item.rollout.prompt_tokens.copy()
@@ -423,7 +426,7 @@ def test_an_end_token_in_a_prompt_is_an_ordinary_token():
 
 
 def test_the_end_token_counts_once_and_is_an_action():
-    """The row that predicts it gets gradient, the one after it none."""
+    """The row that predicts it gets gradient, the row after it gets none."""
     step = Step(shape=((2, 3),))
     item = step.items[0]
     response = np.array([0, 1, END])
