@@ -36,10 +36,10 @@ from minirl.types import Prompt, RolloutSummary, SamplingRequest
 
 @dataclass(frozen=True)
 class PendingIteration:
-    """An iteration whose rollouts were requested. prompt_order: the state of the prompt order before it; a resume requests it again."""
+    """An iteration whose rollouts were requested. order_before: the prompt order's state before it; a resume requests it again."""
 
     rollouts: PendingRollouts
-    prompt_order: dict[str, Any]
+    order_before: dict[str, Any]
 
 
 @dataclass
@@ -242,7 +242,7 @@ class OnPolicyLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """The state after the last finished iteration. A resume requests pending iterations again, from the student as it is then."""
-        cursors = {"prompts": self.pending_iterations[0].prompt_order if self.pending_iterations else self.prompt_order.state_dict()}
+        cursors = {"prompts": self.pending_iterations[0].order_before if self.pending_iterations else self.prompt_order.state_dict()}
         if self.supervised_order:
             cursors["given"] = self.supervised_order.state_dict()
         return vars(self.progress) | {"cursors": cursors}

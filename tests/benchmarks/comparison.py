@@ -1,4 +1,4 @@
-"""Results of the side-by-side comparison: medians, ratios within rounds, time to a reverse KL; as tables and as a picture."""
+"""Results of the side-by-side comparison: medians, ratios within rounds, time to a reverse KL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

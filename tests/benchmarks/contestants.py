@@ -1,4 +1,4 @@
-"""Contestants as processes: start, request updates, time them, and measure the memory and CPU time of their process trees."""
+"""Contestants as processes: request and time their updates, measure their memory and CPU time."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Evaluation of all contestants' students: exact reverse KL on the student's samples, with plain Hugging Face in float32."""
+"""Held-out evaluation of the contestants' students: exact reverse KL, by plain Hugging Face in float32."""
 
 from pathlib import Path
 

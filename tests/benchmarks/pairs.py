@@ -1,4 +1,4 @@
-"""The work of the side-by-side comparison: pairs of teacher and student with prompts, made from packages and seeds alone."""
+"""The work of the side-by-side comparison: teacher, student and prompts, made from packages and seeds."""
 
 import json
 from collections.abc import Callable

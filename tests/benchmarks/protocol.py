@@ -1,4 +1,4 @@
-"""The protocol between the coordinator and a contestant: a contestant takes one update whenever the coordinator requests it.
+"""The protocol between the coordinator and a contestant, which takes one update for each request.
 
 All contestants run at the same time, and the requests make them compute one after the other. Messages are lines of JSON. The coordinator
 writes {"do": "update"} or {"do": "export", "to": directory}, and closes the pipe to end. The contestant writes {} when it is ready, and one

@@ -1,10 +1,10 @@
-"""Simulation of scale: real driver, groups and object store with up to 1,024 rollout workers that sleep instead of computing.
+"""Simulation of scale: the real driver with up to 1,024 rollout workers that sleep instead of computing.
 
     python -m tests.benchmarks.scale --workers 8 64 256 1024 --out DIR
 
-It measures for each size: the time of an iteration against the slowest role alone, the driver's time for a rollout, the delay between a
-call and its start in the worker, and the bytes that go through the object store. Eight processes simulate all workers
-(`tests.benchmarks.sleeping`).
+Groups and object store are real, too. It measures for each size: the time of an iteration against the slowest role alone, the driver's
+time for a rollout, the delay between a call and its start in the worker, and the bytes that go through the object store. Eight processes
+simulate all workers (`tests.benchmarks.sleeping`).
 """
 
 import argparse

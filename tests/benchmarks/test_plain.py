@@ -1,4 +1,4 @@
-"""The plain loop computes the paper's objective, compared with the reference loops in `tests/oracles.py`; held-out evaluation."""
+"""The plain loop computes the paper's objective (against `tests/oracles.py`); the held-out evaluation."""
 
 import pytest
 import torch

@@ -1,9 +1,10 @@
-"""TRL's MiniLLM trainer as a contestant, in a separate environment (requirements-trl.txt), without imports of the project itself.
+"""TRL's MiniLLM trainer as a contestant, in a separate environment (requirements-trl.txt).
 
-It runs with the fastest settings on a CPU that do not change its results: no gradient checkpointing, no logging. Its loss differs from
-the paper's in two points that no setting changes: the return of a token includes the token's own reward, and padding behind a response is
-not masked. According to its code, n passes an update also weight its policy gradient by 1/n against the single-step term, so its curve of
-the reverse KL belongs to another objective.
+The environment does not have the project's packages, so this module imports nothing of the project except the protocol. The trainer runs
+with the fastest settings on a CPU that do not change its results: no gradient checkpointing, no logging. Its loss differs from the paper's
+in two points that no setting changes: the return of a token includes the token's own reward, and padding behind a response is not masked.
+According to its code, n passes an update also weight its policy gradient by 1/n against the single-step term, so its curve of the reverse
+KL belongs to another objective.
 """
 
 import sys

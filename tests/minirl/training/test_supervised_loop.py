@@ -1,4 +1,4 @@
-"""SupervisedLoop over a stand-in for the learner: the items it receives, when it validates, which checkpoint is the best."""
+"""SupervisedLoop over a stand-in for the learner: its items, its validations, the best checkpoint."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The checksum `teacher_gap`: the rebuilt teacher against the values that the teacher sent, for all or some of the tokens."""
+"""The checksum `teacher_gap`: the rebuilt teacher against values that the teacher sent."""
 
 import numpy as np
 import pytest
