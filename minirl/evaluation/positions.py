@@ -1,4 +1,4 @@
-"""Token values by position in the response: grids [samples, prompts, positions], and means over the responses alive at each position."""
+"""Token values by position: grids [samples, prompts, positions], and means over the responses alive at each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The real command `minirl evaluate`: two students of different architectures and the teacher on two sets, checked against transformers."""
+"""The command `minirl evaluate` on two architectures and two sets, checked against transformers."""
 
 import json
 import math
