@@ -1,4 +1,4 @@
-"""`minirl judge`: an LLM judge behind an OpenAI-compatible endpoint compares the sampled responses of an evaluated run.
+"""`minirl judge`: an LLM judge behind an OpenAI-compatible endpoint compares responses of an evaluated run.
 
 Replies are stored under a hash of the whole request: a second run sends no requests, and an interrupted one resumes.
 """

@@ -1,1 +1,1 @@
-"""The stage and the command `evaluate`: starts the groups, measures each model on each evaluation set, writes the report."""
+"""Evaluation of models with running Ray groups: the stage and the command `evaluate`."""

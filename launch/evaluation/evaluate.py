@@ -1,4 +1,4 @@
-"""The stage and the command `evaluate`: measures each model's samples on the evaluation sets, against references and the teacher."""
+"""The stage and the command `evaluate`: measures models on sets of prompts, against references and teacher."""
 
 import hashlib
 import json

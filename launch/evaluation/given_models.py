@@ -1,4 +1,4 @@
-"""The models named on the command line of `minirl evaluate`: their names in the report, and checks that they can be measured."""
+"""Models on the command line of `minirl evaluate`: names in the report, and checks that each is measurable."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Measures one model after another with three started groups: its samples, gold responses, the teacher's samples, plain text."""
+"""Measures models with three running groups: on own samples, gold responses, teacher's samples, plain text."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar

@@ -1,1 +1,1 @@
-"""The command `experiment`: runs every method and seed as a separate process, evaluates all students and compares them."""
+"""The command `experiment`: runs methods and seeds as child processes, then evaluates and compares students."""

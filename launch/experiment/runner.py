@@ -1,4 +1,4 @@
-"""`minirl experiment`: runs many methods and seeds from the same student and teacher, then evaluates and compares them.
+"""`minirl experiment`: runs methods and seeds from one student and teacher, then evaluates and compares them.
 
 Each finished run leaves one small JSON file, so an interrupted experiment resumes at the first run that is missing.
 """

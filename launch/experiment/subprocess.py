@@ -1,4 +1,4 @@
-"""Runs another command as a child process, which gets time to stop its own processes when this one is interrupted."""
+"""Runs a command as a child process that gets time to stop its own processes when this one is interrupted."""
 
 import subprocess
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Measures of models (Rouge-L, exact divergences, diversity), their reports and plots, and the prompts of the LLM judge."""
+"""Figures of models (Rouge-L, exact divergences, diversity), reports and plots, and the LLM judge's prompts."""

@@ -1,4 +1,4 @@
-"""ExAccErr (exposure bias): the KL that accumulates on the student's own prefixes, relative to the teacher's prefixes, in percent.
+"""ExAccErr (exposure bias): excess KL on the student's prefixes over the teacher's prefixes, in percent.
 
 With F(s) = KL(teacher || student) at state s and f_Z(t) its mean over prompts and samples from Z of 1[t <= T(y)] F(s_t):
 

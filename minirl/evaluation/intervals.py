@@ -1,4 +1,4 @@
-"""Means with their uncertainty: standard errors over sampling seeds, and 95 % bootstrap intervals over prompts."""
+"""Means with their uncertainty: standard errors over sampling seeds, 95 % bootstrap intervals over prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The LLM judge: its versioned prompts, how its replies are parsed, and the summary of its verdicts. No network access here.
+"""The LLM judge without the network: versioned prompts, parsing of replies, and the summary of verdicts.
 
 As in MiniLLM's GPT-4 feedback, the judge scores two answers to one question from 1 to 10, and a model's figure is the sum of its scores
 over the sum of the other's. The authors never published their prompt; the wording here follows the one of Vicuna's evaluation (Chiang et

@@ -1,4 +1,4 @@
-"""Plots of an evaluation: Rouge-L by set and by length of the gold response, ExAccErr by length, KL by position."""
+"""Plots of an evaluation: Rouge-L by set and by gold length, ExAccErr by length, KL by position."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Report of an evaluation: evaluation.json with every figure, evaluation.md with tables, the plots, and the closing table's rows."""
+"""Report of an evaluation: JSON with every figure, Markdown tables, plots, and rows of the closing table."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

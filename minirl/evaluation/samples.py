@@ -1,4 +1,7 @@
-"""One model's responses to a set of prompts with per-token diagnostics, stored in full so that later figures need no new samples."""
+"""A model's responses to one evaluation set with the diagnostics of every token, and their .npz layout.
+
+All values are stored, so that later figures need no new samples.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Comparison of methods: its figures against plain loops, its intervals against a plain bootstrap, its tables and its plot."""
+"""Comparison of methods: figures and intervals against plain loops and a plain bootstrap, tables, plot."""
 
 from dataclasses import replace
 
