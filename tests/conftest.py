@@ -1,4 +1,4 @@
-"""The Ray cluster that tests share: one for the session, because a cluster takes seconds to start."""
+"""The settings and the Ray cluster that all tests share: one cluster for the session, because it takes seconds to start."""
 
 import os
 
@@ -6,7 +6,12 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
+
+# Hypothesis would otherwise fail an example that takes more than 200 ms, which depends on the machine.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Publishers: send the learner's weights to every rollout engine as a numbered version, through host memory or through NCCL.
+"""Publishers: send the learner's weights to every rollout engine as a numbered version, by host memory or NCCL.
 
 An engine refuses to sample between `begin_weights` and `finish_weights`. `finish_weights` compares a sample of what the engine holds with
 what was sent.

@@ -23,6 +23,7 @@ from minirl.config.experiment import ExperimentConfig
 from minirl.config.objective import PRESETS
 
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
+TITLES = {RunConfig: "Top level of a run", ExperimentConfig: "Top level of an experiment"}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 HEAD = """# Configuration reference
 
@@ -57,7 +58,7 @@ def _collect(model: type[BaseModel], key: str, keys_of: dict[type[BaseModel], li
 
 
 def _section(model: type[BaseModel], keys: list[str]) -> str:
-    title = ", ".join(f"`{key}`" for key in keys) if keys != [""] else "Top level"
+    title = ", ".join(f"`{key}`" for key in keys) if keys != [""] else TITLES[model]
     rows = [f"| `{name}` | {_type(field)} | {_default(field)} | {_meaning(model, name)} |" for name, field in model.model_fields.items()]
     docstring = inspect.cleandoc(model.__doc__ or "")
     table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]

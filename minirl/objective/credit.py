@@ -62,7 +62,7 @@ def whiten(advantages: Tensor, mask: Tensor, *, mean: float, variance: float) ->
 
 
 def exact_returns(rewards: Tensor, ratios: Tensor, mask: Tensor) -> Tensor:
-    """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): each future reward times the ratios up to its token (`mathematics.md`, section 1)."""
+    """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): each future reward times the ratios up to its token (docs/mathematics.md, 1)."""
     weighted = (ratios.detach() * (mask != 0)).to(rewards.dtype)
     future = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1] - 1)):

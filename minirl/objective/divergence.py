@@ -19,7 +19,7 @@ def kl(first: Tensor, second: Tensor) -> Tensor:
     return (first.exp() * (first - second)).sum(-1)
 
 
-# Each function below: log q (student), log p (teacher) [N, V] -> divergence of each row [N]; mathematics.md, section 6.
+# Each function below: log q (student), log p (teacher) [N, V] -> divergence of each row [N]; `docs/mathematics.md`, section 6.
 
 
 def _forward_kl(student: Tensor, teacher: Tensor, config: DivergenceConfig) -> Tensor:

@@ -57,6 +57,6 @@ def pretrain_loss(logprobs: Tensor, mask: Tensor, *, soft_cross_entropy: Tensor 
 
 
 def soft_target_loss(logprobs: Tensor, divergence: Tensor, mask: Tensor, *, hard_weight: float) -> Tensor:
-    """h sum_t -log q(y_t) + (1 - h) sum_t D(p, q at s_t), for y from any source (mathematics.md, section 6)."""
+    """h sum_t -log q(y_t) + (1 - h) sum_t D(p, q at s_t), for y from any source (`docs/mathematics.md`, section 6)."""
     hard, soft = -logprobs.masked_fill(mask == 0, 0.0).sum(), divergence.masked_fill(mask == 0, 0.0).sum()
     return hard_weight * hard + (1 - hard_weight) * soft

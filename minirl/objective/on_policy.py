@@ -59,7 +59,7 @@ def on_policy_losses(
 
 def loss_mask(config: ObjectiveConfig, mask: Tensor, truncated: Tensor | None) -> Tensor:
     """The mask [B, T] of the tokens in the loss. `truncated: drop` removes responses that were cut at the limit, which biases the
-    loss (`mathematics.md`, section 1). Raises ValueError if it is set and `truncated` is missing.
+    loss (`docs/mathematics.md`, section 1). Raises ValueError if it is set and `truncated` is missing.
     """
     if config.truncated == "keep":
         return mask

@@ -59,7 +59,7 @@ def test_the_reference_has_a_row_for_every_key_with_type_default_and_meaning():
     sections = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", configuration.reference(), re.M | re.S))
     for key in keys():
         parent, _, name = key.rpartition(".")
-        wanted = f"`{parent}`" if parent else "Top level"
+        wanted = f"`{parent}`" if parent else "Top level of a run"
         body = next(text for title, text in sections.items() if wanted in re.sub(r"\[\]|\.NAME", "", title).split(", "))
         (row,) = re.findall(rf"^\| `{name}` \|(.+)\|$", body, re.M)
         kind, default, meaning = (cell.strip() for cell in re.split(r"(?<!\\)\|", row))

@@ -166,7 +166,7 @@ def test_without_skew_the_skew_kls_are_the_plain_ones():
     ids=str,
 )
 def test_a_high_temperature_leaves_the_mean_squared_difference_of_centred_logits(switches, factor):
-    """Value and gradient: tau^2 KL(p_tau || q_tau) tends to half of it, the others to a part of that half (mathematics.md, section 6)."""
+    """Value and gradient: tau^2 KL(p_tau || q_tau) tends to half of it, the others to a part of that half (docs/mathematics.md, 6)."""
     student, teacher = random(4, 6, seed=1).requires_grad_(), random(4, 6, seed=2)
     hot = divergence_of(student, teacher, DivergenceConfig(**switches, temperature=1e4))
     limit = factor * divergence_of(student, teacher, DivergenceConfig(kind="logit_mse"))
@@ -205,7 +205,7 @@ def test_top_k_is_no_substitute():
 
 
 def test_a_vocabulary_padded_head_is_the_sliced_one():
-    """The teacher's head has 3 rows of padding with high logits. Without them, the rest equals the renormalised one (spec 7.2, 10)."""
+    """The teacher's head has 3 rows of padding with high logits. Without them, the rest equals the renormalised one."""
     head, hidden, student = random(VOCABULARY + 3, WIDTH, seed=1), random(TOKENS, WIDTH, seed=2), random(TOKENS, VOCABULARY, seed=3)
     head[VOCABULARY:] *= 5
     targets = torch.arange(TOKENS)

@@ -158,7 +158,7 @@ def test_policy_gradient_agrees_with_the_oracle(seed, lengths, form):
 
 
 def test_ratios_are_bounded_by_the_mixture():
-    """q = p gives 1; q much larger than p gives 1 / (1 - a) = 1.25; p = 2.25 q gives 0.8, where ppo starts to clip (spec 7.2, 6)."""
+    """q = p gives 1; q much larger than p gives 1 / (1 - a) = 1.25; p = 2.25 q gives 0.8, where ppo starts to clip."""
     student = torch.log(torch.tensor([[0.3, 0.9, 0.2]], dtype=torch.float64))
     teacher = torch.log(torch.tensor([[0.3, 1e-30, 0.45]], dtype=torch.float64))
     ratios = importance_ratios(student, mixture_logprobs(student, teacher, 0.2), torch.ones(1, 3))

@@ -414,7 +414,7 @@ def test_truncated_responses_are_kept_or_dropped_whole():
 
 
 def test_an_end_token_in_a_prompt_is_an_ordinary_token():
-    """It changes only the student's input, because masks come from lengths (spec 7.2, 5)."""
+    """It changes only the student's input, because masks come from lengths."""
     step = Step(shape=((2, 3),))
     item, config = step.items[0], ObjectiveConfig()
     tokens = item.rollout.prompt_tokens.copy()
