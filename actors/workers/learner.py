@@ -73,7 +73,7 @@ class Learner:
         settings = deepspeed_config(config, setup.training)
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
         model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, attention=attention_kernel(config, setup.device))
-        # While this object lives, transformers shards every model that it builds. `export` builds one on a single rank.
+        # While this object lives, transformers shards every model that it builds; but `export` builds one on a single rank.
         del sharded_loading
         if config.zero_stage < 3:
             check_head(model, "student")
