@@ -160,7 +160,6 @@ class LearnerSetup:
     objective: ObjectiveConfig | None = None
     soft: SoftTargetsConfig | None = None
     temperature: float = 1.0
-    teacher_share: float = 0.0
     teacher_weights: tuple[float, ...] = ()
     teacher_dtype: str = "float32"
     behavior_dtype: str = "float32"

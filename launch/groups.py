@@ -92,8 +92,7 @@ class Groups:
         rollout_teacher = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
         core_shares = self._core_shares(on_policy.config if on_policy else None)
         settings = {} if on_policy is None else {
-            "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft,
-            "teacher_share": on_policy.teacher_share, "lora": self.config.student.lora,
+            "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft, "lora": self.config.student.lora,
         }  # fmt: skip
         with _running(
             lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, core_shares.get("rollout"), no_repeat_ngram),

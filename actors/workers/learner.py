@@ -116,7 +116,7 @@ class Learner:
         Raises RunError before the weights change if the loss is not finite, if the rebuilt teacher differs from the teacher engine, or
         (with `step.check_behavior`) if the engine did not sample with the published weights.
         """
-        losses = [lambda items=items: self._on_policy_loss(items, step.divisors) for items in on_policy]
+        losses = [lambda items=items: self._on_policy_loss(items, step) for items in on_policy]
         losses += [lambda items=items: self._supervised_loss(items, step.divisors) for items in supervised]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
@@ -244,26 +244,26 @@ class Learner:
         if self.setup.device == "cuda":
             torch.cuda.set_rng_state(states["cuda"])
 
-    def _on_policy_loss(self, items: list[OnPolicyItem], scale: LossDivisors) -> tuple[Tensor, Sums]:
+    def _on_policy_loss(self, items: list[OnPolicyItem], step: UpdateStep) -> tuple[Tensor, Sums]:
         setup = self.setup
         if setup.soft is not None:
-            return self._soft_loss(items, scale.on_policy)
+            return self._soft_loss(items, step.divisors.on_policy)
         return on_policy_loss(
             self.engine,
             items,
             setup.objective,
-            scale,
+            step.divisors,
             device=setup.device,
             temperature=setup.temperature,
-            teacher_share=setup.teacher_share,
+            teacher_share=step.teacher_share,
         )
 
-    def _supervised_loss(self, items: list[SupervisedItem], scale: LossDivisors) -> tuple[Tensor, Sums]:
+    def _supervised_loss(self, items: list[SupervisedItem], divisors: LossDivisors) -> tuple[Tensor, Sums]:
         if self.setup.soft is not None:
-            return self._soft_loss(items, scale.supervised)
+            return self._soft_loss(items, divisors.supervised)
         objective = self.setup.objective
         coefficient, kd_share = (objective.pretrain_coefficient, objective.pretrain_kd_share) if objective else (1.0, 0.0)
-        return supervised_loss(self.engine, items, scale, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
+        return supervised_loss(self.engine, items, divisors, device=self.setup.device, coefficient=coefficient, kd_share=kd_share)
 
     def _soft_loss(self, items: list[OnPolicyItem] | list[SupervisedItem], divisor: float) -> tuple[Tensor, Sums]:
         setup = self.setup

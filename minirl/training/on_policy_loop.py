@@ -173,6 +173,7 @@ class OnPolicyLoop:
                     ),
                     divisors=self._divisors(summaries, [items[i].advantages for i in indices], supervised),
                     check_behavior=not pending_updates and not self.soft_targets and self._staleness(sampled) == 0,
+                    teacher_share=self.teacher_share,
                 )
                 tokens = [s.tokens for s in summaries]
                 pending_updates.append(self.learner.begin_update(step, [items[i] for i in indices], supervised, tokens))

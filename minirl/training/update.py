@@ -60,6 +60,7 @@ class UpdateStep:
     """The driver's settings for one optimizer step: its iteration and update numbers, learning rate and divisors.
 
     check_behavior: the student has not changed since it sampled, so that its mixture must reproduce the behavior log-probs.
+    teacher_share: of the mixture that sampled the on-policy items.
     """
 
     iteration: int
@@ -67,6 +68,7 @@ class UpdateStep:
     learning_rate: float
     divisors: LossDivisors
     check_behavior: bool = False
+    teacher_share: float = 0.0
 
 
 # A forward pass of the student module: (micro-batch, teacher_hidden, temperature, teacher_expectations, divergence, top_k).

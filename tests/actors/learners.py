@@ -41,7 +41,7 @@ def learner_group(
     setup = LearnerSetup(
         model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
         device="cpu", threads=1, seed=0, training=training,
-        objective=ObjectiveConfig(preset=preset), teacher_share=0.2, dropout=dropout, lora=lora, deterministic=deterministic,
+        objective=ObjectiveConfig(preset=preset), dropout=dropout, lora=lora, deterministic=deterministic,
     )  # fmt: skip
     group = LearnerGroup(setup, CLUSTER)
     try:

@@ -258,7 +258,7 @@ def test_refused_updates_leave_the_weights_unchanged(ray_cluster, model_director
 
         def refused(items, message: str, check_behavior: bool = False) -> None:
             with pytest.raises(RunError, match=message):
-                group.update(UpdateStep(7, 21, 1e-3, scale, check_behavior), items, [], lengths_of(items))
+                group.update(UpdateStep(7, 21, 1e-3, scale, check_behavior, teacher_share=0.2), items, [], lengths_of(items))
             assert all(torch.equal(tensor, before[name]) for name, tensor in weights(group).items())
 
         refused(on_policy_items(permuted(teacher, tmp_path / "permuted")), "the teacher rebuilt from hidden states")
