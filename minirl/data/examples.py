@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minirl.config.data import DataConfig, SourceConfig
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.data.records import read_conversations
 from minirl.data.reference_files import is_tokenised_source, tokenised_conversations
 from minirl.data.templates import Segment, Template, make_template
@@ -217,14 +217,14 @@ class _Encoder:
         return [Segment(list(prompt), 0), *([Segment(list(response), len(response))] if response else [])]
 
     def _with_system_prompt(self, conversation: Conversation) -> Conversation:
-        if self.config.system_prompt is None or conversation.messages[0][0] == "system":
+        if self.config.system_prompt is None or conversation.messages[0].role == "system":
             return conversation
-        return replace(conversation, messages=(("system", self.config.system_prompt), *conversation.messages))
+        return replace(conversation, messages=(Message("system", self.config.system_prompt), *conversation.messages))
 
     def _refuse_end_texts(self, conversation: Conversation) -> None:
-        for role, content in conversation.messages:
-            for text in self.end_texts if role == "assistant" else ():
-                if text in content:
+        for message in conversation.messages:
+            for text in self.end_texts if message.role == "assistant" else ():
+                if text in message.text:
                     raise InputError(
                         f"{conversation.origin} has the end token {text!r} inside a response; remove it, because the template adds it"
                     )

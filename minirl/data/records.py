@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.errors import InputError
 
 Row = tuple[str, dict[str, Any]]  # its origin ("train.jsonl line 3") and its columns
@@ -129,7 +129,7 @@ def _from_pair(columns: dict[str, Any], prompt_column: str, origin: str) -> Conv
     context_column = next((name for name in ("input", "context") if columns.get(name) is not None), None)
     context = _text(columns[context_column], context_column, origin) if context_column and prompt_column == "instruction" else ""
     references = parse_references(columns, origin)
-    messages = (("user", prompt), *(("assistant", text) for text in references[:1]))
+    messages = (Message("user", prompt), *(Message("assistant", text) for text in references[:1]))
     return Conversation(messages, references, context if context.strip() else "", origin)
 
 
@@ -139,21 +139,21 @@ def _from_messages(value: Any, origin: str) -> Conversation:
             f"{origin} has {_type_name(value)} as messages; it must be a list of role and content pairs with at least one user turn"
         )
     messages = tuple(_message(item, origin) for item in value)
-    roles = [role for role, _ in messages]
+    roles = [message.role for message in messages]
     if "user" not in roles or "system" in roles[1:]:
         raise InputError(f"{origin} has the roles {', '.join(roles)}; messages need a user turn, and a system prompt can only come first")
     if "assistant" in roles[: roles.index("user")]:
         raise InputError(f"{origin} begins with an assistant turn; a user turn must come before it")
-    references = (messages[-1][1],) if roles[-1] == "assistant" else ()
+    references = (messages[-1].content,) if roles[-1] == "assistant" else ()
     return Conversation(messages, references, origin=origin)
 
 
-def _message(item: Any, origin: str) -> tuple[str, str]:
+def _message(item: Any, origin: str) -> Message:
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
         raise InputError(f"{origin} has a message without role and content: {str(item)[:80]}")
     if item["role"] not in ROLES:
         raise InputError(f"{origin} has the role {item['role']!r}; understood are {', '.join(ROLES)}")
-    return item["role"], _text(item["content"], "content", origin)
+    return Message(item["role"], _text(item["content"], "content", origin))
 
 
 def _text(value: Any, column: str | None, origin: str) -> str:

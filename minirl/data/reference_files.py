@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.data.records import parse_references, read_rows
 from minirl.data.vocab import highest_token_id
 from minirl.errors import InputError
@@ -80,7 +80,7 @@ def tokenised_conversations(
             text = tokenizer.decode(prompt)
         if response and not references:
             references = (tokenizer.decode(response, skip_special_tokens=True),)
-        messages = (("user", text), *([("assistant", references[0])] if response else []))
+        messages = (Message("user", text), *([Message("assistant", references[0])] if response else []))
         conversations.append(Conversation(messages, references, origin=origin, tokens=(prompt, response)))
     if not conversations:
         raise InputError(f"the data set {source} is empty; give one with at least one record")

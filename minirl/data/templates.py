@@ -5,12 +5,13 @@ the prompt's length misplaces the border if the tokenizer merges across it (a re
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jinja2
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.errors import InputError
 
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -19,11 +20,14 @@ PREAMBLE_WITH_INPUT = (
     "Write a response that appropriately completes the request."
 )
 
-Messages = Sequence[tuple[str, str]]
+Messages = Sequence[Message]
 
 
 class Segment(NamedTuple):
-    """A piece of a conversation. Its first `targets` tokens are the assistant's words and their end token; the others are no targets."""
+    """A piece of a conversation. Its first `targets` tokens are learnt: the assistant's words and their end token. The others are not.
+
+    The segment of an assistant's turn of weight 0 has no targets.
+    """
 
     tokens: list[int]
     targets: int
@@ -72,19 +76,19 @@ def _chat_end_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The first special token after an answer, from rendering a probe; None if the template has none."""
     if not tokenizer.chat_template:
         return None
-    question = (("user", "a"),)
+    question = (Message("user", "a"),)
     before = _render(tokenizer, question, True, "a probe of the chat template")
-    after = _render(tokenizer, (*question, ("assistant", "probe")), False, "a probe of the chat template")
+    after = _render(tokenizer, (*question, Message("assistant", "probe")), False, "a probe of the chat template")
     tail = after.removeprefix(before).partition("probe")[2]
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
     return next((token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special), None)
 
 
 def _chat_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...]) -> list[Segment]:
-    messages, origin = _with_context(conversation), conversation.origin
+    messages, tools, origin = _with_context(conversation), conversation.tools, conversation.origin
     segments, rendered = [], ""
 
-    def extend(text: str, is_response: bool) -> None:
+    def extend(text: str, response: Message | None) -> None:
         nonlocal rendered
         if not text.startswith(rendered):
             raise InputError(
@@ -92,15 +96,15 @@ def _chat_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerBas
                 "prompt; use data.template: alpaca, or records of one turn"
             )
         tokens = tokenizer.encode(text.removeprefix(rendered), add_special_tokens=False)
-        segments.append(Segment(tokens, _length_through_end(tokens, end_tokens) if is_response else 0))
+        segments.append(Segment(tokens, _length_through_end(tokens, end_tokens) if response and response.is_learnt else 0))
         rendered = text
 
-    for turn, (role, _) in enumerate(messages):
-        if role == "assistant":
-            extend(_render(tokenizer, messages[:turn], True, origin), is_response=False)
-            extend(_render(tokenizer, messages[: turn + 1], False, origin), is_response=True)
+    for turn, message in enumerate(messages):
+        if message.role == "assistant":
+            extend(_render(tokenizer, messages[:turn], True, origin, tools), response=None)
+            extend(_render(tokenizer, messages[: turn + 1], False, origin, tools), response=message)
     if not conversation.has_response:
-        extend(_render(tokenizer, messages, True, origin), is_response=False)
+        extend(_render(tokenizer, messages, True, origin, tools), response=None)
     return segments
 
 
@@ -111,10 +115,12 @@ def _length_through_end(tokens: list[int], end_tokens: tuple[int, ...]) -> int:
     raise InputError("the chat template closes an assistant's turn with none of the model's end tokens; use data.template: alpaca")
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, start_answer: bool, origin: str) -> str:
-    turns = [{"role": role, "content": content} for role, content in messages]
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, start_answer: bool, origin: str, tools: Sequence[dict[str, Any]] | None = None
+) -> str:
+    turns, tools = [message.as_dict() for message in messages], list(tools) if tools else None
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=start_answer)
+        return tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=start_answer)
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template refuses {origin}: {error}") from None
 
@@ -123,9 +129,10 @@ def _with_context(conversation: Conversation) -> Messages:
     """The messages with the context below the last user message."""
     if not conversation.context:
         return conversation.messages
-    *_, last = [i for i, (role, _) in enumerate(conversation.messages) if role == "user"]
+    *_, last = [i for i, message in enumerate(conversation.messages) if message.role == "user"]
     return [
-        (role, f"{content}\n\n{conversation.context}" if i == last else content) for i, (role, content) in enumerate(conversation.messages)
+        replace(message, content=f"{message.content}\n\n{conversation.context}") if i == last else message
+        for i, message in enumerate(conversation.messages)
     ]
 
 
@@ -139,16 +146,20 @@ def _alpaca_segments(conversation: Conversation, tokenizer: PreTrainedTokenizerB
         return tokenizer.encode(text, add_special_tokens=False)
 
     messages = conversation.messages
-    last_user = max(i for i, (role, _) in enumerate(messages) if role == "user")
+    if conversation.tools or any(message.role == "tool" or message.extra for message in messages):
+        raise InputError(
+            f"{conversation.origin} has tools or extra fields of a message, which the Alpaca text cannot hold; set data.template: chat"
+        )
+    last_user = max(i for i, message in enumerate(messages) if message.role == "user")
     segments, text = [], PREAMBLE_WITH_INPUT if conversation.context else PREAMBLE
-    for i, (role, content) in enumerate(messages):
-        if role == "system":
-            text = content
-        elif role == "user":
-            text += f"\n\n### Instruction:\n{content}"
+    for i, message in enumerate(messages):
+        if message.role == "system":
+            text = message.content
+        elif message.role == "user":
+            text += f"\n\n### Instruction:\n{message.content}"
             text += f"\n\n### Input:\n{conversation.context}" if conversation.context and i == last_user else ""
         else:
-            response = [*encode(content), end_token]
-            segments += [Segment(encode(f"{text}\n\n### Response:\n"), 0), Segment(response, len(response))]
+            response = [*encode(message.content), end_token]
+            segments += [Segment(encode(f"{text}\n\n### Response:\n"), 0), Segment(response, len(response) if message.is_learnt else 0)]
             text = ""
     return segments if conversation.has_response else [*segments, Segment(encode(f"{text}\n\n### Response:\n"), 0)]

@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, question_and_answers
 from minirl.data.embedded.wordnet import wordnet_conversations
 from minirl.errors import InputError
 from minirl.files import file_sha256
@@ -102,8 +102,8 @@ def chatterbot_conversations() -> list[Conversation]:
             origin = f"chatterbot {path.stem} conversation {number}"
             prompt, *replies = (str(line).strip() for line in lines)
             for reply in replies[:1] if path.stem in _DIALOGUES else replies:
-                messages = (("user", prompt), ("assistant", reply))
-                distinct.setdefault(messages, Conversation(messages, (reply,), origin=origin))
+                conversation = question_and_answers(prompt, (reply,), origin)
+                distinct.setdefault(conversation.messages, conversation)
     return list(distinct.values())
 
 
@@ -120,8 +120,8 @@ def reasoning_gym_conversations() -> list[Conversation]:
     for number in range(REASONING_EACH):
         for kind, tasks in tasks_by_kind.items():
             task = tasks[number]
-            messages = (("user", task["question"].strip()), ("assistant", str(task["answer"]).strip()))
-            conversations.append(Conversation(messages, (messages[1][1],), origin=f"reasoning_gym {kind} {number}"))
+            answers = (str(task["answer"]).strip(),)
+            conversations.append(question_and_answers(task["question"].strip(), answers, f"reasoning_gym {kind} {number}"))
     return list({conversation.messages: conversation for conversation in conversations}.values())
 
 

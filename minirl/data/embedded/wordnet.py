@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, question_and_answers
 from minirl.errors import InputError
 
 DIRECTORY_VARIABLE = "WNSEARCHDIR"
@@ -101,8 +101,7 @@ def _is_example_of(word: str, example: str) -> bool:
 
 
 def _conversation(prompt: str, answers: list[str], origin: str) -> Conversation:
-    references = tuple(dict.fromkeys(_sentence(answer) for answer in answers))
-    return Conversation((("user", prompt), ("assistant", references[0])), references, origin=origin)
+    return question_and_answers(prompt, tuple(dict.fromkeys(_sentence(answer) for answer in answers)), origin)
 
 
 def _sentence(text: str) -> str:

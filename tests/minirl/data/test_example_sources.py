@@ -6,7 +6,7 @@ import pytest
 
 from minirl.config.data import DataConfig
 from minirl.config.reader import validate_config
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.data.examples import load_data, read_sources
 from minirl.data.templates import end_tokens
 from minirl.errors import InputError
@@ -16,14 +16,16 @@ SIZES = {"scarce": 300, "plenty": 1000}
 
 
 def read(source: str, limit: int | None) -> list[Conversation]:
-    return [Conversation((("user", f"{source} {i}"),)) for i in range(SIZES[source])][:limit]
+    return [Conversation((Message("user", f"{source} {i}"),)) for i in range(SIZES[source])][:limit]
 
 
 def sizes(train: list, limit: int | None = None) -> dict[str, int]:
     config = validate_config(DataConfig, {"train": train})
     records_by_source = read_sources(config.train, limit, read)
     for name, records in records_by_source.items():
-        assert [record.messages[0][1] for record in records] == [f"{name} {i}" for i in range(len(records))], "the first ones, in order"
+        assert [record.messages[0].content for record in records] == [f"{name} {i}" for i in range(len(records))], (
+            "the first ones, in order"
+        )
     return {name: len(records) for name, records in records_by_source.items()}
 
 

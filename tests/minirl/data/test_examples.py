@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from minirl.config.data import DataConfig
-from minirl.data.conversation import Conversation
+from minirl.data.conversation import Conversation, Message
 from minirl.data.examples import load_data, split_of_prompt
 from minirl.data.templates import end_tokens, make_template
 from minirl.errors import InputError
@@ -107,9 +107,9 @@ def test_the_system_prompt_of_the_config_applies_to_records_without_one(load):
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), systems, st.sampled_from(["chat", "alpaca"]))
 def test_the_targets_are_the_assistants_words_and_end_tokens_of_every_turn(turns, system, template):
-    messages = [("system", system)] if system is not None else []
+    messages = [Message("system", system)] if system is not None else []
     for question, answer in turns:
-        messages += [("user", question), ("assistant", answer)]
+        messages += [Message("user", question), Message("assistant", answer)]
     segments = make_template(template, TOKENIZER, ENDS)(Conversation(tuple(messages)))
     targets = [token for segment in segments for token in segment.tokens[: segment.targets]]
     end = SPECIAL[2] if template == "chat" else SPECIAL[0]
@@ -120,10 +120,51 @@ def test_the_targets_are_the_assistants_words_and_end_tokens_of_every_turn(turns
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
 def test_chat_segments_join_to_the_whole_conversation_as_the_template_renders_it(turns):
-    messages = [pair for question, answer in turns for pair in (("user", question), ("assistant", answer))]
+    messages = [message for question, answer in turns for message in (Message("user", question), Message("assistant", answer))]
     segments = make_template("chat", TOKENIZER, ENDS)(Conversation(tuple(messages)))
-    rendered = TOKENIZER.apply_chat_template([{"role": r, "content": c} for r, c in messages], tokenize=False)
+    rendered = TOKENIZER.apply_chat_template([message.as_dict() for message in messages], tokenize=False)
     assert TOKENIZER.decode([token for segment in segments for token in segment.tokens]) == rendered
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca"])
+def test_only_assistants_turns_of_weight_1_are_learnt(template):
+    turns = [("user", "Hi", 1), ("assistant", "WRONG", 0), ("user", "again", 1), ("assistant", "right", 1)]
+    segments = make_template(template, TOKENIZER, ENDS)(Conversation(tuple(Message(r, c, weight=weight) for r, c, weight in turns)))
+    whole = TOKENIZER.decode([token for segment in segments for token in segment.tokens])
+    learnt = TOKENIZER.decode([token for segment in segments for token in segment.tokens[: segment.targets]])
+    assert "WRONG" in whole and learnt.removesuffix("<|im_end|>").removesuffix("<|endoftext|>") == "right"
+
+
+def test_the_template_receives_tools_and_the_extra_fields_of_a_message():
+    template = "{% for tool in tools or [] %}({{ tool['name'] }}){% endfor %}" + TEMPLATE.replace(
+        "message['content']", "(message.reasoning_content or '') + message['content']"
+    )
+    messages = (Message("user", "Hi"), Message("tool", "sunny"), Message("assistant", "yes", {"reasoning_content": "thought "}))
+    segments = make_template("chat", chatml_tokenizer(template=template), ENDS)(Conversation(messages, tools=({"name": "weather"},)))
+    prompt, response = (TOKENIZER.decode(segment.tokens) for segment in segments)
+    assert prompt.startswith("(weather)<|im_start|>user\nHi") and "<|im_start|>tool\nsunny" in prompt
+    assert response.startswith("thought yes<|im_end|>") and segments[0].targets == 0
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        Conversation((Message("user", "Hi"),), tools=({"name": "weather"},)),
+        Conversation((Message("user", "Hi"), Message("tool", "sunny"))),
+        Conversation((Message("user", "Hi"), Message("assistant", "yes", {"reasoning_content": "thought"}))),
+    ],
+)
+def test_the_alpaca_text_refuses_what_it_cannot_hold(conversation):
+    with pytest.raises(InputError, match="a record has tools or extra fields of a message, which the Alpaca text cannot hold"):
+        make_template("alpaca", TOKENIZER, ENDS)(conversation)
+
+
+def test_tools_and_extra_fields_belong_to_the_text_that_decides_the_split():
+    plain = Conversation((Message("user", "Hi"), Message("assistant", "yes")))
+    assert plain.prompt_text == "Hi\n"
+    named = Conversation((Message("user", "Hi", {"name": "Ann"}), Message("assistant", "yes", {"name": "Bob"})))
+    assert "Ann" in named.prompt_text and "Bob" not in named.prompt_text
+    assert "weather" in Conversation(plain.messages, tools=({"name": "weather"},)).prompt_text
 
 
 def test_prompt_and_response_are_tokenised_apart_even_if_the_tokenizer_would_merge_them(load):

@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from minirl.data.conversation import Message
 from minirl.data.records import parse_record, read_conversations, read_rows
 from minirl.errors import InputError
 
@@ -37,7 +38,7 @@ def write(path, *lines):
 )
 def test_every_known_form_gives_the_same_conversation(columns):
     conversation = parse_record(columns, "here")
-    assert conversation.messages == (("user", "2+2?"), ("assistant", "4"))
+    assert conversation.messages == (Message("user", "2+2?"), Message("assistant", "4"))
     assert conversation.references == ("4",) and conversation.context == ""
     assert conversation.prompt_text == "2+2?\n"
 
@@ -45,20 +46,20 @@ def test_every_known_form_gives_the_same_conversation(columns):
 @pytest.mark.parametrize("columns", [{"input": "Paris", "output": "yes"}, {"context": "Paris", "response": "yes"}])
 def test_the_input_of_alpaca_and_the_context_of_dolly_stay_apart_from_the_instruction(columns):
     conversation = parse_record({"instruction": "A city?", **columns}, "here")
-    assert conversation.messages[0] == ("user", "A city?") and conversation.context == "Paris"
+    assert conversation.messages[0] == Message("user", "A city?") and conversation.context == "Paris"
     assert "Paris" in conversation.prompt_text
 
 
 def test_messages_keep_their_turns_and_the_last_answer_is_the_reference():
     conversation = parse_record({"messages": TURNS}, "here")
-    assert [role for role, _ in conversation.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message.role for message in conversation.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert conversation.references == ("4",)
     assert conversation.prompt_text == "Be brief.\nHi\nHello\n2+2?\n"
 
 
 def test_several_references_are_kept_and_the_first_is_the_gold_response():
     conversation = parse_record({"instruction": "Greet", "output": ["Hi", "Hello"]}, "here")
-    assert conversation.references == ("Hi", "Hello") and conversation.messages[-1] == ("assistant", "Hi")
+    assert conversation.references == ("Hi", "Hello") and conversation.messages[-1] == Message("assistant", "Hi")
 
 
 @pytest.mark.parametrize("columns", [{"prompt": "Hi"}, {"prompt": "Hi", "completion": None}, {"messages": TURNS[:2]}])
@@ -94,7 +95,7 @@ def test_an_unusable_record_is_named_with_its_reason(columns, message):
 def test_jsonl_keeps_order_skips_blank_lines_and_counts_them_for_the_line_number(tmp_path):
     path = write(tmp_path / "data.jsonl", {"prompt": "a", "completion": "ä"}, "", {"prompt": "b"}, "")
     conversations = read_conversations(path)
-    assert [c.messages[0][1] for c in conversations] == ["a", "b"]
+    assert [c.messages[0].content for c in conversations] == ["a", "b"]
     assert [c.origin for c in conversations] == [f"{path} line 1", f"{path} line 3"]
     assert read_conversations(path, limit=1) == conversations[:1]
 
@@ -102,7 +103,7 @@ def test_jsonl_keeps_order_skips_blank_lines_and_counts_them_for_the_line_number
 def test_a_byte_order_mark_is_not_part_of_the_first_record(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
-    assert read_conversations(str(path))[0].messages == (("user", "a"),)
+    assert read_conversations(str(path))[0].messages == (Message("user", "a"),)
 
 
 def test_parquet_reads_as_the_same_records_as_jsonl(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirl.config.data import CorpusConfig, DataConfig
+from minirl.data.conversation import Message
 from minirl.data.corpus import load_corpus
 from minirl.data.examples import load_data
 from minirl.data.records import read_conversations
@@ -127,7 +128,7 @@ def test_the_references_raw_and_valid_rows_are_records(tmp_path):
     write_split(tmp_path, "valid", ROWS, TOKENIZER)
     raw, valid = (read_conversations(str(tmp_path / name)) for name in ("raw.jsonl", "valid.jsonl"))
     assert [(c.messages, c.context, c.references) for c in raw] == [(c.messages, c.context, c.references) for c in valid]
-    assert raw[1].messages == (("user", "Is it a city?"), ("assistant", "\nYes")) and raw[1].context == "Rome"
+    assert raw[1].messages == (Message("user", "Is it a city?"), Message("assistant", "\nYes")) and raw[1].context == "Rome"
     row = {"id": "sinst-1", "prompt": "Below is...", "instruction": "Greet", "input": "", "output": ["Hi", "Hello"]}
     (tmp_path / "several.jsonl").write_text(json.dumps(row))
     assert read_conversations(str(tmp_path / "several.jsonl"))[0].references == ("Hi", "Hello")

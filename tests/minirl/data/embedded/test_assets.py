@@ -32,15 +32,16 @@ def test_chatterbot_gives_clean_pairs_without_duplicates():
     conversations = chatterbot_conversations()
     pairs = Counter(conversation.messages for conversation in conversations)
     assert set(pairs.values()) == {1} and len(pairs) > 1000
-    for (asker, prompt), (answerer, reply) in pairs:
-        assert (asker, answerer) == ("user", "assistant")
+    for asked, answered in pairs:
+        assert (asked.role, answered.role) == ("user", "assistant")
+        prompt, reply = asked.content, answered.content
         assert prompt == prompt.strip() and reply == reply.strip() and len(prompt) > 1 and reply
 
 
 def test_every_reply_of_a_list_answers_its_first_line_and_a_dialogue_gives_its_first_exchange():
     replies = {}
     for conversation in chatterbot_conversations():
-        replies.setdefault(conversation.messages[0][1], []).append(conversation.messages[1][1])
+        replies.setdefault(conversation.messages[0].content, []).append(conversation.messages[1].content)
     assert "You know, the big iron!" in replies["What is a super computer?"]
     assert replies["How is your health?"] == ["I'm not feeling well"] and "why?" not in replies
     assert "Richard Nixon" in replies["Who was the 37th President of the United States?"]
@@ -60,7 +61,7 @@ def test_reasoning_tasks_are_the_same_in_every_process_and_the_first_ones_have_e
 
 
 def test_a_reasoning_task_has_the_right_answer():
-    references = {task.messages[0][1]: task.references for task in reasoning_gym_conversations()}
+    references = {task.messages[0].content: task.references for task in reasoning_gym_conversations()}
     sums = {prompt: answers for prompt, answers in references.items() if re.fullmatch(r"Calculate [-+ 0-9]+\.", prompt)}
     assert len(sums) > 5
     for prompt, (answer,) in sums.items():

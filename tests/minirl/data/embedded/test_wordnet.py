@@ -33,7 +33,7 @@ def database(tmp_path, monkeypatch):
 
     def write(counted=None, **parts):
         write_database(tmp_path, parts, counted or {})
-        return {conversation.messages[0][1]: conversation.references for conversation in wordnet_conversations()}
+        return {conversation.messages[0].content: conversation.references for conversation in wordnet_conversations()}
 
     return write
 
@@ -94,13 +94,13 @@ def test_a_missing_database_is_refused_with_advice(tmp_path, monkeypatch):
 def test_the_real_database_gives_clean_pairs_in_a_random_order(monkeypatch):
     monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
     conversations = wordnet_conversations()
-    by_prompt = {conversation.messages[0][1]: conversation for conversation in conversations}
+    by_prompt = {conversation.messages[0].content: conversation for conversation in conversations}
     assert len(by_prompt) == len(conversations) > 20_000
     assert by_prompt['What does the verb "sigh" mean?'].references[0] == "Heave or utter a sigh; breathe deeply and heavily."
     assert "The dog barked all night." in by_prompt['Use the noun "dog" in a sentence.'].references
     for conversation in conversations:
-        (_, prompt), (_, answer) = conversation.messages
+        prompt, answer = (message.content for message in conversation.messages)
         assert answer == conversation.references[0] == answer.strip() and answer[-1] in ".?!" and len(answer) > 2 and prompt
-    before_m = [conversation.messages[0][1].split('"')[1] < "m" for conversation in conversations]
+    before_m = [conversation.messages[0].content.split('"')[1] < "m" for conversation in conversations]
     in_first, overall = sum(before_m[:2000]) / 2000, sum(before_m) / len(before_m)
     assert abs(in_first - overall) < 4 * (overall * (1 - overall) / 2000) ** 0.5  # 4 sigma
