@@ -93,7 +93,7 @@ class Evaluation:
         for evaluation_set in self.prepared.sets:
             teachers_samples = self._teachers_samples(evaluation_set) if self.config.exposure_bias and name != TEACHER else None
             samples = measurer.measure(evaluation_set, teacher_share=share, weight_version=version, teachers_samples=teachers_samples)
-            scores = rouge_scores(samples, evaluation_set.references)
+            scores = rouge_scores(samples, evaluation_set.references, self.config.rouge_tokenizer)
             figures[evaluation_set.name] = figures_of(samples, evaluation_set.references, scores, top_k=self.config.top_k)
             self._write_samples(name, evaluation_set, samples, scores)
         results = {"row": row_of(next(iter(figures.values()))), "lm_loss_corpus": measurer.corpus_loss(), "sets": figures}

@@ -1,11 +1,13 @@
 """Config sections of the stage `evaluate`: which figures are measured, and on which sets of prompts."""
 
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from minirl.config.strict import StrictModel
+
+RougeTokenizer = Literal["any_script", "paper"]
 
 
 class EvaluationSetConfig(StrictModel):
@@ -13,7 +15,8 @@ class EvaluationSetConfig(StrictModel):
 
     source: str | None = None  # a source of records, as in `data.train`; `null`: the run's own test split
     prompts: PositiveInt | None = None  # how many prompts are used, the first ones; `null`: as in `stages.evaluate.prompts`
-    min_gold_words: NonNegativeInt = 0  # leaves out prompts whose first gold response has fewer words
+    # Leaves out prompts whose first gold response has fewer words; in scripts without spaces, such as Chinese or Thai, fewer characters.
+    min_gold_words: NonNegativeInt = 0
 
 
 class EvaluateConfig(StrictModel):
@@ -27,6 +30,9 @@ class EvaluateConfig(StrictModel):
     # Forbids that an n-gram of this many tokens occurs twice in prompt and response; 0: off. The reference generates with 6. KL is not
     # measured on such samples.
     no_repeat_ngram: NonNegativeInt = 0
+    # How Rouge-L divides text. `any_script`: words, or characters in scripts without spaces, such as Chinese, Japanese, Thai and Khmer.
+    # `paper`: the reference code's tokenizer, for which only ASCII letters and digits count. They agree on ASCII text.
+    rouge_tokenizer: RougeTokenizer = "any_script"
     exposure_bias: bool = False  # measures ExAccErr (exposure bias) too, with one more pass over the teacher's samples for each model
     top_k: PositiveInt = 10  # how many of the most probable tokens are compared with the teacher's
 

@@ -16,24 +16,38 @@ from minirl.evaluation.intervals import Estimate, bootstrap_counts, estimate, me
 from minirl.tables import Table
 
 RESAMPLES = 2000
+# Field of `Comparison`, label of its axis, and the sign of an improvement.
+PLOTTED = (("rouge_l", "Rouge-L (right is better)", 1), ("reverse_kl", "reverse KL, nats per token (left is better)", -1))
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """Scores of one run on one set, each [sampling seeds, prompts]. kl_sums: reverse KL of each response, nats; lengths: its tokens."""
+    """Scores of one run on one set, each [sampling seeds, prompts].
+
+    lengths: tokens of each response. kl_sums: its reverse KL in nats; None where n-grams were blocked, because KL is not measured there.
+    """
 
     rouge_l: np.ndarray
-    kl_sums: np.ndarray
     lengths: np.ndarray
+    kl_sums: np.ndarray | None = None
 
     @classmethod
     def read(cls, file: Path) -> "RunScores":
         """From an evaluation's `<set>/<model>.npz`."""
         with np.load(file) as arrays:
-            ends = np.cumsum(arrays["lengths"].ravel())
+            rouge_l, lengths = arrays["rouge_l"].astype(np.float64), arrays["lengths"]
+            if "own/reverse_kl" not in arrays:
+                return cls(rouge_l, lengths)
+            ends = np.cumsum(lengths.ravel())
             sums = np.add.reduceat(arrays["own/reverse_kl"].astype(np.float64), np.concatenate([[0], ends[:-1]]))
-            return cls(arrays["rouge_l"].astype(np.float64), sums.reshape(arrays["lengths"].shape), arrays["lengths"])
+            return cls(rouge_l, lengths, sums.reshape(lengths.shape))
+
+    @classmethod
+    def concatenated(cls, runs: list["RunScores"]) -> "RunScores":
+        """The samples of all runs, one run after another: [runs x sampling seeds, prompts]."""
+        columns = ([getattr(run, field) for run in runs] for field in cls.__dataclass_fields__)
+        return cls(*(None if any(values is None for values in column) else np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,7 @@ class Method:
 
     def all_scores(self, set_name: str) -> RunScores:
         """The samples of all runs, one run after another: [runs x sampling seeds, prompts]."""
-        runs = self.scores[set_name]
-        return RunScores(*(np.concatenate([getattr(run, field) for run in runs]) for field in RunScores.__dataclass_fields__))
+        return RunScores.concatenated(self.scores[set_name])
 
     def with_seeds(self, seeds: list[int]) -> "Method":
         """The method with only the runs of these seeds."""
@@ -90,19 +103,23 @@ def comparison_groups(methods: list[Method], baseline: str) -> list[ComparisonGr
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One method on one set. *_difference: the method minus the baseline, with its interval. Lower reverse KL is better.
-
-    *_run_standard_error: standard error over training runs, None for one run.
+class MetricComparison:
+    """One metric of a method. difference: the method minus the baseline, with its interval. run_standard_error: over training runs, None
+    for one run.
     """
 
+    estimate: Estimate
+    run_standard_error: float | None
+    difference: tuple[float, Interval]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method on one set. Lower reverse KL is better; None where it was not measured."""
+
     runs: int
-    rouge_l: Estimate
-    rouge_l_run_standard_error: float | None
-    rouge_l_difference: tuple[float, Interval]
-    reverse_kl: Estimate
-    reverse_kl_run_standard_error: float | None
-    reverse_kl_difference: tuple[float, Interval]
+    rouge_l: MetricComparison
+    reverse_kl: MetricComparison | None
     mean_response_tokens: float
 
 
@@ -110,16 +127,19 @@ def compare(method: Method, baseline: Method, set_name: str) -> Comparison:
     """Both methods must have the prompts of the set in the same order."""
     scores, baseline_scores, runs = method.all_scores(set_name), baseline.all_scores(set_name), method.scores[set_name]
     difference = estimate((scores.rouge_l.mean(0) - baseline_scores.rouge_l.mean(0))[None])
-    return Comparison(
-        runs=len(runs),
-        rouge_l=estimate(scores.rouge_l),
-        rouge_l_run_standard_error=mean_and_standard_error([run.rouge_l.mean() for run in runs])[1],
-        rouge_l_difference=(difference.mean, (difference.low, difference.high)),
-        reverse_kl=pooled_estimate(scores.kl_sums, scores.lengths),
-        reverse_kl_run_standard_error=mean_and_standard_error([run.kl_sums.sum() / run.lengths.sum() for run in runs])[1],
-        reverse_kl_difference=_kl_difference(scores, baseline_scores),
-        mean_response_tokens=float(scores.lengths.mean()),
+    rouge_l = MetricComparison(
+        estimate(scores.rouge_l),
+        mean_and_standard_error([run.rouge_l.mean() for run in runs])[1],
+        (difference.mean, (difference.low, difference.high)),
     )
+    reverse_kl = None
+    if scores.kl_sums is not None and baseline_scores.kl_sums is not None:
+        reverse_kl = MetricComparison(
+            pooled_estimate(scores.kl_sums, scores.lengths),
+            mean_and_standard_error([run.kl_sums.sum() / run.lengths.sum() for run in runs])[1],
+            _kl_difference(scores, baseline_scores),
+        )
+    return Comparison(len(runs), rouge_l, reverse_kl, float(scores.lengths.mean()))
 
 
 def _kl_difference(scores: RunScores, baseline: RunScores) -> tuple[float, Interval]:
@@ -147,37 +167,43 @@ def brief_tables(methods: list[Method], baseline: str) -> list[Table]:
 
 
 def _brief_table(group: ComparisonGroup, set_name: str) -> Table:
-    rows, base = [], group.base
+    rows, names = [], []
     for method in group.methods:
-        c, is_base = compare(method, base, set_name), method is base
-        rouge_l, reverse_kl = _brief_difference(c.rouge_l_difference, 2, is_base), _brief_difference(c.reverse_kl_difference, 3, is_base)
-        rows.append((method.label, f"{c.rouge_l.mean:.2f}", rouge_l, f"{c.reverse_kl.mean:.3f}", reverse_kl))
-    return Table(group.title(set_name), ("method", "Rouge-L", "diff.", "rev. KL", "diff."), rows)
-
-
-def _brief_difference(difference: tuple[float, Interval], digits: int, is_base: bool) -> str:
-    mean, (low, high) = difference
-    return "" if is_base else f"{mean:+.{digits}f}" + (" " if low <= 0 <= high else "*")
+        metrics, cells = _metrics(compare(method, group.base, set_name), "rev. KL"), [method.label]
+        for _, metric, digits in metrics:
+            cells += [f"{metric.estimate.mean:.{digits}f}", "" if method is group.base else _brief_difference(metric.difference, digits)]
+        rows.append(tuple(cells))
+        names = [name for name, *_ in metrics]
+    return Table(group.title(set_name), ("method", *(column for name in names for column in (name, "diff."))), rows)
 
 
 def _full_table(group: ComparisonGroup, set_name: str) -> Table:
-    rows, base = [], group.base
+    rows, names = [], []
     for method in group.methods:
-        c = compare(method, base, set_name)
-        is_base = method is base
-        rows.append((
-            method.label,
-            str(c.runs),
-            f"{c.rouge_l.mean:.2f} [{c.rouge_l.low:.2f}, {c.rouge_l.high:.2f}]",
-            "" if c.rouge_l_run_standard_error is None else f"{c.rouge_l_run_standard_error:.2f}",
-            "" if is_base else _full_difference(c.rouge_l_difference, 2),
-            f"{c.reverse_kl.mean:.3f} [{c.reverse_kl.low:.3f}, {c.reverse_kl.high:.3f}]",
-            "" if c.reverse_kl_run_standard_error is None else f"{c.reverse_kl_run_standard_error:.3f}",
-            "" if is_base else _full_difference(c.reverse_kl_difference, 3),
-            f"{c.mean_response_tokens:.1f}",
-        ))  # fmt: skip
-    columns = ("method", "runs", "Rouge-L [95 %]", "s.e. runs", "difference", "reverse KL [95 %]", "s.e. runs", "difference", "tokens")
-    return Table(group.title(set_name), columns, rows)
+        comparison = compare(method, group.base, set_name)
+        metrics, cells = _metrics(comparison, "reverse KL"), [method.label, str(comparison.runs)]
+        for _, metric, digits in metrics:
+            mean, error = metric.estimate, metric.run_standard_error
+            cells += [
+                f"{mean.mean:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]",
+                "" if error is None else f"{error:.{digits}f}",
+                "" if method is group.base else _full_difference(metric.difference, digits),
+            ]
+        rows.append((*cells, f"{comparison.mean_response_tokens:.1f}"))
+        names = [name for name, *_ in metrics]
+    metric_columns = (column for name in names for column in (f"{name} [95 %]", "s.e. runs", "difference"))
+    return Table(group.title(set_name), ("method", "runs", *metric_columns, "tokens"), rows)
+
+
+def _metrics(comparison: Comparison, kl_name: str) -> list[tuple[str, MetricComparison, int]]:
+    """(column name, metric, decimals in tables) of each metric that was measured."""
+    metrics = [("Rouge-L", comparison.rouge_l, 2), (kl_name, comparison.reverse_kl, 3)]
+    return [(name, metric, digits) for name, metric, digits in metrics if metric is not None]
+
+
+def _brief_difference(difference: tuple[float, Interval], digits: int) -> str:
+    mean, (low, high) = difference
+    return f"{mean:+.{digits}f}" + (" " if low <= 0 <= high else "*")
 
 
 def _full_difference(difference: tuple[float, Interval], digits: int) -> str:
@@ -186,21 +212,23 @@ def _full_difference(difference: tuple[float, Interval], digits: int) -> str:
 
 
 def difference_plot(methods: list[Method], baseline: str) -> Figure:
-    """Each method's difference from its base: Rouge-L on the left, reverse KL on the right, one row of panels for each group and set."""
+    """Each method's difference from its base: Rouge-L on the left, reverse KL, if measured, on the right; a row for each group and set."""
     panel_rows = [(group, set_name) for group in comparison_groups(methods, baseline) for set_name in group.base.scores]
     heights = [len(group.methods) - 1 for group, _ in panel_rows]
+    has_kl = all(method.all_scores(set_name).kl_sums is not None for group, set_name in panel_rows for method in group.methods)
+    kinds = PLOTTED if has_kl else PLOTTED[:1]
     figure = Figure(figsize=(11, sum(0.9 + 0.3 * height for height in heights)), layout="constrained")
-    panels = figure.subplots(len(panel_rows), 2, squeeze=False, sharey="row", height_ratios=[2 + height for height in heights])
-    for (rouge_axes, kl_axes), (group, set_name) in zip(panels, panel_rows, strict=True):
+    panels = figure.subplots(len(panel_rows), len(kinds), squeeze=False, sharey="row", height_ratios=[2 + height for height in heights])
+    for row, (group, set_name) in zip(panels, panel_rows, strict=True):
         base, others = group.base, [method for method in group.methods if method is not group.base]
         comparisons = [compare(method, base, set_name) for method in others]
-        rouge_axes.set_title(group.title(set_name), fontsize=10, loc="left")
-        _draw_differences(rouge_axes, [comparison.rouge_l_difference for comparison in comparisons], better=1)
-        _draw_differences(kl_axes, [comparison.reverse_kl_difference for comparison in comparisons], better=-1)
-        rouge_axes.set_yticks(range(len(others)), [method.label for method in others])
-        rouge_axes.invert_yaxis()
-    rouge_axes.set_xlabel("Rouge-L (right is better)")
-    kl_axes.set_xlabel("reverse KL, nats per token (left is better)")
+        row[0].set_title(group.title(set_name), fontsize=10, loc="left")
+        for axes, (metric, _, better) in zip(row, kinds, strict=True):
+            _draw_differences(axes, [getattr(comparison, metric).difference for comparison in comparisons], better=better)
+        row[0].set_yticks(range(len(others)), [method.label for method in others])
+        row[0].invert_yaxis()
+    for axes, (_, label, _) in zip(row, kinds, strict=True):
+        axes.set_xlabel(label)
     return figure
 
 

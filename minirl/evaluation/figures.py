@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minirl.config.evaluation import RougeTokenizer
 from minirl.evaluation.calibration import calibration
 from minirl.evaluation.exposure import FORMS, exposure_curve
 from minirl.evaluation.intervals import estimate, pooled_estimate
@@ -23,9 +24,9 @@ GOLD_WORDS = ((0, 5), (6, 10), (11, None))  # the paper's classes of S-NI, by th
 ModelFigures = dict[str, Any]
 
 
-def rouge_scores(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]]) -> np.ndarray:
+def rouge_scores(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]], tokenizer: RougeTokenizer = "any_script") -> np.ndarray:
     """Rouge-L of every response: [seeds, prompts]. references: one tuple a prompt."""
-    return np.array([[rouge_l(text, refs) for text, refs in zip(texts, references, strict=True)] for texts in samples.texts])
+    return np.array([[rouge_l(text, refs, tokenizer) for text, refs in zip(texts, references, strict=True)] for texts in samples.texts])
 
 
 def figures_of(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]], scores: np.ndarray, *, top_k: int) -> ModelFigures:

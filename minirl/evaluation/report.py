@@ -79,8 +79,8 @@ class EvaluationReport:
 NOTE = (
     "Brackets hold the 95 % interval of a bootstrap over prompts; s.e. is the standard error over seeds. KL is exact and in nats, per "
     "token of the model's own samples or of gold responses. ECE and accuracy refer to the next gold token; top-k is the share of the "
-    "most likely tokens that student and teacher have in common; Dist-n counts words; repeated is the share of a response's 4-grams that "
-    "occurred earlier in it; cut is the share of responses that reached the length limit."
+    "most likely tokens that student and teacher have in common; Dist-n counts words, or characters in scripts without spaces; repeated is "
+    "the share of a response's 4-grams that occurred earlier in it; cut is the share of responses that reached the length limit."
 )
 
 

@@ -12,6 +12,7 @@ from minirl.config.data import DataConfig
 from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
 from minirl.data.examples import Example, load_examples
 from minirl.errors import InputError
+from minirl.evaluation.words import words_of
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def evaluation_set(name: str, config: EvaluationSetConfig, examples: Iterable[Ex
 
 
 def gold_words(references: tuple[str, ...]) -> int:
-    """Number of words of the gold response, which is the first reference."""
-    return len(references[0].split())
+    """Number of words of the gold response, which is the first reference. In scripts without spaces, characters count."""
+    return len(words_of(references[0]))
 
 
 def _digest(examples: list[Example]) -> str:

@@ -6,30 +6,32 @@ from functools import cache
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+from minirl.config.evaluation import RougeTokenizer
 from minirl.errors import InputError
+from minirl.evaluation.words import rouge_tokenizer, words_of
 
 
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
+def rouge_l(prediction: str, references: Sequence[str], tokenizer: RougeTokenizer = "any_script") -> float:
     """Rouge-L F-measure, 0 to 100, Porter-stemmed, the best over the references (`rouge-score`, as in the reference code's evaluation).
 
-    The package compares lower-cased ASCII letters and digits only: text in other scripts scores 0. Raises InputError without a reference.
+    With the tokenizer "paper", text in other scripts than the Latin one scores 0. Raises InputError without a reference.
     """
     if not references:
         raise InputError("Rouge-L needs at least one reference; leave prompts without a gold response out of the evaluation")
-    return 100.0 * _scorer().score_multi(references, prediction)["rougeL"].fmeasure
+    return 100.0 * _scorer(tokenizer).score_multi(references, prediction)["rougeL"].fmeasure
 
 
 @cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+def _scorer(tokenizer: RougeTokenizer) -> RougeScorer:
+    return RougeScorer(["rougeL"], tokenizer=rouge_tokenizer(tokenizer))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Dist-n: the distinct n-grams over all n-grams of all texts together, words split on white space; 0 where no text has n words.
+    """Dist-n: the distinct n-grams over all n-grams of all texts together, in `words_of` the texts; 0 where no text has n words.
 
     It falls as the set grows, so compare only sets of similar size.
     """
-    return distinct_ngrams([text.split() for text in texts], n)
+    return distinct_ngrams([words_of(text) for text in texts], n)
 
 
 def distinct_ngrams(rows: Sequence[Sequence[Hashable]], n: int) -> float:

@@ -68,7 +68,8 @@ def make(tmp_path, models, **changes) -> tuple[Experiment, list]:
                 assert Path(model).is_dir()
                 scores = np.full((2, 3), float(len(name)))
                 lengths = np.ones((2, 3), int)
-                np.savez(out / "test" / f"{name}.npz", **{"rouge_l": scores, "lengths": lengths, "own/reverse_kl": np.ones(6)})
+                divergences = {} if config.stages.evaluate.no_repeat_ngram else {"own/reverse_kl": np.ones(6)}
+                np.savez(out / "test" / f"{name}.npz", **{"rouge_l": scores, "lengths": lengths} | divergences)
         elif directory.name == "common":
             for stage, name in {"sft_teacher": "teacher", "sft": "student"}.items():
                 target = directory / stage / "best"
@@ -120,6 +121,14 @@ def test_finished_rows_are_small_files_and_do_not_run_again(tmp_path, models):
     full = json.loads((tmp_path / "experiment.json").read_text())
     assert [row[:2] for row in full[0]["rows"]] == [["SFT", "2"], ["MiniLLM", "1"]]
     assert {file.name for file in tmp_path.glob("experiment.*")} == {"experiment.json", "experiment.md", "experiment.png"}
+
+
+def test_students_sampled_with_blocked_ngrams_are_compared_by_rouge_l_alone(tmp_path, models):
+    """KL is not measured on such samples."""
+    experiment, _ = make(tmp_path, models, evaluate={"no_repeat_ngram": 6})
+    (table,) = experiment.run([])
+    assert table.columns == ("method", "Rouge-L", "diff.") and [row[0] for row in table.rows] == ["SFT", "MiniLLM"]
+    assert "KL" not in (tmp_path / "experiment.md").read_text() and (tmp_path / "experiment.png").is_file()
 
 
 def test_a_row_of_other_settings_is_not_finished(tmp_path, models):

@@ -14,7 +14,7 @@ def scores(draw, prompts=40, seeds=2, shift=0.0, hard=None) -> RunScores:
     """Scores on prompts of very different difficulty. hard: the mean of each prompt, so that two methods can share it."""
     lengths = draw.integers(1, 9, (seeds, prompts))
     rouge = (draw.uniform(0, 60, prompts) if hard is None else hard) + shift + draw.normal(0, 0.5, (seeds, prompts))
-    return RunScores(rouge, lengths * draw.uniform(0.5, 1.5, (seeds, prompts)), lengths)
+    return RunScores(rouge, lengths, lengths * draw.uniform(0.5, 1.5, (seeds, prompts)))
 
 
 @pytest.fixture
@@ -29,16 +29,18 @@ def methods():
 def test_means_are_over_runs_seeds_and_prompts_and_kl_is_pooled_over_tokens(methods):
     comparison = compare(methods[1], methods[0], "test")
     runs = methods[1].scores["test"]
-    assert comparison.rouge_l.mean == pytest.approx(np.mean([run.rouge_l.mean() for run in runs]))
-    assert comparison.reverse_kl.mean == pytest.approx(sum(run.kl_sums.sum() for run in runs) / sum(run.lengths.sum() for run in runs))
-    assert comparison.rouge_l_run_standard_error == pytest.approx(np.std([run.rouge_l.mean() for run in runs], ddof=1) / 3**0.5)
+    assert comparison.rouge_l.estimate.mean == pytest.approx(np.mean([run.rouge_l.mean() for run in runs]))
+    assert comparison.reverse_kl.estimate.mean == pytest.approx(
+        sum(run.kl_sums.sum() for run in runs) / sum(run.lengths.sum() for run in runs)
+    )
+    assert comparison.rouge_l.run_standard_error == pytest.approx(np.std([run.rouge_l.mean() for run in runs], ddof=1) / 3**0.5)
 
 
 def test_pairing_by_prompt_shows_a_difference_that_the_spread_of_prompts_would_hide(methods):
     comparison = compare(methods[1], methods[0], "test")
-    mean, (low, high) = comparison.rouge_l_difference
+    mean, (low, high) = comparison.rouge_l.difference
     assert low < mean < high and low > 0 and mean == pytest.approx(1.0, abs=0.3)
-    assert comparison.rouge_l.high - comparison.rouge_l.low > 20 * (high - low)
+    assert comparison.rouge_l.estimate.high - comparison.rouge_l.estimate.low > 20 * (high - low)
 
 
 def test_the_interval_of_the_kl_difference_equals_a_plain_bootstrap(methods):
@@ -47,7 +49,7 @@ def test_the_interval_of_the_kl_difference_equals_a_plain_bootstrap(methods):
     for _ in range(4000):
         chosen = draw.integers(0, 40, 40)
         differences.append(np.subtract(*(s.kl_sums[:, chosen].sum() / s.lengths[:, chosen].sum() for s in (scores, baseline_scores))))
-    mean, interval = compare(methods[1], methods[0], "test").reverse_kl_difference
+    mean, interval = compare(methods[1], methods[0], "test").reverse_kl.difference
     width = np.quantile(differences, 0.975) - np.quantile(differences, 0.025)
     assert interval == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.1 * width)
 
@@ -74,7 +76,7 @@ def test_a_change_is_compared_with_the_row_it_changes_at_its_own_seeds(methods):
     assert only_change.title == "Set test, against MiniLLM at training seed 20"
     assert [row[:2] for row in only_change.rows] == [("MiniLLM", "1"), ("without something", "1")]
     assert only_change.rows[0][4] == "" and len(brief_tables([*methods, change], "sft")) == 2
-    difference = compare(change, methods[1].with_seeds([20]), "test").rouge_l_difference[0]
+    difference = compare(change, methods[1].with_seeds([20]), "test").rouge_l.difference[0]
     assert difference == pytest.approx(change.scores["test"][0].rouge_l.mean() - methods[1].scores["test"][1].rouge_l.mean())
     assert len(difference_plot([*methods, change], "sft").axes) == 4
     assert len(full_tables([methods[0], change], "sft")) == 2, "without the row that it changes, it is compared only with the baseline"
@@ -91,3 +93,17 @@ def test_the_plot_has_two_panels_for_each_set_with_the_first_row_on_top(methods,
     methods = [replace(method, scores={name: method.scores["test"] for name in sets}) for method in methods]
     axes = difference_plot(methods, "sft").axes
     assert len(axes) == 2 * len(sets) and all(panel.yaxis_inverted() for panel in axes)
+
+
+def test_where_no_kl_was_measured_methods_are_compared_by_rouge_l_alone(methods, tmp_path):
+    """An evaluation with `no_repeat_ngram` writes no KL."""
+    full, work = full_tables(methods, "sft")
+    lengths = np.array([[2, 1, 3], [1, 1, 2]])
+    np.savez(tmp_path / "a.npz", **{"rouge_l": np.arange(6).reshape(2, 3), "lengths": lengths})
+    assert RunScores.read(tmp_path / "a.npz").kl_sums is None
+    blocked = [replace(method, scores={"test": [replace(run, kl_sums=None) for run in method.scores["test"]]}) for method in methods]
+    table, _ = full_tables(blocked, "sft")
+    assert table.columns == (*full.columns[:5], "tokens")
+    assert [row[:5] for row in table.rows] == [row[:5] for row in full.rows]
+    assert brief_tables(blocked, "sft")[0].columns == ("method", "Rouge-L", "diff.")
+    assert len(difference_plot(blocked, "sft").axes) == 1

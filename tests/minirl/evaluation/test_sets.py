@@ -71,3 +71,11 @@ def test_the_hash_changes_with_prompts_and_references(load, source):
 
     changed = [replace(e, prompt=replace(e.prompt, references=("other",))) for e in first.examples]
     assert _digest(first.examples) == first.sha256 != _digest(changed)
+
+
+def test_gold_words_of_a_script_without_spaces_are_its_characters(load, tmp_path):
+    path = tmp_path / "chinese.jsonl"
+    rows = [{"prompt": "one", "completion": "好。"}, {"prompt": "two", "completion": "今天天气很好。"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (long,) = load(long={"source": str(path), "min_gold_words": 6})
+    assert prompts(long) == [1]

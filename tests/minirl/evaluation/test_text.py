@@ -36,6 +36,29 @@ def test_an_empty_prediction_scores_nothing(prediction):
     assert rouge_l(prediction, ["the cat"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "half"),
+    {
+        "Chinese": ("今天天气", "今天"),
+        "Japanese": ("らーめん", "らー"),
+        "Thai": ("กขคง", "กข"),
+        "Lao": ("ກຂຄງ", "ກຂ"),
+        "Khmer": ("កខគឃ", "កខ"),
+        "Burmese": ("ကခဂဃ", "ကခ"),
+        "Russian": ("сегодня очень хорошая погода", "сегодня очень"),
+        "Greek": ("ο καιρός είναι καλός", "ο καιρός"),
+        "Hindi": ("आज मौसम अच्छा है", "आज मौसम"),
+        "Arabic": ("الطقس جميل اليوم جدا", "الطقس جميل"),
+        "Korean": ("오늘 날씨가 정말 좋다", "오늘 날씨가"),
+        "Tibetan": ("བོད་སྐད་ཡིག་གེ", "བོད་སྐད"),
+    }.values(),
+)
+def test_rouge_l_scores_any_script(answer, half):
+    """Half of the four words or characters: precision 1, recall 1/2, F = 2/3. The paper's tokenizer sees nothing of them."""
+    assert rouge_l(answer, [answer]) == pytest.approx(100) and rouge_l(half, [answer]) == pytest.approx(200 / 3)
+    assert rouge_l(answer, [answer], "paper") == 0.0
+
+
 def test_rouge_l_without_reference_is_refused():
     with pytest.raises(InputError, match="at least one reference"):
         rouge_l("a", [])
@@ -58,6 +81,12 @@ def test_distinct_n_splits_on_white_space_only():
     """`b.` and `b` are two words; a line break separates words like a blank: a b. | b. a | a b."""
     assert distinct_n(["a b.\na b"], 2) == 1.0
     assert distinct_n(["a b.\na b"], 1) == 0.75
+
+
+def test_distinct_n_counts_characters_where_a_script_has_no_spaces():
+    """Four characters and a full stop that is none: bigrams ab, bc, cd | ab: four, three of them distinct."""
+    assert distinct_n(["今天天气。", "今天"], 1) == pytest.approx(3 / 6)
+    assert distinct_n(["甲乙丙丁。", "甲乙"], 2) == 0.75
 
 
 def test_ngrams_do_not_cross_texts():
