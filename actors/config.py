@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
 from minirl.config.stages import OptimizerStageConfig
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 from minirl.config.student import LoraConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -40,7 +40,7 @@ class RolloutConfig(EngineConfig):
 class TeacherMember(StrictModel):
     """One teacher of an ensemble."""
 
-    model: str  # a directory or a hub name
+    model: PathText  # a directory or a hub name
     weight: PositiveFloat = 1.0  # relative weight in the average of the teachers' probabilities; leave it out if the teacher has an `id`
     id: str | None = None  # records select this teacher with `teacher_id`; `null` for all members: the ensemble is averaged
 
@@ -52,7 +52,7 @@ class TeacherConfig(EngineConfig):
     its `teacher_id` names.
     """
 
-    model: str | None = None  # a directory, a hub name, or `embedded:smollm2-135m-instruct`; `null` with an `ensemble`
+    model: PathText | None = None  # a directory, a hub name, or `embedded:smollm2-135m-instruct`; `null` with an `ensemble`
     ensemble: list[TeacherMember] | None = None  # two or more teachers in place of `model`
     micro_batch_tokens: PositiveInt = 4096  # tokens of one scoring pass of an engine
     # One in `check_every` tokens of a sequence gets its log-prob from the teacher engine itself.

@@ -10,7 +10,7 @@ from minirl.config.data import CorpusConfig, DataConfig
 from minirl.config.evaluation import EvaluateConfig
 from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
 from minirl.config.stages import DistillConfig, GkdConfig, KdConfig, SeqkdConfig, SftConfig
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 from minirl.config.student import StudentConfig
 
 STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill")
@@ -37,7 +37,7 @@ class StagesConfig(StrictModel):
 class RunConfig(StrictModel):
     """The top level of a run's YAML file: models, data, the three groups of processes and the stages."""
 
-    directory: str  # where the run writes all its files; a directory belongs to one run
+    directory: PathText  # where the run writes all its files; a directory belongs to one run
     seed: NonNegativeInt = 10  # of every random stream: data order, sampling, dropout
     deterministic: bool = False  # use PyTorch's deterministic algorithms and score whole batches, so that repeated runs give the same bits
     teacher: TeacherConfig  # the teacher group and its model, or several models

@@ -32,6 +32,9 @@ HEAD = """# Configuration reference
 A run is one YAML file, read strictly: an unknown key is an error that suggests the nearest one. Any key can be set on the command line as
 `key.path=value`, for example `stages.distill.learning_rate=5e-6`. `minirl run`, `evaluate` and `bench` read a run's config, `minirl
 experiment` reads an experiment's.
+
+The file is YAML 1.2, and the key's type decides what a word means: `off` is false for a key that is true or false, and a text elsewhere.
+A key that is given twice is an error. In a directory, a model or a source, `~` and `$VAR` are replaced.
 """
 
 
@@ -96,7 +99,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
 def _annotation(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if hasattr(annotation, "__metadata__"):  # Annotated, as pydantic's PositiveInt
-        return f"{_annotation(annotation.__origin__)} {_bounds(annotation.__metadata__)}"
+        return f"{_annotation(annotation.__origin__)} {_bounds(annotation.__metadata__)}".strip()
     if origin in (Union, UnionType):
         return " or ".join("null" if argument is NoneType else _annotation(argument) for argument in arguments)
     if origin is Literal:

@@ -4,13 +4,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 
 
 class SourceConfig(StrictModel):
     """One of several sources of training records."""
 
-    source: str  # a source as in `data.train`
+    source: PathText  # a source as in `data.train`
     limit: PositiveInt | None = None  # reads only the first so many records; `null`: `data.limit` alone applies
     # The share of this source in all training records, between 0 and 1: given for every source, adding up to 1, or for none. The source
     # with the fewest records for its share gives all of them. `null`: no shares.
@@ -25,8 +25,8 @@ class DataConfig(StrictModel):
     # `embedded:chatterbot`, `embedded:wordnet` (Debian's wordnet-base) or `embedded:reasoning_gym`; or files that the reference code
     # tokenised, a .bin file or the directory of train_0.bin, valid_0.bin, ... The ids of these are used as they are, without the template.
     train: list[SourceConfig] = Field(min_length=1)
-    validation: str | None = None  # a source of validation records; `null`: a share of `train`, chosen by a hash of the prompt
-    test: str | None = None  # a source of test records; `null`: a share of `train`, chosen by a hash of the prompt
+    validation: PathText | None = None  # a source of validation records; `null`: a share of `train`, chosen by a hash of the prompt
+    test: PathText | None = None  # a source of test records; `null`: a share of `train`, chosen by a hash of the prompt
     validation_share: float = Field(0.05, gt=0, lt=0.5)  # the share of `train` that becomes validation data if `validation` is `null`
     test_share: float = Field(0.1, gt=0, lt=0.5)  # the share of `train` that becomes test data if `test` is `null`
     template: Literal["chat", "alpaca"] = "chat"  # `chat`: the tokenizer's own chat template; `alpaca`: the Alpaca text, for base models
@@ -61,7 +61,7 @@ class CorpusConfig(StrictModel):
     # Where the text comes from: a .txt file (one document); a .jsonl or .parquet file or a hub data set with a column `text`;
     # `embedded:pydoc`, the manual of the running Python; or files that the reference code tokenised, a .bin file or the directory of
     # train_0.bin.
-    source: str
+    source: PathText
     block_tokens: int = Field(512, ge=2)  # tokens in a block
     blocks_per_update: PositiveInt = 8  # blocks that one update of `distill` learns from, over all learner workers
     max_blocks: PositiveInt | None = None  # reads the source only until this many blocks are full; `null`: all of it

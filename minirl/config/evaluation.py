@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 
 RougeTokenizer = Literal["any_script", "paper"]
 
@@ -13,7 +13,7 @@ RougeTokenizer = Literal["any_script", "paper"]
 class EvaluationSetConfig(StrictModel):
     """One named set of held-out prompts."""
 
-    source: str | None = None  # a source of records, as in `data.train`; `null`: the run's own test split
+    source: PathText | None = None  # a source of records, as in `data.train`; `null`: the run's own test split
     prompts: PositiveInt | None = None  # how many prompts are used, the first ones; `null`: as in `stages.evaluate.prompts`
     # Leaves out prompts whose first gold response has fewer words; in scripts without spaces, such as Chinese or Thai, fewer characters.
     min_gold_words: NonNegativeInt = 0

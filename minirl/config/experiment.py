@@ -5,7 +5,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from minirl.config.evaluation import EvaluateConfig
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 
 
 class RowConfig(StrictModel):
@@ -22,7 +22,7 @@ class RowConfig(StrictModel):
 class ExperimentConfig(StrictModel):
     """Many methods, trained from the same teacher and the same student, evaluated together, and compared prompt by prompt."""
 
-    directory: str  # where the experiment writes its runs and its report
+    directory: PathText  # where the experiment writes its runs and its report
     run: dict[str, Any]  # the config that all runs share, without `directory`, `seed` and `stages`
     common: dict[str, Any]  # the `stages` that run once; every row starts from the teacher and the student that they leave
     common_seed: int = 10  # the seed of these stages

@@ -1,36 +1,28 @@
 """Reads a YAML file and command-line overrides into a validated config; the first problem becomes one sentence."""
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BaseModel
 
+from minirl.config.yaml_text import YamlProblem, read_yaml
 from minirl.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that 5e-6 is a number, as in YAML 1.2."""
-
-
-YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
-
-
 def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
     """Reads a YAML file, applies `key.path=value` overrides, and validates. Raises InputError with one sentence."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), YamlLoader)
+        values = read_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"the config {path} is not UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except YamlProblem as error:
+        raise InputError(f"the config {path} {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"the config {path} must hold a mapping of keys to values")
     for override in overrides:
@@ -50,9 +42,9 @@ def _apply_override(values: dict, override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"the override {override!r} goes through {parent}, which is a value and has no keys; override {parent} itself")
     try:
-        values[last] = yaml.load(text, YamlLoader)
-    except yaml.YAMLError:
-        raise InputError(f"the value of the override {override!r} is not valid YAML") from None
+        values[last] = read_yaml(text)
+    except YamlProblem as error:
+        raise InputError(f"the value of the override {override!r} {error}") from None
 
 
 def validate_config(model: type[M], values: dict) -> M:

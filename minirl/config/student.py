@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from minirl.config.strict import StrictModel
+from minirl.config.strict import PathText, StrictModel
 
 
 class LoraConfig(StrictModel):
@@ -27,7 +27,7 @@ class LoraConfig(StrictModel):
 class StudentConfig(StrictModel):
     """The student: a model with its own weights, or the teacher with only some of its layers."""
 
-    model: str | None = None  # a hub name or a local directory; `null` if `layers` is set
+    model: PathText | None = None  # a hub name or a local directory; `null` if `layers` is set
     layers: list[NonNegativeInt] | None = None  # the teacher's layers that the student is made of, counted from 0; `null` if `model` is set
     lora: LoraConfig | None = None  # trains adapters only; `null`: every weight is trained
 

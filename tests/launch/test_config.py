@@ -8,7 +8,7 @@ import yaml
 from launch.config import RunConfig
 from launch.experiment.runner import Experiment
 from minirl.config.experiment import ExperimentConfig
-from minirl.config.reader import YamlLoader, read_config, validate_config
+from minirl.config.reader import read_config, validate_config
 from minirl.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -48,19 +48,6 @@ def test_every_run_of_an_experiment_is_valid_and_as_long_as_the_others(file):
 
 def test_there_are_configs():
     assert {"quickstart.yaml", "experiment.yaml"} <= {file.name for file in CONFIGS}
-
-
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
-def test_configs_set_no_key_twice(file):
-    """YAML keeps the last of two equal keys without a warning."""
-
-    class UniqueKeyLoader(YamlLoader):
-        def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            assert len(set(keys)) == len(keys), keys
-            return super().construct_mapping(node, deep)
-
-    yaml.load(file.read_text(), UniqueKeyLoader)
 
 
 def test_the_smallest_config():
