@@ -46,11 +46,12 @@ def run(
     """Run the stages of a config, or resume them where the last run in the same directory stopped."""
     settings = read_config(RunConfig, config, overrides or [])
     os.environ |= QUIET_ENVIRONMENT
-    from launch.prepare import claim_directory, prepare
-    from launch.progress import ProgressPanel, summary_table
+    from launch.directory import claim_directory
+    from launch.prepare import prepare
+    from launch.progress import ProgressPanel, make_console, summary_table
     from launch.run.stages import Recipe
 
-    console = Console()
+    console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
         prepared = prepare(settings)
         for name, counts in prepared.reports().items():
@@ -74,13 +75,16 @@ def evaluate(
     if not model:
         raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
     os.environ |= QUIET_ENVIRONMENT
+    from launch.directory import claim_directory, file_errors_as_sentences, path_argument
     from launch.evaluation.evaluate import evaluate_models
-    from launch.prepare import claim_directory, prepare
-    from launch.progress import ProgressPanel, summary_table
+    from launch.prepare import prepare
+    from launch.progress import ProgressPanel, make_console, summary_table
 
-    console = Console()
+    console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
-        out = (out or directory / "evaluate").resolve()
+        out = path_argument("--out", str(out or directory / "evaluate")).resolve()
+        with file_errors_as_sentences(str(out)):
+            out.mkdir(parents=True, exist_ok=True)
         rows = evaluate_models(prepare(settings), model, out, panel)
     console.print(summary_table(rows, f"{out}/evaluation.md"))
 
@@ -94,10 +98,13 @@ def experiment(
     """Compare methods: train each row with each of its seeds, then measure all students together; a repeated command resumes."""
     settings = read_config(ExperimentConfig, config, overrides or [])
     os.environ |= QUIET_ENVIRONMENT
+    from launch.directory import file_errors_as_sentences
     from launch.experiment.runner import Experiment
-    from launch.progress import ProgressPanel, rich_table
+    from launch.progress import ProgressPanel, make_console, rich_table
 
-    console = Console()
+    console = make_console()
+    with file_errors_as_sentences(settings.directory):
+        Path(settings.directory).mkdir(parents=True, exist_ok=True)
     with ProgressPanel(console) as panel:
         result_tables = Experiment(settings, panel).run(row or [])
     for table in result_tables:
@@ -123,12 +130,13 @@ def bench(
         raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
     os.environ |= QUIET_ENVIRONMENT
     from launch.bench import Bench
-    from launch.prepare import claim_directory, prepare
-    from launch.progress import ProgressPanel, rich_table
+    from launch.directory import claim_directory
+    from launch.prepare import prepare
+    from launch.progress import ProgressPanel, make_console, rich_table
     from minirl.bench.efficiency import advice
     from minirl.bench.report import save, tables
 
-    console = Console()
+    console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
         measurements, setup = Bench(prepare(settings), iterations, panel).run()
         setup = {"config": " ".join([str(config), *(overrides or [])])} | setup
@@ -157,9 +165,9 @@ def judge(
 ) -> None:
     """Let an LLM judge compare a run's responses with another row's or the references; MINIRL_JUDGE_API_KEY holds its server's key."""
     from launch.judge import JudgeSettings, judge_run
-    from launch.progress import rich_table
+    from launch.progress import make_console, rich_table
 
-    console = Console()
+    console = make_console()
     llm_judge = JudgeSettings(endpoint, model, version, temperature, max_tokens, deadline, retries, concurrency)
     with console.status("asking the judge") as status:
         table, files = judge_run(

@@ -1,10 +1,5 @@
 """Checks and preparation before any process starts: models, tokenizers, data and the run's directory."""
 
-import fcntl
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +7,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from transformers.utils.logging import disable_progress_bar
 
 from launch.config import RunConfig
+from launch.directory import CONFIG_RECORD, file_errors_as_sentences
 from minirl.data.corpus import Corpus, load_corpus
 from minirl.data.embedded.assets import materialise_teacher
 from minirl.data.examples import Example, InstructionData, load_data
@@ -24,9 +20,6 @@ from minirl.model import lora
 from minirl.model.loading import check_supported, prune_layers, resolve_model
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
-CONFIG_RECORD = "config.json"
-# A directory belongs to one experiment: these keys may not change between starts. Workers, limits and lengths of stages may.
-IDENTITY_KEYS = ("seed", "student", "data", "corpus", "objective")
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,7 @@ class PreparedRun:
         return {"data": self.data.report} | ({"corpus": self.corpus.report} if self.corpus else {})
 
 
+@file_errors_as_sentences()
 def prepare(config: RunConfig) -> PreparedRun:
     """Check a config and prepare its models and data. Cheap checks come first. Raises InputError for anything that cannot work.
 
@@ -164,36 +158,3 @@ def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{key}: {path} has no tokenizer that transformers reads ({' '.join(str(error).split())[:120]})") from None
-
-
-@contextmanager
-def claim_directory(config: RunConfig) -> Iterator[Path]:
-    """Makes the run's directory and locks it for this process until the block ends.
-
-    Raises InputError if another run works in it, or if it holds another experiment.
-    """
-    directory = Path(config.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = f" (process {owner})" if (owner := lock.read().strip()) else ""
-            raise InputError(f"another run{holder} is working in {directory}; wait for it, or give another directory=...") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        _check_same_experiment(config, directory)
-        yield directory
-
-
-def _check_same_experiment(config: RunConfig, directory: Path) -> None:
-    record = directory / CONFIG_RECORD
-    if not record.is_file():
-        return
-    before, now = json.loads(record.read_text()), config.model_dump()
-    changed = [key for key in IDENTITY_KEYS if before.get(key) != now[key]]
-    changed += [f"teacher.{key}" for key in ("model", "ensemble") if before["teacher"].get(key) != now["teacher"][key]]
-    if changed:
-        raise InputError(f"{directory} holds a run with another {changed[0]}; give another directory=..., or delete it")

@@ -14,6 +14,7 @@ from minirl.tables import Table as ResultTable
 from minirl.training.log import Record
 
 VERBS = ("sample", "score", "credit", "update", "publish")
+WIDTH_WITHOUT_TERMINAL = 1000  # tables take the width that their text needs
 PANEL_VALUES = {  # label -> keys of a record that it shows
     "loss": ("loss/total", "loss/supervised"),
     "reverse KL": ("rollout/reverse_kl",),
@@ -23,6 +24,12 @@ PANEL_VALUES = {  # label -> keys of a record that it shows
     "teacher tok/s": ("teacher/tokens_per_second",),
     "learner tok/s": ("learner/tokens_per_second",),
 }
+
+
+def make_console() -> Console:
+    """The console of a command. Without a terminal nothing is wrapped, so that a line of a log stays one line."""
+    console = Console()
+    return console if console.is_terminal else Console(soft_wrap=True, width=WIDTH_WITHOUT_TERMINAL)
 
 
 class ProgressPanel:

@@ -1,4 +1,8 @@
-"""The two errors that end a run early on purpose: InputError (exit code 2) and RunError (exit code 1)."""
+"""The errors that end a run on purpose, InputError (exit code 2) and RunError (1), and the first line of any other error."""
+
+import re
+
+_TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
 class InputError(Exception):
@@ -7,3 +11,9 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A running system reached a state that it must not continue from (a non-finite loss, a failed checksum). Exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message without its last full stop, at most 300 characters; the error's type if it has no message."""
+    lines = [line for line in _TERMINAL_COLOR.sub("", str(error)).splitlines() if line.strip()]
+    return " ".join(lines[0].split())[:300].rstrip(".") if lines else type(error).__name__

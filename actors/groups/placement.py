@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,31 +12,51 @@ from pathlib import Path
 import ray
 
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @contextmanager
 def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
-    """Connects to the Ray cluster at RAY_ADDRESS, or starts one here. On exit, disconnects and stops a cluster that it started."""
+    """Connects to the Ray cluster at RAY_ADDRESS, or starts one here. On exit, disconnects and stops a cluster that it started.
+
+    Raises InputError, with Ray's own first line, if Ray does not start.
+    """
     sigterm_handler = signal.getsignal(signal.SIGTERM)  # `ray.init` replaces it
     address = os.environ.get("RAY_ADDRESS")
     new_cluster = {"num_cpus": logical_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
     try:
         # local: start a new cluster; do not join one that another `ray start` left on this machine
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else new_cluster))
-    except ConnectionError:
-        raise InputError(
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached; unset RAY_ADDRESS to start a cluster here, or set "
-            "RAY_AUTH_MODE=token if that cluster requires a token"
-        ) from None
-    with suppress(ValueError):  # raised outside the main thread
-        signal.signal(signal.SIGTERM, sigterm_handler)
+    except Exception as error:  # Ray raises errors of many types, and what it had started until then would stay
+        ray.shutdown()
+        raise InputError(_why_ray_does_not_start(error, address)) from None
+    finally:
+        with suppress(ValueError):  # raised outside the main thread
+            signal.signal(signal.SIGTERM, sigterm_handler)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _why_ray_does_not_start(error: Exception, address: str | None) -> str:
+    if address and isinstance(error, ConnectionError):
+        return (
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached; unset RAY_ADDRESS to start a cluster here, or set "
+            "RAY_AUTH_MODE=token if that cluster requires a token"
+        )
+    line = first_line(error)
+    if "AF_UNIX" in line:
+        return (
+            f"Ray's directory for sockets has too long a path ({line}); set RAY_TMPDIR to a short one such as /tmp, or shorten TMPDIR = "
+            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}"
+        )
+    if isinstance(error, OSError):
+        return f"Ray does not start: {line}; set RAY_TMPDIR to a directory that can be written and has room"
+    joined = f"RAY_ADDRESS={address}" if address else "a new cluster on this machine"
+    return f"Ray does not start with {joined}: {line}; look at Ray's logs under {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}/ray"
 
 
 def device_of(config: ClusterConfig) -> str:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from launch.directory import path_argument
 from launch.prepare import PreparedRun, check_positions, read_tokenizer
 from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
@@ -43,7 +44,8 @@ def trained_teachers(prepared: PreparedRun) -> tuple[str, ...]:
 
 def _parse(argument: str) -> tuple[str | None, str]:
     named = re.fullmatch(r"([\w.-]+)=(.+)", argument)
-    return (named[1], named[2]) if named else (None, argument)
+    name, directory = (named[1], named[2]) if named else (None, argument)
+    return name, str(path_argument("--model", directory))
 
 
 def _distinguishing_ends(paths: list[Path]) -> dict[Path, str]:

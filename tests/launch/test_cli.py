@@ -1,6 +1,8 @@
 """Bad input to the real command: it prints one sentence and exits with 2 before any process starts."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer
 import launch.run.stages
 from launch.cli import main
 from launch.config import RunConfig
-from launch.prepare import claim_directory
+from launch.directory import claim_directory
 from minirl.config.reader import read_config
 from minirl.errors import RunError
 from tests.launch.conftest import COMMAND, VOCABULARY
@@ -220,6 +222,57 @@ def test_a_directory_of_another_experiment_is_refused(minirl, config, started, o
     assert minirl(config)[0] == 0
     code, error = minirl(config, override)
     assert code == 2 and f"holds a run with another {override.split('=')[0].split('.')[0]}" in error and len(started) == 1
+
+
+def test_a_directory_that_cannot_be_made_or_written(minirl, config, started, tmp_path):
+    (tmp_path / "file").write_text("x")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    locked = tmp_path / "locked"
+    (locked / ".lock").mkdir(parents=True)
+    cases = {
+        tmp_path / "file": "File exists", tmp_path / "file" / "run": "Not a directory", loop / "run": "symbolic link",
+        tmp_path / ("n" * 300): "File name too long", Path("/proc/nowhere/run"): "No such file", locked: "Is a directory",
+    }  # fmt: skip
+    for directory, reason in cases.items():
+        code, error = minirl(config, f"directory={directory}")
+        assert code == 2 and str(directory.parent) in error and reason in error and error.count("\n") == 1, error
+    assert not started
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_an_error_of_the_disk_while_a_run_is_prepared_is_one_sentence(minirl, config, started, monkeypatch, number):
+    def fails(path: Path, value: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("launch.prepare.write_json", fails)
+    code, error = minirl(config)
+    assert code == 2 and f"config.json: {os.strerror(number)}; " in error and error.count("\n") == 1 and not started
+
+
+def test_an_error_of_our_own_is_still_a_traceback(config, started, monkeypatch):
+    monkeypatch.setattr("launch.prepare.load_data", lambda *arguments: {}["ours"])
+    monkeypatch.setattr(sys, "argv", ["minirl", "run", str(config)])
+    with pytest.raises(KeyError):
+        main()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"teacher": 3}', "{"])
+def test_a_record_that_is_none(minirl, config, started, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(text)
+    code, error = minirl(config)
+    assert code == 2 and "config.json is not the record of a run" in error and error.count("\n") == 1 and not started
+
+
+def test_a_record_without_a_key_that_came_later_has_its_default(minirl, config, started, tmp_path):
+    assert minirl(config)[0] == 0
+    record = tmp_path / "run" / "config.json"
+    values = json.loads(record.read_text())
+    del values["data"]["overlong_prompts"], values["objective"]["preset"]
+    record.write_text(json.dumps(values))
+    assert minirl(config) == (0, "")
+    assert minirl(config, "data.overlong_prompts=drop")[0] == 2
 
 
 def test_workers_and_lengths_of_stages_may_change(minirl, config, started):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig, RolloutConfig
-from actors.groups.placement import bundle, divide_cores, share_all_cores, worker_environment
+from actors.groups.placement import bundle, cluster, divide_cores, share_all_cores, worker_environment
 from actors.weights.nccl_channel import NcclChannel
 from actors.workers.rollout import weight_transfer
 from minirl.errors import InputError
@@ -85,6 +87,46 @@ def test_a_run_starts_a_new_cluster_beside_another_and_joins_the_one_at_ray_addr
         assert report["refused"].startswith("cluster.device is cuda but the Ray cluster has no GPU")
         assert not report["running"]
     assert without_token["refused"].startswith(f"the Ray cluster at RAY_ADDRESS={address} cannot be reached")
+
+
+RAY_FAILURES = {
+    "socket path": (
+        OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /a\nmore"),
+        "set RAY_TMPDIR",
+    ),
+    "no directory": (NotADirectoryError(20, "Not a directory", "/etc/passwd/ray"), "Not a directory: '/etc/passwd/ray'; set RAY_TMPDIR"),
+    "disk": (OSError(28, "No space left on device"), "No space left on device; set RAY_TMPDIR"),
+    "ports": (
+        RuntimeError("\x1b[36mthe raylet died\x1b[0m\ntrace"),
+        "with a new cluster on this machine: the raylet died;",
+    ),
+    "no words": (ValueError(), "with a new cluster on this machine: ValueError;"),
+}
+
+
+@pytest.mark.parametrize(("failure", "sentence"), RAY_FAILURES.values(), ids=RAY_FAILURES)
+def test_ray_that_does_not_start_is_one_sentence_with_its_first_line(monkeypatch, failure, sentence):
+    def fails(**arguments):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise failure
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
+    stopped, handler = [], signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InputError) as caught, cluster(1, 2**27):
+        pass
+    assert sentence in str(caught.value) and "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert stopped and signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.slow
+def test_a_directory_too_long_for_rays_sockets(machine, tmp_path):
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+    report = run_on(machine, RAY_TMPDIR=str(directory))
+    assert report == {"refused": report["refused"], "running": False}
+    assert "AF_UNIX path length" in report["refused"] and "set RAY_TMPDIR to a short one" in report["refused"]
 
 
 def test_a_tensor_parallel_worker_is_one_bundle():
