@@ -76,7 +76,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         shared_vocabulary(student_tokenizer, teacher_tokenizer, student_config.vocab_size, network.vocab_size)
         for teacher_tokenizer, network in zip(tokenizers, teacher_configs, strict=True)
     )
-    ends = end_tokens(tokenizer, teacher)
+    ends = end_tokens(tokenizer, teacher, config.data.template_arguments)
     ids = tuple(member.id for member in config.teacher.members) if config.teacher.selected_by_record else ()
     data = load_data(config.data, tokenizer, ends, ids)
     _check_responses(config, data)

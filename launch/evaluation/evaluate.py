@@ -135,8 +135,9 @@ class Evaluation:
         data = self.prepared.config.data
         return {
             "temperature": 1.0, "top_p": 1.0, "no_repeat_ngram": self.config.no_repeat_ngram, "seeds": self.config.seeds,
-            "template": data.template, "system_prompt": data.system_prompt, "max_prompt_tokens": data.max_prompt_tokens,
-            "max_response_tokens": data.max_response_tokens, "end_tokens": list(self.prepared.end_tokens),
+            "template": data.template, "template_arguments": data.template_arguments, "system_prompt": data.system_prompt,
+            "max_prompt_tokens": data.max_prompt_tokens, "max_response_tokens": data.max_response_tokens,
+            "end_tokens": list(self.prepared.end_tokens),
             "shared_vocabulary": self.prepared.vocabulary, "dtype": self.prepared.config.rollout.dtype,
         }  # fmt: skip
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from minirl.config.strict import PathText, StrictModel
+from minirl.config.strict import PathText, StrictModel, fit
 
 
 class SourceConfig(StrictModel):
@@ -30,12 +30,21 @@ class DataConfig(StrictModel):
     validation_share: float = Field(0.05, gt=0, lt=0.5)  # the share of `train` that becomes validation data if `validation` is `null`
     test_share: float = Field(0.1, gt=0, lt=0.5)  # the share of `train` that becomes test data if `test` is `null`
     template: Literal["chat", "alpaca"] = "chat"  # `chat`: the tokenizer's own chat template; `alpaca`: the Alpaca text, for base models
+    # Arguments of the chat template by name, such as Qwen3's `{enable_thinking: false}` or Llama 3's `{date_string: 1 Jan 2026}`; with
+    # `template: chat` only. They hold wherever the template is rendered: in training, in evaluation and for end tokens.
+    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
     # The system prompt of records that have none, with `template: chat` only; `""`: an empty one. `null`: the template decides.
     system_prompt: str | None = None
     max_prompt_tokens: PositiveInt = 256  # the longest prompt allowed
     max_response_tokens: PositiveInt = 256  # longer gold responses are cut here, and sampled ones end here
     overlong_prompts: Literal["error", "drop"] = "error"  # a prompt above the limit: `error` ends the run, `drop` leaves the record out
     limit: PositiveInt | None = None  # reads only the first so many records of each source; `null`: all
+
+    @field_validator("template_arguments", mode="before")
+    @classmethod
+    def _switches(cls, value: Any) -> Any:
+        """A word such as `off` is False, because a template takes any text for true."""
+        return {name: fit(argument, bool) for name, argument in value.items()} if isinstance(value, dict) else value
 
     @field_validator("train", mode="before")
     @classmethod

@@ -1,8 +1,8 @@
 """Conversation: one instruction record with its messages, tools, references and origin."""
 
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,23 @@ class Conversation:
     @property
     def has_response(self) -> bool:
         return self.messages[-1].role == "assistant"
+
+    @property
+    def learnt_turns(self) -> tuple[int, ...]:
+        """The positions of the turns that are learnt."""
+        return tuple(i for i, message in enumerate(self.messages) if message.is_learnt)
+
+    def by_turn(self) -> list[Self]:
+        """One conversation for each learnt turn, which is its last one and the only one that is learnt; then, if the last turn of all is
+        not learnt, the whole conversation, with nothing to learn.
+        """
+        messages = tuple(replace(message, weight=0.0) if message.is_learnt else message for message in self.messages)
+        parts = []
+        for i in self.learnt_turns:
+            is_last, turns = i == len(messages) - 1, (*messages[:i], self.messages[i])
+            references, context = (self.references, self.context) if is_last else ((self.messages[i].content,), "")
+            parts.append(replace(self, messages=turns, references=references, context=context))
+        return parts if self.messages[-1].is_learnt else [*parts, replace(self, messages=messages)]
 
     @property
     def prompt_text(self) -> str:

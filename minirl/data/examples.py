@@ -16,11 +16,13 @@ from minirl.config.data import DataConfig, SourceConfig
 from minirl.data.conversation import Conversation, Message
 from minirl.data.records import read_conversations
 from minirl.data.reference_files import is_tokenised_source, tokenised_conversations
-from minirl.data.templates import Segment, Template, make_template
+from minirl.data.segment import Segment
+from minirl.data.templates import Template, make_template
 from minirl.errors import InputError
 from minirl.types import Prompt, TokenSequence
 
 SPLITS = ("train", "validation", "test")
+COUNTS = ("overlong_prompts_dropped", "responses_truncated", "without_response", "merged", "turns_apart", "thoughts_closed")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class InstructionData:
 
     report: `records` read (`from_...` for each source of training records, if there are several); the examples of `train`, `validation`
     and `test`; `overlong_prompts_dropped`; `responses_truncated` (cut at the limit, end token lost); `without_response`; `merged`
-    (held-out records that were merged into another one with the same prompt).
+    (held-out records that were merged into another one with the same prompt); `turns_apart` (examples beyond one for each record, because
+    the template rewrites earlier turns, so that each learnt turn of a conversation is an example); `thoughts_closed` (examples without a
+    thought where the template's invitation opens one: their response closes it at once).
     """
 
     train: list[Example]
@@ -67,7 +71,7 @@ def load_data(
     for split, encoded in examples.items():
         if not encoded:
             raise InputError(_why_empty(split, config, had_records=bool(splits[split])))
-    counts = {name: encoder.counts[name] for name in ("overlong_prompts_dropped", "responses_truncated", "without_response", "merged")}
+    counts = {name: encoder.counts[name] for name in COUNTS}
     sizes = {split: len(examples[split]) for split in SPLITS}
     sources = {name: count for name, count in encoder.counts.items() if name.startswith("from_")}
     return InstructionData(**examples, report={"records": encoder.counts["records"], **sources, **sizes, **counts})
@@ -81,7 +85,7 @@ def load_examples(
     It yields examples lazily, because a caller may need only a few of many.
     """
     encoder = _Encoder(config, tokenizer, end_tokens, teachers)
-    return encoder.examples(enumerate(encoder.read(source, "test")))
+    return encoder.examples(enumerate(turn for record in encoder.read(source, "test") for turn in encoder.turns(record)))
 
 
 # --- reading and splitting ---
@@ -93,7 +97,8 @@ def _read_splits(config: DataConfig, encoder: "_Encoder") -> dict[str, list[tupl
     splits: dict[str, list[tuple[int, Conversation]]] = {split: [] for split in SPLITS}
     shares = {split: getattr(config, f"{split}_share") for split in SPLITS[1:] if getattr(config, split) is None}
     sources = read_sources(config.train, config.limit, lambda source, limit: encoder.read(source, "train", limit))
-    for index, conversation in enumerate(record for records in sources.values() for record in records):
+    turns = [turn for records in sources.values() for record in records for turn in encoder.turns(record)]
+    for index, conversation in enumerate(turns):
         splits[split_of_prompt(conversation.prompt_text, shares)].append((index, conversation))
     counts["records"] += sum(map(len, sources.values()))
     if len(sources) > 1:
@@ -102,10 +107,13 @@ def _read_splits(config: DataConfig, encoder: "_Encoder") -> dict[str, list[tupl
         merged = _merge_equal_prompts(splits[split])
         counts["merged"] += len(splits[split]) - len(merged)
         splits[split] = merged
+    next_index = len(turns)
     for split in SPLITS[1:]:
         if source := getattr(config, split):
             conversations = encoder.read(source, split, config.limit)
-            splits[split] = list(enumerate(conversations, start=counts["records"]))
+            turns = [turn for conversation in conversations for turn in encoder.turns(conversation)]
+            splits[split] = list(enumerate(turns, start=next_index))
+            next_index += len(turns)
             counts["records"] += len(conversations)
     return splits
 
@@ -171,6 +179,8 @@ class _Encoder:
     ) -> None:
         if config.system_prompt is not None and config.template == "alpaca":
             raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
+        if config.template_arguments and config.template == "alpaca":
+            raise InputError("the template alpaca takes no arguments; leave data.template_arguments out, or set data.template: chat")
         self.config, self.tokenizer, self.end_tokens, self.teachers = config, tokenizer, end_tokens, teachers
         self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         self.counts: Counter = Counter()
@@ -178,7 +188,7 @@ class _Encoder:
     @cached_property
     def template(self) -> Template:
         """Made at first use, because tokenised sources need none and the tokenizer may have none."""
-        return make_template(self.config.template, self.tokenizer, self.end_tokens)
+        return make_template(self.config.template, self.tokenizer, self.end_tokens, self.config.template_arguments)
 
     def read(self, source: str, split: str, limit: int | None = None) -> list[Conversation]:
         if not is_tokenised_source(source):
@@ -186,6 +196,14 @@ class _Encoder:
         if self.config.system_prompt is not None:
             raise InputError(f"the prompts of {source} are tokenised already and take no system prompt; leave data.system_prompt out")
         return tokenised_conversations(source, split, self.tokenizer, self.end_tokens, limit)
+
+    def turns(self, conversation: Conversation) -> list[Conversation]:
+        """The conversation, or one for each learnt turn where the template rewrites earlier turns."""
+        if conversation.tokens is not None or self.template.is_one_sequence(self._with_system_prompt(conversation)):
+            return [conversation]
+        turns = conversation.by_turn()
+        self.counts["turns_apart"] += len(turns) - 1
+        return turns
 
     def examples(self, conversations: Iterable[tuple[int, Conversation]]) -> Iterator[Example]:
         examples = (self.example(index, conversation) for index, conversation in conversations)
@@ -196,17 +214,18 @@ class _Encoder:
         segments = self._segments(conversation)
         history = segments[:-1] if conversation.has_response else segments
         tokens = [token for segment in history for token in segment.tokens]
-        is_target = [i < segment.targets for segment in history for i in range(len(segment.tokens))]
+        is_target = [is_target for segment in history for is_target in segment.is_target]
         if not tokens:
             raise InputError(f"{conversation.origin} has an empty prompt, which nothing can be sampled from; remove the record")
         if self._drops_prompt(len(tokens), conversation):
             return None
-        gold = self._truncated(segments[-1].tokens[: segments[-1].targets]) if conversation.has_response else []
+        gold = self._truncated(segments[-1].tokens[: segments[-1].gold]) if conversation.has_response else []
         self.counts["without_response"] += not conversation.has_response
+        self.counts["thoughts_closed"] += any(segment.thought_closed for segment in segments)
         teacher = self._teacher(conversation)
         text = conversation.prompt_text
         prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher, text)
-        targets = np.array(is_target + [True] * len(gold))
+        targets = np.array(is_target + segments[-1].is_target[: len(gold)])
         return Example(prompt, TokenSequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
@@ -214,7 +233,7 @@ class _Encoder:
             self._refuse_end_texts(conversation)
             return self.template(self._with_system_prompt(conversation))
         prompt, response = conversation.tokens
-        return [Segment(list(prompt), 0), *([Segment(list(response), len(response))] if response else [])]
+        return [Segment.of(list(prompt)), *([Segment.of(list(response), [True] * len(response))] if response else [])]
 
     def _with_system_prompt(self, conversation: Conversation) -> Conversation:
         if self.config.system_prompt is None or conversation.messages[0].role == "system":

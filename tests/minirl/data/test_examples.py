@@ -189,15 +189,6 @@ def test_a_template_that_refuses_a_record_names_it(load):
         load({"prompt": "a", "completion": "b"}, tokenizer=strict, system_prompt="of the config")
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(load):
-    forgetful = "{% for message in messages %}{% if loop.last or message['role'] != 'assistant' %}" + TEMPLATE.split("%}", 1)[1].replace(
-        "{% endfor %}", "{% endif %}{% endfor %}", 1
-    )
-    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
-    with pytest.raises(InputError, match=r"renders the beginning of .*line 1 differently"):
-        load({"messages": turns}, tokenizer=chatml_tokenizer(template=forgetful))
-
-
 def test_a_template_that_never_closes_an_answer_is_refused(load):
     endless = chatml_tokenizer(template=TEMPLATE.replace("<|im_end|>", ""))
     assert end_tokens(endless) == (TEXT,)
@@ -318,7 +309,7 @@ def test_separate_sources_are_used_completely_and_indices_continue(load):
     assert [example.prompt.index for example in data.train + data.validation + data.test] == list(range(7))
     assert data.report == {
         "records": 7, "train": 5, "validation": 1, "test": 1, "overlong_prompts_dropped": 0, "responses_truncated": 0,
-        "without_response": 0, "merged": 0,
+        "without_response": 0, "merged": 0, "turns_apart": 0, "thoughts_closed": 0,
     }  # fmt: skip
 
 
