@@ -17,7 +17,9 @@ from minirl.errors import InputError
 from minirl.evaluation.sets import EvaluationSet, load_sets
 from minirl.files import write_json
 from minirl.model import lora
-from minirl.model.loading import check_supported, prune_layers, resolve_model
+from minirl.model.loading import check_supported, resolve_model
+from minirl.model.pruning import prune_layers
+from minirl.model.weight_accounting import check_weights
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
 
@@ -67,6 +69,8 @@ def prepare(config: RunConfig) -> PreparedRun:
     student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
     for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
         check_positions(config, key, network)
+    for key, path in (*teachers.items(), *([] if named_student is None else [("student.model", named_student)])):
+        check_weights(path, key)
     if config.student.lora is not None:
         lora.check_targets(named_student or teacher, config.student.lora)
     tokenizers = [read_tokenizer(path, key) for key, path in teachers.items()]
@@ -108,6 +112,7 @@ def _prune_teacher(config: RunConfig, teacher: str, directory: Path) -> str:
     """Directory of the initial student, which has only the layers `student.layers` of the teacher; an earlier start's is used again."""
     target = directory / "models" / "student_init"
     if target.is_dir() and (directory / CONFIG_RECORD).is_file():  # without the record, the student may come from a refused config
+        check_weights(str(target.resolve()), "student.layers")
         return str(target.resolve())
     return prune_layers(teacher, config.student.layers, str(target.resolve()))
 

@@ -9,6 +9,7 @@ from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.plots import TEACHER
 from minirl.model.loading import check_supported, resolve_model
+from minirl.model.weight_accounting import check_weights
 
 
 def given_models(arguments: list[str], prepared: PreparedRun) -> dict[str, str]:
@@ -39,6 +40,7 @@ def trained_teachers(prepared: PreparedRun) -> tuple[str, ...]:
             f"the config fine-tunes its teacher first, and {tuned} is not there; run that stage, or set stages.sft_teacher: null to "
             "evaluate against the teacher without fine-tuning"
         )
+    check_weights(str(tuned), "stages.sft_teacher")
     return (str(tuned),)
 
 
@@ -61,6 +63,7 @@ def _distinguishing_ends(paths: list[Path]) -> dict[Path, str]:
 def _check_comparable(key: str, directory: str, prepared: PreparedRun) -> None:
     network = check_supported(directory, key)
     check_positions(prepared.config, key, network)
+    check_weights(directory, key)
     tokenizer = read_tokenizer(directory, key)
     try:
         size = shared_vocabulary(tokenizer, prepared.tokenizer, network.vocab_size, prepared.vocabulary)

@@ -1,6 +1,5 @@
-"""Model directories: find, check, load, prune, fingerprint and save causal LMs; read an output head alone."""
+"""Model directories: find, check, load, fingerprint and save causal language models."""
 
-import copy
 import json
 import os
 import shutil
@@ -9,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from minirl.errors import InputError
-from minirl.model.output_head import OutputHead, head_scale, head_soft_cap
+from minirl.errors import InputError, RunError
+from minirl.model.weight_accounting import check_loaded, check_weights
+from minirl.model.weight_files import WEIGHTS, quiet_transformers, skeleton_of, stored_tensors
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 FINGERPRINT_PARTS, FINGERPRINT_BYTES = 64, 16384
 DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "activation_dropout", "layerdrop", "resid_pdrop")
 
@@ -61,77 +60,35 @@ def check_supported(path: str, key: str) -> PretrainedConfig:
 def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None) -> PreTrainedModel:
     """The model in training mode. With `dropout` False every dropout rate is 0, so that training mode equals evaluation mode.
 
-    attention: the name of a kernel in transformers; None lets transformers choose.
+    attention: the name of a kernel in transformers; None lets transformers choose. Raises InputError unless the files hold exactly the
+    model's weights.
     """
     config = AutoConfig.from_pretrained(path)
     if not dropout:
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention).train()
+    return load_configured(path, config, dtype=dtype, attention=attention).train()
 
 
-def read_head(path: str, vocabulary: int) -> OutputHead:
-    """The output head of a model directory, without loading the rest of the model. Raises InputError if the weights hold no head."""
-    config = AutoConfig.from_pretrained(path)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    linear = skeleton.get_output_embeddings()
-    weight = _read_tensor(path, _names_of(skeleton, linear.weight, config))
-    bias = None if getattr(linear, "bias", None) is None else _read_tensor(path, _names_of(skeleton, linear.bias, config))
-    return OutputHead(weight, bias, head_scale(config), head_soft_cap(config), vocabulary)
-
-
-def _names_of(model: PreTrainedModel, parameter: Tensor, config: PretrainedConfig) -> list[str]:
-    """All names under which the weight files may hold the parameter."""
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is parameter]
-    if config.tie_word_embeddings:
-        embedding = model.get_input_embeddings().weight
-        names += [name for name, p in model.named_parameters(remove_duplicate=False) if p is embedding]
-    prefix = model.base_model_prefix + "."
-    return names + [name.removeprefix(prefix) for name in names]  # some GPT-2 files omit the prefix
-
-
-def _read_tensor(path: str, names: list[str]) -> Tensor:
-    index = Path(path) / WEIGHTS[1]
-    files = json.loads(index.read_text())["weight_map"] if index.is_file() else None
-    for name in names:
-        file = files.get(name) if files else WEIGHTS[0]
-        if file is None:
-            continue
-        with safe_open(str(Path(path) / file), framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
-                return tensors.get_tensor(name)
-    missing = ", ".join(dict.fromkeys(names))
-    raise InputError(f"{path} holds none of {missing}, so its output head cannot be read; name a model saved with its output head")
-
-
-def prune_layers(path: str, layers: list[int], directory: str) -> str:
-    """Write the model in `path` with only the given decoder layers, in order, as a Hugging Face directory; return its path.
-
-    Raises InputError unless `layers` are ascending indices of layers that the model has.
-    """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    config = model.config
-    total = config.num_hidden_layers
-    if layers != sorted(set(layers)) or not layers or layers[-1] >= total:
-        raise InputError(f"student.layers must name some of the teacher's {total} layers, 0 to {total - 1}, each once and in order")
-    blocks = next(name for name, m in model.base_model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total)
-    parent, _, attribute = blocks.rpartition(".")
-    owner = model.base_model.get_submodule(parent)
-    setattr(owner, attribute, nn.ModuleList(getattr(owner, attribute)[i] for i in layers))
-    pruned_config = copy.deepcopy(config)
-    if getattr(pruned_config, "layer_types", None):
-        pruned_config.layer_types = [config.layer_types[i] for i in layers]
-    pruned_config.num_hidden_layers = len(layers)
-    model.config = pruned_config
-    staging = f"{directory}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    copy_tokenizer_files(path, staging, also=("generation_config.json",))
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(staging, directory)
-    return directory
+def load_configured(path: str, config: PretrainedConfig, *, dtype: torch.dtype | str, attention: str | None = None) -> PreTrainedModel:
+    """The model in `path` under a changed config; dtype "auto" is the files' own. Raises InputError like `load_causal_lm`."""
+    tensors = stored_tensors(path)
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, together with the names
+            )
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"transformers cannot load the model in {path}, so name another or save it again: {reason}") from None
+    check_loaded(model, info, tensors, path, "the model")
+    return model
 
 
 def fingerprint(path: str) -> str:
@@ -167,12 +124,11 @@ def copy_tokenizer_files(source: str, target: str, also: tuple[str, ...] = ()) -
 def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, write_extra: Callable[[Path], None] | None = None) -> None:
     """Write weights as a Hugging Face directory that `AutoModelForCausalLM` and `vllm serve` load; config and tokenizer come from `source`.
 
-    write_extra: called with the staging directory to write more files, before the directory gets its final name.
+    write_extra: called with the staging directory to write more files, before the directory gets its final name. Raises RunError unless
+    the written weights are exactly those of the model.
     """
-    config = AutoConfig.from_pretrained(source)
     dtype = next(iter(weights.values())).dtype
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    skeleton = skeleton_of(AutoConfig.from_pretrained(source)).to(dtype)
     staging = f"{directory}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     skeleton.config.dtype = dtype
@@ -180,5 +136,9 @@ def save_weights(weights: dict[str, Tensor], source: str, directory: str, *, wri
     copy_tokenizer_files(source, staging, also=("generation_config.json",))
     if write_extra is not None:
         write_extra(Path(staging))
+    try:
+        check_weights(staging, directory)
+    except InputError as error:
+        raise RunError(f"the saved model is not complete: {error}") from None
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)

@@ -1,13 +1,15 @@
-"""OutputHead, from hidden states to logits by weight, bias, scale and soft-cap, and its check against a model."""
+"""OutputHead, from hidden states to logits by weight, bias, scale and soft-cap; reads one from files, and checks one against a model."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from minirl.errors import InputError
 from minirl.model.matmul import matmul_into, multiplies_natively
+from minirl.model.weight_accounting import check_readable_head
+from minirl.model.weight_files import head_sources, skeleton_of, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ def student_head(model: PreTrainedModel, vocabulary: int) -> OutputHead:
     """The output head of the model; it shares the model's parameters."""
     linear = model.get_output_embeddings()
     return OutputHead(linear.weight, getattr(linear, "bias", None), head_scale(model.config), head_soft_cap(model.config), vocabulary)
+
+
+def read_head(path: str, vocabulary: int) -> OutputHead:
+    """The output head of a model directory, without loading the rest of the model. Raises InputError if the weights hold no head."""
+    config = AutoConfig.from_pretrained(path)
+    skeleton, tensors = skeleton_of(config), stored_tensors(path)
+    check_readable_head(skeleton, tensors, path, "the teacher")
+    parts = {attribute: tensors[name].read() for attribute, name in head_sources(skeleton, list(tensors)).items()}
+    return OutputHead(parts["weight"], parts.get("bias"), head_scale(config), head_soft_cap(config), vocabulary)
 
 
 @torch.no_grad()

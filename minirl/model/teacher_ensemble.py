@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from minirl.model.buffers import BufferPool
-from minirl.model.loading import read_head
-from minirl.model.output_head import OutputHead
+from minirl.model.output_head import OutputHead, read_head
 from minirl.model.row_blocks import RowBlocks
 from minirl.types import EnsembleScores, tensor_from_numpy
 

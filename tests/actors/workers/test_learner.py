@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from minirl.config.objective import ObjectiveConfig
 from minirl.errors import RunError
-from minirl.model.loading import load_causal_lm, read_head
+from minirl.model.loading import load_causal_lm
+from minirl.model.output_head import read_head
 from minirl.model.student import StudentModule
 from minirl.objective.credit import whitening_statistics
 from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep, on_policy_loss, supervised_loss

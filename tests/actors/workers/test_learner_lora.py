@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from minirl.config.objective import ObjectiveConfig
 from minirl.config.student import LoraConfig
-from minirl.model.loading import load_causal_lm, read_head
+from minirl.model.loading import load_causal_lm
 from minirl.model.lora import attach_adapters, student_weights
+from minirl.model.output_head import read_head
 from minirl.model.student import StudentModule
 from minirl.training.update import LossDivisors, UpdateStep, on_policy_loss, supervised_loss
 from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, weights

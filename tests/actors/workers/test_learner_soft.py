@@ -7,7 +7,8 @@ import torch
 from actors.config import LearnerConfig, LearnerSetup
 from actors.groups.learner_group import LearnerGroup
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
-from minirl.model.loading import load_causal_lm, read_head
+from minirl.model.loading import load_causal_lm
+from minirl.model.output_head import read_head
 from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import EnsembleScores, TokenSequence, tensor_from_numpy
 from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, random_rollouts, teacher_scores, weights
