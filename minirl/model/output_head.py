@@ -1,4 +1,4 @@
-"""OutputHead, from hidden states to logits by weight, bias, scale and soft-cap; reads one from files, and checks one against a model."""
+"""OutputHead: hidden states to logits by weight, bias, scale and soft-cap; its reading from files, and its check."""
 
 from dataclasses import dataclass, replace
 

@@ -160,10 +160,8 @@ def _hint(differences: Differences, model: PreTrainedModel) -> str:
     if hint := _hint_from_names(differences.unexpected, differences.missing):
         return hint
     head = model.get_output_embeddings()
-    of_head = (
-        set() if head is None else {name for name, tensor in model.named_parameters() if any(tensor is own for own in head.parameters())}
-    )
-    if differences.missing and of_head.issuperset(differences.missing):
+    of_head = {id(tensor) for tensor in head.parameters()} if head is not None else set()
+    if differences.missing and of_head.issuperset(id(model.get_parameter_or_buffer(name)) for name in differences.missing):
         return f"the output head is not in the file; {HEADLESS}"
     layers = model.config.get_text_config().num_hidden_layers
     missing, unexpected = _blocks(differences.missing), _blocks(differences.unexpected)

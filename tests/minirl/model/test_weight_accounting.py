@@ -86,6 +86,10 @@ def unmerged(weights):
     return renamed(r"q_proj\.weight", "q_proj.base_layer.weight")(weights) | adapters
 
 
+def repeated(weights):
+    return weights | {name.replace("layers.1.", "layers.2."): tensor.clone() for name, tensor in weights.items() if "layers.1." in name}
+
+
 # --- whole models ---
 
 
@@ -132,7 +136,7 @@ BROKEN = {
     "a norm": (without(r"^model\.norm"), r"1 missing \(model\.norm\.weight\); name a complete model"),
     "the head": (without("lm_head"), r"1 missing \(lm_head\.weight\); the output head is not in the file; save the model with its head"),
     "blocks too many": (
-        lambda w: {k: v.clone() for k, v in (w | renamed(r"layers\.1\.", "layers.2.")(w)).items()},
+        repeated,
         r"9 unexpected .*has 3 blocks, and config.json says 2",
     ),
     "a value head": (lambda w: w | {"v_head.summary.weight": torch.zeros(1, 32)}, r"1 unexpected \(v_head.*value, reward"),
