@@ -1,4 +1,4 @@
-"""Prunes a model to some of its layers: the first student of a run without `student.model`, checked against the layers it came from."""
+"""Prunes a model to some of its layers (`student.layers`), and checks the result against the layers that it came from."""
 
 import copy
 import os

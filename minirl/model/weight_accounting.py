@@ -1,4 +1,4 @@
-"""Accounts for every tensor of a model directory: names missing, unexpected or of another shape are one InputError that says why."""
+"""Accounts for every tensor of a model directory: one InputError says which are missing, left over or misshapen, and why."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Weight files of a model directory: their headers, and which tensor becomes which parameter of the model, without reading weights."""
+"""Weight files of a model directory: their headers, and which tensor becomes which parameter, without reading weights."""
 
 import json
 import re

@@ -135,8 +135,7 @@ BROKEN = {
     "a block": (without(r"layers\.1\."), r"9 missing .*block 1 is not \(or not all\) in the file"),
     "a norm": (without(r"^model\.norm"), r"1 missing \(model\.norm\.weight\); name a complete model"),
     "the head": (without("lm_head"), r"1 missing \(lm_head\.weight\); the output head is not in the file; save the model with its head"),
-    "blocks too many": (
-        repeated,
+    "blocks too many": (repeated, r"9 unexpected .*has 3 blocks, and config.json says 2"),
         r"9 unexpected .*has 3 blocks, and config.json says 2",
     ),
     "a value head": (lambda w: w | {"v_head.summary.weight": torch.zeros(1, 32)}, r"1 unexpected \(v_head.*value, reward"),
