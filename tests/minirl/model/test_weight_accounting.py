@@ -136,8 +136,6 @@ BROKEN = {
     "a norm": (without(r"^model\.norm"), r"1 missing \(model\.norm\.weight\); name a complete model"),
     "the head": (without("lm_head"), r"1 missing \(lm_head\.weight\); the output head is not in the file; save the model with its head"),
     "blocks too many": (repeated, r"9 unexpected .*has 3 blocks, and config.json says 2"),
-        r"9 unexpected .*has 3 blocks, and config.json says 2",
-    ),
     "a value head": (lambda w: w | {"v_head.summary.weight": torch.zeros(1, 32)}, r"1 unexpected \(v_head.*value, reward"),
     "quantised": (renamed(r"up_proj\.weight", "up_proj.qweight"), r"it is quantised, and config\.json has no quantization_config"),
     "integers": (lambda w: w | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, r"model\.norm\.weight .* is stored as I8"),
