@@ -98,8 +98,8 @@ lint: install
 	$(BIN)/lint-imports
 	@for script in $(GENERATED); do $(BIN)/python -m docs.scripts.$$script --check || exit 1; done
 
-# The file map of CONTRIBUTING.md, docs/configuration.md and docs/five_verbs.svg.
-GENERATED := file_map configuration five_verbs
+# The file map of CONTRIBUTING.md, docs/configuration.md, docs/data.md and docs/five_verbs.svg.
+GENERATED := file_map configuration data five_verbs
 docs: install
 	@for script in $(GENERATED); do $(BIN)/python -m docs.scripts.$$script || exit 1; done
 

@@ -21,8 +21,9 @@ class DataConfig(StrictModel):
     """Instruction data: where prompts and gold responses come from, how they are split and how long they may be."""
 
     # Where training records come from: one source, or a list of sources, each a name alone or a section with `source`, `limit` and `share`.
-    # A source is a .jsonl or .parquet file; a hub data set as `owner/name` or `owner/name:split`; data from installed packages, which is
-    # `embedded:chatterbot`, `embedded:wordnet` (Debian's wordnet-base) or `embedded:reasoning_gym`; or files that the reference code
+    # A source is a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz behind it (docs/data.md lists the columns); a hub data set as
+    # `owner/name`, `owner/name:split`, `owner/name:config/split` or `owner/name@revision:config/split`; data from installed packages, which
+    # is `embedded:chatterbot`, `embedded:wordnet` (Debian's wordnet-base) or `embedded:reasoning_gym`; or files that the reference code
     # tokenised, a .bin file or the directory of train_0.bin, valid_0.bin, ... The ids of these are used as they are, without the template.
     train: list[SourceConfig] = Field(min_length=1)
     validation: PathText | None = None  # a source of validation records; `null`: a share of `train`, chosen by a hash of the prompt
@@ -37,6 +38,9 @@ class DataConfig(StrictModel):
     system_prompt: str | None = None
     max_prompt_tokens: PositiveInt = 256  # the longest prompt allowed
     max_response_tokens: PositiveInt = 256  # longer gold responses are cut here, and sampled ones end here
+    # Columns of records, and fields of messages, that may be left out. Any other one that is not used ends the run; docs/data.md says which
+    # are used. A name that does not occur is no error.
+    ignore_columns: list[str] = []
     overlong_prompts: Literal["error", "drop"] = "error"  # a prompt above the limit: `error` ends the run, `drop` leaves the record out
     limit: PositiveInt | None = None  # reads only the first so many records of each source; `null`: all
 
@@ -67,7 +71,7 @@ class DataConfig(StrictModel):
 class CorpusConfig(StrictModel):
     """Plain text for the pre-training loss, cut into blocks of `block_tokens`."""
 
-    # Where the text comes from: a .txt file (one document); a .jsonl or .parquet file or a hub data set with a column `text`;
+    # Where the text comes from: a .txt or .txt.gz file (one document); a file or hub data set as in `data.train` with a column `text`;
     # `embedded:pydoc`, the manual of the running Python; or files that the reference code tokenised, a .bin file or the directory of
     # train_0.bin.
     source: PathText

@@ -3,6 +3,7 @@
 Each document is closed by the end token; all are joined and cut into blocks of one length.
 """
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,8 +13,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minirl.config.data import CorpusConfig
+from minirl.data.record_files import open_file, unreadable
 from minirl.data.records import read_rows
 from minirl.data.reference_files import check_token_ids, is_tokenised_source, open_token_files
+from minirl.data.values import check_text, printable_list
 from minirl.data.vocab import highest_token_id
 from minirl.errors import InputError
 from minirl.types import TokenSequence
@@ -111,29 +114,31 @@ def _tokenised(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
-    """The texts of `source`: a .txt file is one document; each row of a .jsonl or .parquet file or a hub data set has a column `text`."""
+    """The texts of `source`: a .txt file is one document; each row of another file or a hub data set has a column `text`.
+
+    Other columns are not read: plain text has no other use for them.
+    """
     if source.startswith("embedded:"):
         if source != "embedded:pydoc":
             raise InputError(f"{source} is not known; the embedded corpus is embedded:pydoc")
         from minirl.data.embedded.assets import pydoc_texts
 
         yield from pydoc_texts()
-    elif Path(source).suffix == ".txt":
+    elif source.lower().endswith((".txt", ".txt.gz")):
         yield _read_text(Path(source))
     else:
         for origin, columns in read_rows(source, streaming):
             if not isinstance(columns.get("text"), str):
                 raise InputError(
-                    f"{origin} has no text in a column `text`, which a corpus needs; its columns are {', '.join(columns) or '(none)'}"
+                    f"{origin} has no text in a column `text`, which a corpus needs; its columns are {printable_list(columns) or '(none)'}"
                 )
-            if columns["text"].strip():
+            if check_text(columns["text"], "text", origin).strip():
                 yield columns["text"]
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the corpus {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"the corpus {path} is not UTF-8 text: {error}") from None
+        with open_file(path) as file:
+            return io.TextIOWrapper(file, encoding="utf-8-sig").read()
+    except Exception as error:  # a damaged .gz makes its reader fail in many ways
+        raise unreadable(path, error) from None

@@ -16,6 +16,7 @@ from minirl.config.data import DataConfig, SourceConfig
 from minirl.data.conversation import Conversation, Message
 from minirl.data.records import read_conversations
 from minirl.data.reference_files import is_tokenised_source, tokenised_conversations
+from minirl.data.rendered_fields import RenderedFields
 from minirl.data.segment import Segment
 from minirl.data.templates import Template, make_template
 from minirl.errors import InputError
@@ -190,9 +191,13 @@ class _Encoder:
         """Made at first use, because tokenised sources need none and the tokenizer may have none."""
         return make_template(self.config.template, self.tokenizer, self.end_tokens, self.config.template_arguments)
 
+    @cached_property
+    def rendered_fields(self) -> RenderedFields:
+        return RenderedFields(self.template)
+
     def read(self, source: str, split: str, limit: int | None = None) -> list[Conversation]:
         if not is_tokenised_source(source):
-            return read_conversations(source, limit)
+            return read_conversations(source, limit, self.config.ignore_columns)
         if self.config.system_prompt is not None:
             raise InputError(f"the prompts of {source} are tokenised already and take no system prompt; leave data.system_prompt out")
         return tokenised_conversations(source, split, self.tokenizer, self.end_tokens, limit)
@@ -223,15 +228,20 @@ class _Encoder:
         self.counts["without_response"] += not conversation.has_response
         self.counts["thoughts_closed"] += any(segment.thought_closed for segment in segments)
         teacher = self._teacher(conversation)
-        text = conversation.prompt_text
-        prompt = Prompt(np.array(tokens, np.int64), index, conversation.references, np.array(gold, np.int64), teacher, text)
+        references, text = conversation.references, conversation.prompt_text
+        if gold and not references:  # a call of tools, whose text exists only once it is rendered
+            references = (self.tokenizer.decode(gold, skip_special_tokens=True),)
+        prompt = Prompt(np.array(tokens, np.int64), index, references, np.array(gold, np.int64), teacher, text)
         targets = np.array(is_target + segments[-1].is_target[: len(gold)])
         return Example(prompt, TokenSequence(np.concatenate([prompt.tokens, prompt.gold]), targets, teacher))
 
     def _segments(self, conversation: Conversation) -> list[Segment]:
         if conversation.tokens is None:
             self._refuse_end_texts(conversation)
-            return self.template(self._with_system_prompt(conversation))
+            conversation = self._with_system_prompt(conversation)
+            segments = self.template(conversation)
+            self.rendered_fields.check(conversation, segments)
+            return segments
         prompt, response = conversation.tokens
         return [Segment.of(list(prompt)), *([Segment.of(list(response), [True] * len(response))] if response else [])]
 

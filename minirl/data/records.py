@@ -1,172 +1,202 @@
-"""Reads instruction records from files, the Hugging Face hub and installed packages into Conversations."""
+"""Reads instruction records from files, the Hugging Face hub and installed packages into Conversations.
 
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import replace
+Every column of a record is used, or named in `data.ignore_columns`, or refused with the record's line.
+"""
+
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from minirl.data.conversation import Conversation, Message
+from minirl.data.hub_rows import FORM, parse_hub_source, read_hub
+from minirl.data.messages import check_turns, parse_history, parse_messages, parse_tools
+from minirl.data.record_files import FORMATS, Row, describe_assumption, read_file, recognise_file
+from minirl.data.values import check_text, printable, printable_list
 from minirl.errors import InputError
 
-Row = tuple[str, dict[str, Any]]  # its origin ("train.jsonl line 3") and its columns
-
-ROLES = ("system", "user", "assistant")
-RESPONSE_COLUMNS = ("completion", "response", "output")
+MESSAGES = ("messages", "conversations")
+PROMPTS = ("prompt", "instruction", "question")
+RESPONSES = ("completion", "response", "output", "answer")
+CONTEXTS = ("input", "context")
+SYSTEM_PROMPTS = ("system", "system_prompt")
+COLUMNS = {
+    MESSAGES: "A list of messages, from the first turn to the last. An assistant's message at the end is the gold response.",
+    PROMPTS: "The user's text; or a list of messages, whose answers are then not learnt.",
+    RESPONSES: "With a prompt: the gold response; or a list of texts, of which the first is the gold response and all are references; or a "
+    "list of messages (TRL). Without it, the record is a prompt alone.",
+    CONTEXTS: "With a prompt: Alpaca's and Dolly's context. `template: alpaca` puts it under `### Input:`, `chat` below the prompt.",
+    SYSTEM_PROMPTS: "The system prompt. An empty text counts as none.",
+    ("history",): "With a prompt: pairs [user's text, assistant's text] of earlier turns, which are learnt like any other.",
+    ("tools",): "JSON schemas of the tools, as a list or as JSON text. Passed to the chat template, which must render them.",
+    ("teacher_id",): "With several teachers that have ids: the teacher of the record. One teacher needs none.",
+}
 UNDERSTOOD_COLUMNS = (
-    "messages; prompt with completion, response or output; instruction with input and output (Alpaca); "
-    "instruction with context and response (Dolly)"
+    "messages or conversations (ShareGPT); prompt with completion, response or output; instruction with input and output (Alpaca); "
+    "instruction with context and response (Dolly); question with answer"
 )
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]%:+-]+)?")
-_OTHER_FORMATS = {".json", ".csv", ".tsv", ".txt", ".yml", ".yaml", ".arrow", ".gz", ".zst"}
+_UNREAD_ENDINGS = {
+    ".txt",
+    ".yml",
+    ".yaml",
+    ".arrow",
+    ".zst",
+    ".xz",
+    ".bz2",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".xlsx",
+    ".xml",
+    ".pkl",
+    ".npz",
+    ".feather",
+}
 
 
-def read_conversations(source: str, limit: int | None = None) -> list[Conversation]:
-    """The first `limit` records of `source`, in its order (None: all). Raises InputError that names the first unusable record."""
+def read_conversations(source: str, limit: int | None = None, ignored: Collection[str] = ()) -> list[Conversation]:
+    """The first `limit` records of `source`, in its order (None: all). Raises InputError that names the first unusable record.
+
+    ignored: columns, and fields of messages, that may be left out.
+    """
     if source.startswith("embedded:"):
         from minirl.data.embedded.assets import embedded_conversations
 
         conversations = embedded_conversations(source)[:limit]
     else:
-        conversations = [parse_record(columns, origin) for origin, columns in islice(read_rows(source), limit)]
+        try:
+            conversations = [parse_record(columns, origin, ignored) for origin, columns in islice(read_rows(source), limit)]
+        except _UnknownForm as error:
+            raise InputError(f"{error}{describe_assumption(Path(source))}") from None
     if not conversations:
         raise InputError(f"the data set {source} is empty; give one with at least one record")
     return conversations
 
 
 def read_rows(source: str, streaming: bool = False) -> Iterator[Row]:
-    """The rows of a .jsonl or .parquet file or of a hub data set. `streaming` reads a hub data set without downloading all of it."""
+    """The rows of a data file or of a hub data set. `streaming` reads a hub data set without downloading all of it."""
     path = Path(source)
-    if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if _HUB_NAME.fullmatch(source) and path.suffix not in _OTHER_FORMATS and not path.exists():
-        return _hub_rows(source, streaming)
+    if recognise_file(path):
+        return read_file(path)
+    if parse_hub_source(source) and path.suffix.lower() not in _UNREAD_ENDINGS and not _exists(path):
+        return read_hub(source, streaming)
     raise InputError(
-        f"cannot tell what the data source {source!r} is; give a .jsonl, .parquet or .bin file, or a hub data set as owner/name or "
-        "owner/name:split"
+        f"cannot tell what the data source {printable(source)!r} is; give a file that ends in {', '.join(FORMATS)} (perhaps with .gz) or "
+        f".bin, or a hub data set as {FORM}"
     )
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _exists(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path} line {number}", _json_object(line, path, number)
-    except OSError as error:
-        raise InputError(f"cannot read the data file {path}: {error.strerror}") from None
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
-def _json_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} line {number} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} line {number} holds {_type_name(value)}; each line must be a JSON object with the columns of one record")
-    return value
+class _UnknownForm(InputError):
+    """A record with the columns of no known form; perhaps its file was read as the wrong format."""
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
+class _Columns:
+    """The columns of one row that have not been used yet."""
 
-    if not path.is_file():
-        raise InputError(f"cannot read the data file {path}: No such file; check its path")
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield f"{path} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
+    def __init__(self, columns: dict[str, Any], origin: str, ignored: Collection[str]):
+        self.all, self.origin = list(columns), origin
+        self.unused = {name: value for name, value in columns.items() if value is not None and name not in ignored}
 
+    def take(self, names: tuple[str, ...]) -> tuple[str, Any]:
+        """Name and value of the one column that has one of the names; the value is None if there is none."""
+        present = [name for name in names if name in self.unused]
+        if len(present) > 1:
+            raise InputError(
+                f"{self.origin} has the columns {' and '.join(present)}, of which one can be read; name the other in data.ignore_columns"
+            )
+        return (present[0], self.unused.pop(present[0])) if present else (names[0], None)
 
-def _hub_rows(source: str, streaming: bool) -> Iterator[Row]:
-    import datasets
-
-    name, _, split = source.partition(":")
-    try:  # an unknown name, a missing split, a private data set and a missing network raise exceptions of many types
-        for number, row in enumerate(datasets.load_dataset(name, split=split or "train", streaming=streaming), start=1):
-            yield f"{source} row {number}", dict(row)
-    except Exception as error:
-        raise InputError(
-            f"cannot load the data set {source} from the Hugging Face hub ({_first_line(error)}); "
-            "check its name, its split and the network, or give a local .jsonl or .parquet file"
-        ) from None
+    def refuse_unused(self) -> None:
+        if self.unused:
+            several = len(self.unused) > 1
+            raise InputError(
+                f"{self.origin} has the column{'s' * several} {printable_list(self.unused)}, which {'are' if several else 'is'} not used "
+                f"here; remove {'them' if several else 'it'}, or set data.ignore_columns: [{printable_list(self.unused)}]"
+            )
 
 
-def parse_record(columns: dict[str, Any], origin: str) -> Conversation:
+def parse_record(columns: dict[str, Any], origin: str, ignored: Collection[str] = ()) -> Conversation:
     """One row as a Conversation; its columns decide the form. Raises InputError that names `origin`."""
-    teacher = None if columns.get("teacher_id") is None else str(columns["teacher_id"])
-    if columns.get("messages") is not None:
-        return replace(_from_messages(columns["messages"], origin), teacher=teacher)
-    for name in ("instruction", "prompt"):
-        if columns.get(name) is not None:
-            return replace(_from_pair(columns, name, origin), teacher=teacher)
-    raise InputError(
-        f"{origin} has the columns {', '.join(columns) or '(none)'}, which are not understood; understood are {UNDERSTOOD_COLUMNS}"
-    )
+    row = _Columns(columns, origin, ignored)
+    teacher = _teacher(row.take(("teacher_id",))[1], origin)
+    tools = parse_tools(row.take(("tools",))[1], origin)
+    system_column, system = row.take(SYSTEM_PROMPTS)
+    context, answers = "", ()
+    messages_column, value = row.take(MESSAGES)
+    if value is not None:
+        messages = parse_messages(value, messages_column, origin, ignored)
+    else:
+        messages, answers, context = _from_pair(row, ignored)
+    row.refuse_unused()
+    if system is not None and check_text(system, system_column, origin):
+        messages = [Message("system", system), *messages]
+    if messages[-1].role == "assistant" and not messages[-1].is_learnt:  # neither learnt nor a prompt's end
+        messages = messages[:-1]
+    check_turns(messages, origin)
+    references = answers or _references(messages[-1])
+    return Conversation(tuple(messages), references, context, origin, teacher=teacher, tools=tools)
+
+
+def _teacher(value: Any, origin: str) -> str | None:
+    """The column teacher_id as a text; numbers are common in it."""
+    return str(value) if type(value) is int else None if value is None else check_text(value, "teacher_id", origin)
 
 
 def parse_references(columns: dict[str, Any], origin: str) -> tuple[str, ...]:
     """Every acceptable response of a row, the gold one first; empty if the row has no column with responses."""
-    column = next((name for name in RESPONSE_COLUMNS if columns.get(name) is not None), None)
-    if column is None:
-        return ()
-    values = columns[column] if isinstance(columns[column], list | tuple) else [columns[column]]
-    return tuple(_text(text, column, origin) for text in values)
+    column = next((name for name in RESPONSES if columns.get(name) is not None), None)
+    return () if column is None else _texts(columns[column], column, origin)
 
 
-def _from_pair(columns: dict[str, Any], prompt_column: str, origin: str) -> Conversation:
-    prompt = _text(columns[prompt_column], prompt_column, origin)
-    if not prompt.strip():
-        raise InputError(f"{origin} has an empty {prompt_column}; give it a text or remove the record")
-    context_column = next((name for name in ("input", "context") if columns.get(name) is not None), None)
-    context = _text(columns[context_column], context_column, origin) if context_column and prompt_column == "instruction" else ""
-    references = parse_references(columns, origin)
-    messages = (Message("user", prompt), *(Message("assistant", text) for text in references[:1]))
-    return Conversation(messages, references, context if context.strip() else "", origin)
-
-
-def _from_messages(value: Any, origin: str) -> Conversation:
-    if not isinstance(value, list | tuple) or not value:
-        raise InputError(
-            f"{origin} has {_type_name(value)} as messages; it must be a list of role and content pairs with at least one user turn"
+def _from_pair(row: _Columns, ignored: Collection[str]) -> tuple[list[Message], tuple[str, ...], str]:
+    """Messages, references and context of a row with a prompt and perhaps a response."""
+    origin = row.origin
+    prompt_column, prompt = row.take(PROMPTS)
+    if prompt is None:
+        raise _UnknownForm(
+            f"{origin} has the columns {printable_list(row.all) if row.all else '(none)'}, which are not understood; understood are "
+            f"{UNDERSTOOD_COLUMNS}"
         )
-    messages = tuple(_message(item, origin) for item in value)
-    roles = [message.role for message in messages]
-    if "user" not in roles or "system" in roles[1:]:
-        raise InputError(f"{origin} has the roles {', '.join(roles)}; messages need a user turn, and a system prompt can only come first")
-    if "assistant" in roles[: roles.index("user")]:
-        raise InputError(f"{origin} begins with an assistant turn; a user turn must come before it")
-    references = (messages[-1].content,) if roles[-1] == "assistant" else ()
-    return Conversation(messages, references, origin=origin)
+    response_column, response = row.take(RESPONSES)
+    context = ""
+    if isinstance(prompt, list | tuple):
+        messages = [_unlearnt(message) for message in parse_messages(prompt, prompt_column, origin, ignored)]
+    else:
+        if not check_text(prompt, prompt_column, origin).strip():
+            raise InputError(f"{origin} has an empty {prompt_column}; give it a text or remove the record")
+        context_column, context = row.take(CONTEXTS)
+        context = "" if context is None else check_text(context, context_column, origin)
+        _, history = row.take(("history",))
+        messages = [*parse_history([] if history is None else history, origin), Message("user", prompt)]
+    if messages[-1].role == "assistant":
+        raise InputError(f"{origin} has a {prompt_column} that ends with an assistant turn; move that turn to the response")
+    if _is_messages(response):
+        return [*messages, *parse_messages(response, response_column, origin, ignored)], (), context if context.strip() else ""
+    references = () if response is None else _texts(response, response_column, origin)
+    answer = [Message("assistant", text) for text in references[:1]]
+    return [*messages, *answer], references, context if context.strip() else ""
 
 
-def _message(item: Any, origin: str) -> Message:
-    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-        raise InputError(f"{origin} has a message without role and content: {str(item)[:80]}")
-    if item["role"] not in ROLES:
-        raise InputError(f"{origin} has the role {item['role']!r}; understood are {', '.join(ROLES)}")
-    return Message(item["role"], _text(item["content"], "content", origin))
+def _unlearnt(message: Message) -> Message:
+    """TRL learns the completion alone, so answers inside a prompt have the weight 0."""
+    return Message(message.role, message.content, message.extra, 0.0 if message.role == "assistant" else message.weight)
 
 
-def _text(value: Any, column: str | None, origin: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{origin} has {_type_name(value)} in the column {column}, where a text belongs")
-    return value
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value)
 
 
-def _type_name(value: Any) -> str:
-    if value is None:
-        return "null"
-    return {"list": "a list", "dict": "an object", "str": "a text", "bool": "a boolean"}.get(type(value).__name__, "a number")
+def _texts(value: Any, column: str, origin: str) -> tuple[str, ...]:
+    return tuple(check_text(text, column, origin) for text in (value if isinstance(value, list | tuple) else [value]))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _references(last: Message) -> tuple[str, ...]:
+    """The content of a last answer. One that only calls tools has no text of its own; its rendering becomes its reference later."""
+    return (last.content,) if last.role == "assistant" and (last.content or not last.extra) else ()

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minirl.data.conversation import Conversation, Message
 from minirl.data.records import parse_references, read_rows
+from minirl.data.values import check_text, first_line, printable
 from minirl.data.vocab import highest_token_id
 from minirl.errors import InputError
 
@@ -57,7 +58,10 @@ class TokenFile:
 
 def is_tokenised_source(source: str) -> bool:
     """Whether a data source is a `.bin` file or a directory; directories are sources of `.bin` files only."""
-    return source.endswith(".bin") or Path(source).is_dir()
+    try:
+        return source.endswith(".bin") or Path(source).is_dir()
+    except (OSError, ValueError):  # a path that the system refuses, such as one that is too long
+        return False
 
 
 def tokenised_conversations(
@@ -90,7 +94,10 @@ def tokenised_conversations(
 
 def open_token_files(source: str, split: str) -> list[TokenFile]:
     """All shards of `source`, opened. split: the reference's name of it. Raises InputError as `shard_paths` and `open_token_file` do."""
-    return [open_token_file(path) for path in shard_paths(source, split)]
+    try:
+        return [open_token_file(path) for path in shard_paths(source, split)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {printable(source, 300)} as files of token ids: {first_line(error)}; check its path") from None
 
 
 def iterate_records(files: list[TokenFile]) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,11 +169,11 @@ def _texts_beside(files: list[TokenFile]) -> Iterator[tuple[str | None, tuple[st
         raise InputError(
             f"{path} has {rows} rows and the .bin files beside it {records} records; they do not belong together, so remove one of them"
         )
-    return ((_prompt_text(columns), parse_references(columns, origin)) for origin, columns in read_rows(str(path)))
+    return ((_prompt_text(columns, origin), parse_references(columns, origin)) for origin, columns in read_rows(str(path)))
 
 
-def _prompt_text(columns: dict[str, Any]) -> str | None:
-    return columns["prompt"] if isinstance(columns.get("prompt"), str) else None
+def _prompt_text(columns: dict[str, Any], origin: str) -> str | None:
+    return check_text(columns["prompt"], "prompt", origin) if isinstance(columns.get("prompt"), str) else None
 
 
 # --- files on disk ---

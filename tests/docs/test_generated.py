@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from docs.scripts import configuration, file_map, five_verbs
+from docs.scripts import configuration, data, file_map, five_verbs
 from docs.scripts.generated import replace_between, write_or_check
 from launch.config import RunConfig
 from minirl.config.strict import StrictModel
 
 
-@pytest.mark.parametrize("script", [configuration, file_map, five_verbs], ids=lambda script: script.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("script", [configuration, data, file_map, five_verbs], ids=lambda script: script.__name__.rpartition(".")[2])
 def test_what_is_committed_is_up_to_date(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", "--check"])
     assert script.main() == 0

@@ -87,13 +87,20 @@ def test_a_corpus_smaller_than_a_block_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.txt", None, "cannot read the corpus .*missing.txt: No such file"),
+        ("missing.txt", None, "cannot read the data file .*missing.txt: No such file"),
         ("missing.jsonl", None, "cannot read the data file .*missing.jsonl: No such file"),
         ("binary.txt", b"\xff\xfe", "binary.txt is not UTF-8 text"),
         ("other.jsonl", b'{"prompt": "a"}', "line 1 has no text in a column `text`, .*its columns are prompt"),
         ("broken.jsonl", b'{"text": "a"}\n{', "line 2 is not valid JSON"),
         ("empty.jsonl", b"", "has 0 tokens, fewer than one block"),
-        ("corpus.csv", b"text", "cannot tell what the data source"),
+        ("half.jsonl", b'{"text": "cut \\ud83d"}', r"line 1 has half a character \(\\ud83d"),
+        ("corpus.csv", b"text", "has 0 tokens, fewer than one block"),
+        (
+            "cut.txt.gz",
+            b"\x1f\x8b\x08\0",
+            "cut.txt.gz is not readable: .*it was read as plain text in gzip, because its name ends in .txt.gz",
+        ),
+        ("corpus.xml", b"text", "cannot tell what the data source"),
     ],
 )
 def test_an_unusable_corpus_is_one_sentence(tmp_path, name, content, message):

@@ -126,12 +126,12 @@ def test_the_references_raw_and_valid_rows_are_records(tmp_path):
     """raw.jsonl has instruction, input and output. Processed and held-out rows have the prompt as well, and perhaps several outputs."""
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     write_split(tmp_path, "valid", ROWS, TOKENIZER)
-    raw, valid = (read_conversations(str(tmp_path / name)) for name in ("raw.jsonl", "valid.jsonl"))
+    raw, valid = (read_conversations(str(tmp_path / name), ignored=["prompt"]) for name in ("raw.jsonl", "valid.jsonl"))
     assert [(c.messages, c.context, c.references) for c in raw] == [(c.messages, c.context, c.references) for c in valid]
     assert raw[1].messages == (Message("user", "Is it a city?"), Message("assistant", "\nYes")) and raw[1].context == "Rome"
     row = {"id": "sinst-1", "prompt": "Below is...", "instruction": "Greet", "input": "", "output": ["Hi", "Hello"]}
     (tmp_path / "several.jsonl").write_text(json.dumps(row))
-    assert read_conversations(str(tmp_path / "several.jsonl"))[0].references == ("Hi", "Hello")
+    assert read_conversations(str(tmp_path / "several.jsonl"), ignored=["id", "prompt"])[0].references == ("Hi", "Hello")
 
 
 # --- plain text ---

@@ -1,0 +1,207 @@
+"""Data files: every format and compression gives the same rows, and every damaged file is one sentence that says what it was taken for."""
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from minirl.data.corpus import read_documents
+from minirl.data.hub_rows import HubSource, parse_hub_source
+from minirl.data.record_files import FORMATS
+from minirl.data.records import read_conversations, read_rows
+from minirl.errors import InputError
+
+ROWS = [{"prompt": "a", "completion": 'ä "b",\n'}, {"prompt": "\U0001f600", "completion": "c"}, {"prompt": "d", "completion": None}]
+
+
+def separated(rows, separator) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], delimiter=separator)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parquet(rows) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+CONTENTS = {
+    "jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "ndjson": "\ufeff\n".encode() + b"\n\n".join(json.dumps(row, ensure_ascii=False).encode() for row in ROWS),
+    "json": json.dumps(ROWS, indent=2).encode(),
+    "csv": "\ufeff".encode() + separated(ROWS, ","),
+    "tsv": separated(ROWS, "\t"),
+    "parquet": parquet(ROWS),
+}
+
+
+def test_every_format_is_tested():
+    assert {f".{ending}" for ending in CONTENTS} == set(FORMATS)
+
+
+@pytest.mark.parametrize("ending", CONTENTS)
+@pytest.mark.parametrize("name", ["data.{}", "DATA.{}", "data.{}.gz", "data.{}.GZ"])
+def test_every_format_gives_the_same_rows(tmp_path, ending, name):
+    path = tmp_path / name.format(ending.upper() if name.isupper() or name.startswith("DATA") else ending)
+    path.write_bytes(gzip.compress(CONTENTS[ending]) if name.lower().endswith(".gz") else CONTENTS[ending])
+    rows = [columns for _, columns in read_rows(str(path))]
+    assert [{name: value for name, value in columns.items() if value is not None} for columns in rows] == [*ROWS[:2], {"prompt": "d"}]
+    assert [conversation.has_response for conversation in read_conversations(str(path))] == [True, True, False]
+
+
+def test_rows_are_named_as_a_person_finds_them(tmp_path):
+    for ending, origins in {
+        "jsonl": ["line 1", "line 2", "line 3"],
+        "ndjson": ["line 2", "line 4", "line 6"],
+        "json": ["record 1", "record 2", "record 3"],
+        "csv": ["line 3", "line 4", "line 5"],  # the last line of a row; the first row has a line break
+        "parquet": ["row 1", "row 2", "row 3"],
+    }.items():
+        path = tmp_path / f"data.{ending}"
+        path.write_bytes(CONTENTS[ending])
+        assert [origin for origin, _ in read_rows(str(path))] == [f"{path} {origin}" for origin in origins]
+
+
+def test_a_json_file_that_is_no_array_is_json_lines(tmp_path):
+    (tmp_path / "data.json").write_bytes(CONTENTS["jsonl"])
+    assert len(read_conversations(str(tmp_path / "data.json"))) == 3
+
+
+def test_nulls_that_parquet_adds_are_no_fields(tmp_path):
+    messages = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "Bob"}]]
+    tools = [[{"name": "f", "a": 1}], [{"name": "g", "b": 2}]]
+    path = tmp_path / "data.parquet"
+    path.write_bytes(parquet([{"messages": messages[0], "tools": given} for given in tools]))
+    conversations = read_conversations(str(path))
+    assert [list(conversation.tools) for conversation in conversations] == tools
+    assert [message.extra for message in conversations[0].messages] == [{}, {"name": "Bob"}]
+
+
+def test_a_long_cell_is_read(tmp_path):
+    (tmp_path / "data.csv").write_text(f'prompt,completion\n"{"x" * 200_000}",b\n')
+    assert len(read_conversations(str(tmp_path / "data.csv"))[0].prompt_text) > 200_000
+
+
+LONG_NUMBER = b'{"prompt": "a", "n": ' + b"1" * 5000 + b"}"
+AS_LINES = r"\(it was read as JSON lines, because its name ends in \.jsonl"
+DAMAGED = {
+    "a malformed line": ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "b",}', r"line 2 is not valid JSON: .*property name.*" + AS_LINES),
+    "a line that is no object": ("x.jsonl", b"[1, 2]", r"line 1 holds a list; .*" + AS_LINES + ".*so let its name end in .json"),
+    "no UTF-8": ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2 is not valid JSON: .*utf-8"),
+    "a long number": ("x.jsonl", LONG_NUMBER, "line 1 is not valid JSON: Exceeds the limit"),
+    "a long number in an array": ("x.json", b"[" + LONG_NUMBER + b"]", "as a whole is not valid JSON: Exceeds the limit"),
+    "deep nesting": ("x.jsonl", b"[" * 100_000, "line 1 is not valid JSON: maximum recursion depth"),
+    "a name given twice": ("x.jsonl", b'{"prompt": "a", "prompt": "b"}', "line 1 is not valid JSON: the name 'prompt' occurs twice"),
+    "an array cut off": ("x.json", b'[{"prompt": "a"}', r"as a whole is not valid JSON: .*\(it was read as JSON, because"),
+    "an array of texts": ("x.json", b'[{"prompt": "a"}, "b"]', "record 2 holds a text"),
+    "an object over several lines": ("x.json", b'{\n"data": []\n}', "line 1 is not valid JSON"),
+    "a git-lfs pointer": (
+        "x.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n",
+        "a git-lfs pointer, so fetch the file",
+    ),
+    "a web page": ("x.json", b"<!DOCTYPE html><html>", "its content is a web page, so the download failed"),
+    "UTF-16": ("x.csv", "prompt,completion\na,b\n".encode("utf-16"), r"is not UTF-8 text: .*its content is UTF-16 text"),
+    "gzip without its ending": ("x.jsonl", gzip.compress(b"{}"), "its content is compressed with gzip, so let its name end in .gz"),
+    "no gzip": (
+        "x.jsonl.gz",
+        b'{"prompt": "a"}',
+        r"is not readable: Not a gzipped file .*JSON lines in gzip, because its name ends in \.jsonl\.gz",
+    ),
+    "half a gzip": ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 999)[:-20], "is not readable: Compressed file ended"),
+    "broken gzip": ("x.csv.gz", gzip.compress(b"abcdefgh" * 99)[:14] + b"\xff" * 30, "is not (readable|UTF-8 text): "),
+    "no Parquet": ("x.parquet", b"not parquet", r"is not readable: .*it was read as Parquet, because its name ends in \.parquet"),
+    "half a Parquet": ("x.parquet", CONTENTS["parquet"][:-30], "is not readable: "),
+    "an empty Parquet": ("x.parquet", b"", "is not readable: "),
+    "a spreadsheet": ("x.csv", b"PK\x03\x04\x14\0\xff\xff", "a zip archive or a spreadsheet, so unpack it or export it as CSV"),
+    "too many cells": ("x.csv", b"prompt,completion\na,b\na,b,c\n", "line 3 has 3 cells, and the first line names 2 columns"),
+    "an open quote": ("x.csv", b'prompt,completion\na,"b\n', "is not valid CSV: unexpected end of data"),
+    "a column twice": ("x.csv", b"prompt,prompt\na,b\n", "line 1 names a column twice: prompt, prompt"),
+    "another separator": (
+        "x.csv",
+        b"prompt;completion\na;b\n",
+        r"has the columns prompt;completion, .* \(it was read as CSV, because its name",
+    ),
+    "only a head": ("x.csv", b"prompt,completion\n", "is empty"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_one_sentence_that_says_what_it_was_taken_for(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} .*{sentence}") as refused:
+        read_conversations(str(tmp_path / name))
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
+
+
+def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="names a column twice: prompt, prompt"):
+        read_conversations(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "missing.csv.gz", "x" * 300 + ".jsonl", "missing.txt"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="cannot read the data file .*: (No such file|File name too long)"):
+        list(read_documents(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.parquet", "x.txt", "x.jsonl.gz"])
+def test_a_directory_with_the_name_of_a_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="cannot read the data file .*: Is a directory"):
+        list(read_documents(str(tmp_path / name)))
+
+
+def test_a_path_that_no_file_can_have_is_one_sentence():
+    with pytest.raises(InputError, match="is not readable: embedded null byte"):
+        read_conversations("nul\0.jsonl")
+
+
+# --- the hub ---
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("openai/gsm8k", HubSource("openai/gsm8k", None, "train", None)),
+        ("openai/gsm8k:test", HubSource("openai/gsm8k", None, "test", None)),
+        ("openai/gsm8k:train[:10%]", HubSource("openai/gsm8k", None, "train[:10%]", None)),
+        ("openai/gsm8k:main/train[10:20]+test", HubSource("openai/gsm8k", "main", "train[10:20]+test", None)),
+        ("wikimedia/wikipedia:20231101.en/train", HubSource("wikimedia/wikipedia", "20231101.en", "train", None)),
+        ("a/b@refs/convert/parquet:c-d_1/test", HubSource("a/b", "c-d_1", "test", "refs/convert/parquet")),
+        ("a/b@v1.0", HubSource("a/b", None, "train", "v1.0")),
+        ("a/b/c", None), ("a", None), ("a/b:", None), ("a/b@", None), ("a/b:c/d/e", None), ("/a/b", None),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_hub_data_set_has_its_parts(source, expected):
+    assert parse_hub_source(source) == expected
+
+
+def test_the_parts_reach_the_library_and_its_whole_reason_the_user(monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load(*arguments, **options):
+        calls.append((arguments, options))
+        return [{"prompt": "a", "completion": None, "messages": None}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert [columns for _, columns in read_rows("a/b@v1:c/test", streaming=True)] == [{"prompt": "a"}]
+    assert calls == [(("a/b", "c"), {"split": "test", "revision": "v1", "streaming": True})]
+
+    def fail(*_, **__):
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match=r"a/b .*Config name is missing. Please pick one .*'socratic'.*taken for a hub data set, because"):
+        read_conversations("a/b")
