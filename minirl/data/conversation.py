@@ -26,6 +26,11 @@ class Message:
         return self.role == "assistant" and self.weight != 0
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """The content as the only reference. An answer that only calls tools has no text before it is rendered: no reference."""
+        return (self.content,) if self.content or not self.extra else ()
+
+    @property
     def text(self) -> str:
         """Content and extra fields as one text; the content alone if it has no extra fields."""
         return self.content if not self.extra else f"{self.content}\n{_sorted_json(self.extra)}"
@@ -74,7 +79,7 @@ class Conversation:
         parts = []
         for i in self.learnt_turns:
             is_last, turns = i == len(messages) - 1, (*messages[:i], self.messages[i])
-            references, context = (self.references, self.context) if is_last else ((self.messages[i].content,), "")
+            references, context = (self.references, self.context) if is_last else (self.messages[i].references, "")
             parts.append(replace(self, messages=turns, references=references, context=context))
         return parts if self.messages[-1].is_learnt else [*parts, replace(self, messages=messages)]
 

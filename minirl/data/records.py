@@ -140,7 +140,7 @@ def parse_record(columns: dict[str, Any], origin: str, ignored: Collection[str] 
     if messages[-1].role == "assistant" and not messages[-1].is_learnt:  # neither learnt nor a prompt's end
         messages = messages[:-1]
     check_turns(messages, origin)
-    references = answers or _references(messages[-1])
+    references = answers or (messages[-1].references if messages[-1].role == "assistant" else ())
     return Conversation(tuple(messages), references, context, origin, teacher=teacher, tools=tools)
 
 
@@ -195,8 +195,3 @@ def _is_messages(value: Any) -> bool:
 
 def _texts(value: Any, column: str, origin: str) -> tuple[str, ...]:
     return tuple(check_text(text, column, origin) for text in (value if isinstance(value, list | tuple) else [value]))
-
-
-def _references(last: Message) -> tuple[str, ...]:
-    """The content of a last answer. One that only calls tools has no text of its own; its rendering becomes its reference later."""
-    return (last.content,) if last.role == "assistant" and (last.content or not last.extra) else ()

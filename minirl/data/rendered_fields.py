@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from minirl.data.conversation import Conversation, Message
-from minirl.data.templates import Segment, Template
+from minirl.data.segment import Segment
+from minirl.data.templates import Template
 from minirl.errors import InputError
 
 

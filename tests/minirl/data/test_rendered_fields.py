@@ -8,7 +8,8 @@ from minirl.config.data import DataConfig
 from minirl.data.conversation import Conversation, Message
 from minirl.data.examples import load_examples
 from minirl.data.rendered_fields import RenderedFields
-from minirl.data.templates import Segment, end_tokens
+from minirl.data.segment import Segment
+from minirl.data.templates import end_tokens
 from minirl.errors import InputError
 from tests.minirl.data.chatml import TEMPLATE, chatml_tokenizer
 
@@ -62,10 +63,10 @@ def test_each_role_is_checked_by_itself(examples):
 def test_thoughts_that_the_template_leaves_out_of_earlier_turns_by_design_are_accepted():
     def thinks_last(conversation: Conversation) -> list[Segment]:
         last = conversation.messages[-1]
-        return [Segment([ord(c) for m in conversation.messages for c in m.content + (m.text if m is last else "")], 0)]
+        return [Segment.of([ord(c) for m in conversation.messages for c in m.content + (m.text if m is last else "")])]
 
     def never_thinks(conversation: Conversation) -> list[Segment]:
-        return [Segment([ord(c) for m in conversation.messages for c in m.content], 0)]
+        return [Segment.of([ord(c) for m in conversation.messages for c in m.content])]
 
     turns = (Message("user", "Hi"), Message("assistant", "yes", {"reasoning_content": "so"}, 0.0), Message("user", "and?"))
     conversation = Conversation(turns)
