@@ -1,4 +1,4 @@
-"""Rows of data sets on the Hugging Face hub: the parts of a source's name (revision, configuration, split), and its reading."""
+"""Rows of data sets on the Hugging Face hub: the parts of a source's name (revision, config, split), and its reading."""
 
 import re
 from collections.abc import Iterator
