@@ -1,4 +1,4 @@
-"""Turns of a conversation in a record: messages with role and content, ShareGPT's turns, and history pairs become Messages."""
+"""Turns of a conversation in a record: role and content, ShareGPT's turns and history pairs become Messages."""
 
 import json
 from collections.abc import Container

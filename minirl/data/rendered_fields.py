@@ -1,4 +1,4 @@
-"""RenderedFields: checks that the template renders the tools and the extra fields of messages, so that none of them vanishes."""
+"""RenderedFields: checks that the template renders tools and extra fields of messages, so that none vanishes."""
 
 from dataclasses import replace
 
