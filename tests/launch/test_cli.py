@@ -79,7 +79,7 @@ FROM_THE_CONFIG = {
     "no corpus": (["corpus=null"], "the pre-training loss needs a corpus"),
     "missing data file": (["data.train=nowhere.jsonl"], "cannot read the data file nowhere.jsonl: No such file"),
     "missing held-out file": (["data.test=nowhere.parquet"], "cannot read the data file nowhere.parquet: No such file"),
-    "unknown kind of data": (["data.train=records.csv"], "cannot tell what the data source 'records.csv' is"),
+    "unknown kind of data": (["data.train=records.xml"], "cannot tell what the data source 'records.xml' is"),
     "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the corpus nowhere.txt: No such file"),
     "short corpus": (["corpus.block_tokens=400", "corpus.source={short}"], "fewer than one block"),
     "overlong prompt": (["data.max_prompt_tokens=6"], "more than data.max_prompt_tokens = 6; raise it, or set data.overlong_prompts: drop"),
