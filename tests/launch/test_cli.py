@@ -80,7 +80,7 @@ FROM_THE_CONFIG = {
     "missing data file": (["data.train=nowhere.jsonl"], "cannot read the data file nowhere.jsonl: No such file"),
     "missing held-out file": (["data.test=nowhere.parquet"], "cannot read the data file nowhere.parquet: No such file"),
     "unknown kind of data": (["data.train=records.xml"], "cannot tell what the data source 'records.xml' is"),
-    "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the corpus nowhere.txt: No such file"),
+    "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the data file nowhere.txt: No such file"),
     "short corpus": (["corpus.block_tokens=400", "corpus.source={short}"], "fewer than one block"),
     "overlong prompt": (["data.max_prompt_tokens=6"], "more than data.max_prompt_tokens = 6; raise it, or set data.overlong_prompts: drop"),
     "a directory without a model": (["teacher.model={empty}"], "teacher.model: {empty} is a directory but holds no config.json"),
@@ -123,7 +123,8 @@ GOOD = [{"prompt": f"t{6 + n}", "completion": "t9"} for n in range(60)]
 FROM_THE_DATA = {
     "malformed line": ([*GOOD[:2], '{"prompt": "t3", ', *GOOD[2:]], "{file} line 3 is not valid JSON"),
     "not an object": ([*GOOD, "[1, 2]"], "{file} line 61 holds a list"),
-    "unknown columns": ([{"question": "t3", "answer": "t4"}], "{file} line 1 has the columns question, answer, which are not understood"),
+    "unknown columns": ([{"query": "t3", "reply": "t4"}], "{file} line 1 has the columns query, reply, which are not understood"),
+    "an unused column": ([{"prompt": "t3", "category": "a"}], "{file} line 1 has the column category, which is not used here"),
     "empty": ([], "the data set {file} is empty"),
     "too few to split": (GOOD[:1] * 3, "has too few different prompts to split"),
     "no responses": ([{"prompt": row["prompt"]} for row in GOOD], "no record of the train data has a response, and stages.sft needs some"),
@@ -321,7 +322,11 @@ def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monke
     ("change", "sentence"),
     [
         ("learner.worker=2", "error: learner.worker is not a known key; did you mean workers?\n"),
-        ("data.train={bad}", "error: {bad} line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0)\n"),
+        (
+            "data.train={bad}",
+            "error: {bad} line 2 is not valid JSON: Expecting value: line 1 column 1 (char 0) (it was read as JSON lines, because its name "
+            "ends in .jsonl)\n",
+        ),
     ],
 )
 def test_the_command_itself(config, tmp_path, change, sentence):
