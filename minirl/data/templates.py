@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from minirl.data.chat_template import ChatTemplate
 from minirl.data.conversation import Conversation, question_and_answers
+from minirl.data.generation_config import read_generation_config
 from minirl.data.segment import Segment
 from minirl.errors import InputError
 
@@ -57,7 +58,7 @@ def end_tokens(
     model: a generation config, or a directory or hub name that may have one. arguments: `data.template_arguments`.
     Raises InputError if no end token exists.
     """
-    config = model if isinstance(model, GenerationConfig) else _generation_config(model)
+    config = read_generation_config(model) if isinstance(model, str) else model
     listed = config.eos_token_id if config else None
     listed = listed if isinstance(listed, list) else [listed]
     candidates = [tokenizer.eos_token_id, *listed, _chat_end_token(tokenizer, arguments)]
@@ -65,13 +66,6 @@ def end_tokens(
     if not ends:
         raise InputError("neither the tokenizer nor the generation config names an end token; set eos_token_id in generation_config.json")
     return ends
-
-
-def _generation_config(model: str | None) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(model) if model else None
-    except OSError:  # many models have no generation config
-        return None
 
 
 def _chat_end_token(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any] | None) -> int | None:

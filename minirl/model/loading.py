@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from minirl.errors import InputError, RunError
 from minirl.model.weight_accounting import check_loaded, check_weights
@@ -82,6 +82,7 @@ def load_configured(path: str, config: PretrainedConfig, *, dtype: torch.dtype |
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
+                generation_config=GenerationConfig(),  # training needs none, and transformers may refuse the one in the directory
                 ignore_mismatched_sizes=True,  # reported below, together with the names
             )
     except (SafetensorError, OSError) as error:

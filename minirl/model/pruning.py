@@ -3,11 +3,14 @@
 import copy
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from minirl.data.generation_config import read_generation_config
 from minirl.errors import InputError
 from minirl.model.loading import copy_tokenizer_files, load_configured
 from minirl.model.weight_files import quiet_transformers, stored_tensors
@@ -15,7 +18,8 @@ from minirl.model.weight_files import quiet_transformers, stored_tensors
 PROBE_TOKENS = 16
 PROBE_WINDOW = 4  # windows of the models that are compared, so that a few tokens reach past them
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
-GENERATION = "generation_config.json"
+LAYER_NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers")  # lists of the numbers of layers
+FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace")  # how many of the first layers differ from the others
 
 
 def prune_layers(path: str, layers: list[int], directory: str) -> str:
@@ -37,24 +41,28 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
     expected = _logits_without(model, getattr(owner, attribute), set(range(total)) - set(layers), tokens)
     setattr(owner, attribute, nn.ModuleList(getattr(owner, attribute)[i] for i in layers))
     model.config = pruned_config
-    mended = _mend_generation_config(model)
+    model.generation_config = read_generation_config(path) or GenerationConfig.from_model_config(pruned_config)
     staging = f"{directory}.partial"
     shutil.rmtree(staging, ignore_errors=True)
-    with quiet_transformers():
+    with _refusing(layers), quiet_transformers():
         model.save_pretrained(staging)
-    copy_tokenizer_files(path, staging, also=() if mended else (GENERATION,))
-    del model, owner
-    _check_same(staging, expected, tokens, layers)
+        del model, owner
+        _check_same(staging, expected, tokens)
+    copy_tokenizer_files(path, staging)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(staging, directory)
     return directory
 
 
 def _with_layers(config: PretrainedConfig, layers: list[int]) -> PretrainedConfig:
-    """The config of the pruned model: every list with one entry for each layer is cut to the kept layers."""
+    """The config of the pruned model: every list with one entry for each layer is cut to the kept layers, and layers are renumbered."""
     pruned, total = copy.deepcopy(config), config.num_hidden_layers
     for name, value in config.to_dict().items():
-        if isinstance(value, list | tuple) and len(value) == total and not name.endswith(("token_id", "token_ids", "architectures")):
+        if name in LAYER_NUMBERS and isinstance(value, list):
+            setattr(pruned, name, [layers.index(i) for i in value if i in layers])
+        elif name in FIRST_LAYERS and isinstance(value, int):
+            setattr(pruned, name, sum(i < value for i in layers))
+        elif isinstance(value, list | tuple) and len(value) == total and not name.endswith(("token_id", "token_ids", "architectures")):
             setattr(pruned, name, [value[i] for i in layers])
     if getattr(config, "attention_layers", None) and getattr(config, "attention_types", None):  # GPT-Neo derives the list from this
         pruned.attention_types = [[[config.attention_layers[i]], 1] for i in layers]
@@ -102,48 +110,27 @@ def _logits_without(model: PreTrainedModel, blocks: nn.ModuleList, dropped: set[
 
 
 @torch.no_grad()
-def _check_same(directory: str, expected: Tensor, tokens: Tensor, layers: list[int]) -> None:
-    """Raises InputError unless the pruned model, as loaded from its directory, computes the expected logits."""
+def _check_same(directory: str, expected: Tensor, tokens: Tensor) -> None:
+    """Raises ValueError unless the pruned model, as loaded from its directory, computes the expected logits."""
+    config = _with_small_windows(AutoConfig.from_pretrained(directory))
+    pruned = load_configured(directory, config, dtype="auto", attention="eager").eval()
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
+    logits = pruned(tokens, use_cache=False).logits.float()
+    if not torch.allclose(logits, expected.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+        raise ValueError("they would compute something else")
+
+
+@contextmanager
+def _refusing(layers: list[int]) -> Iterator[None]:
+    """Turns whatever transformers finds in a config that does not fit fewer layers into an InputError."""
     try:
-        config = _with_small_windows(AutoConfig.from_pretrained(directory))
-        pruned = load_configured(directory, config, dtype="auto", attention="eager").eval()
-        logits = pruned(tokens, use_cache=False).logits.float()
-        same = torch.allclose(logits, expected.float(), rtol=tolerance, atol=tolerance * float(expected.abs().max()))
-        problem = "it would compute something else"
-    except Exception as error:  # transformers checks a config in many ways; all mean that it does not fit fewer layers
-        same, problem = False, f"transformers cannot load it: {' '.join(str(error).split())[:200]}"
-    if not same:
+        yield
+    except OSError:  # the disk, not the model
+        raise
+    except Exception as error:  # transformers checks a config in many ways
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"student.layers: a config of this family cannot state layers {layers} alone, because a layer's computation depends on its "
-            f"number (scale_attn_by_inverse_layer_idx, an interval or a pattern), and {problem}; keep the first {len(layers)} layers, or "
-            "name a student.model"
-        )
-
-
-def _mend_generation_config(model: PreTrainedModel) -> bool:
-    """Make the model's generation settings valid where transformers refuses to save them; return whether they were changed.
-
-    Sampling settings without `do_sample`, as many chat models have, mean that it samples. Of other invalid settings only the token ids
-    stay.
-    """
-    settings = model.generation_config
-    for mend in (lambda: settings, lambda: _sampling(settings), lambda: _token_ids(settings)):
-        model.generation_config = mend()
-        try:
-            with quiet_transformers():
-                model.generation_config.validate(strict=True)
-            return model.generation_config is not settings
-        except ValueError:
-            continue
-    return True
-
-
-def _sampling(settings: GenerationConfig) -> GenerationConfig:
-    changed = copy.deepcopy(settings)
-    changed.do_sample = True
-    return changed
-
-
-def _token_ids(settings: GenerationConfig) -> GenerationConfig:
-    return GenerationConfig(bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id)
+            f"number, as with scale_attn_by_inverse_layer_idx, an interval or a pattern ({reason}); keep the first {len(layers)} layers, "
+            "or name a student.model"
+        ) from None
