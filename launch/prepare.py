@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from launch.config import RunConfig
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
+from launch.identity import PRUNED_STUDENT, Identity
 from minirl.data.corpus import Corpus, load_corpus
 from minirl.data.embedded.assets import materialise_teacher
 from minirl.data.examples import Example, InstructionData, load_data
@@ -87,8 +88,12 @@ def prepare(config: RunConfig) -> PreparedRun:
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
     evaluate = config.stages.evaluate
     sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids)
-    student = named_student or _prune_teacher(config, teacher, directory)
+    models = teachers | ({} if named_student is None else {"student.model": named_student})
+    identity = Identity(config, directory, models, data, corpus)
+    identity.check()
+    student = named_student or _prune_teacher(config, teacher, directory, identity)
     write_json(directory / CONFIG_RECORD, config.model_dump())
+    identity.write()
     student_bytes = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = PreparedRun(
         config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, student_bytes,
@@ -108,10 +113,11 @@ def _teacher_directories(config: RunConfig, directory: Path) -> dict[str, str]:
     return directories
 
 
-def _prune_teacher(config: RunConfig, teacher: str, directory: Path) -> str:
+def _prune_teacher(config: RunConfig, teacher: str, directory: Path, identity: Identity) -> str:
     """Directory of the initial student, which has only the layers `student.layers` of the teacher; an earlier start's is used again."""
-    target = directory / "models" / "student_init"
-    if target.is_dir() and (directory / CONFIG_RECORD).is_file():  # without the record, the student may come from a refused config
+    target = directory / PRUNED_STUDENT
+    has_record = (directory / CONFIG_RECORD).is_file()  # without the record, the student may come from a refused config
+    if target.is_dir() and has_record and identity.pruned_student_is_current():
         check_weights(str(target.resolve()), "student.layers")
         return str(target.resolve())
     return prune_layers(teacher, config.student.layers, str(target.resolve()))

@@ -15,6 +15,7 @@ import yaml
 
 from launch.config import STUDENT_STAGES, RunConfig
 from launch.experiment.subprocess import run_to_end
+from launch.identity import source_content
 from launch.observer import Observer
 from minirl.config.experiment import ExperimentConfig, RowConfig
 from minirl.config.reader import validate_config
@@ -115,10 +116,11 @@ class Experiment:
         return methods
 
     def finished_row(self, run: Run) -> dict[str, Any] | None:
-        """The run's row as JSON; None without a file, or where it belongs to other settings or starting weights."""
+        """The run's row as JSON; None without a file, or where it belongs to other settings, starting weights or data."""
         file = self._row_file(run)
         row = json.loads(file.read_text()) if file.is_file() else {}
-        return row if row.get("identity") == self._identity(run) else None
+        same_content = row.get("content", now := source_content(run.config)) == now  # earlier versions recorded none
+        return row if row.get("identity") == self._identity(run) and same_content else None
 
     def _run_config(self, name: str, row: RowConfig, seed: int) -> RunConfig:
         start = {"teacher": {"model": self._starting_teacher()}, "student": {"model": self._starting_student(), "layers": None}}
@@ -150,7 +152,8 @@ class Experiment:
     def _row(self, run: Run) -> dict[str, Any]:
         records = read_json_lines(Path(run.config.directory) / "metrics.jsonl")
         about = {"row": run.row, "about": self.config.rows[run.row].about, "seed": run.seed, "student": str(_trained_student(run))}
-        return {"identity": self._identity(run)} | about | work_of([r for r in records if r["stage"] in STUDENT_STAGES])
+        identity = {"identity": self._identity(run), "content": source_content(run.config)}
+        return identity | about | work_of([r for r in records if r["stage"] in STUDENT_STAGES])
 
     def _identity(self, run: Run) -> str:
         """Hash of the settings and starting weights that the row belongs to."""
