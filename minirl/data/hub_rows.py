@@ -36,14 +36,25 @@ def read_hub(source: str, streaming: bool) -> Iterator[tuple[str, dict[str, Any]
     try:  # an unknown name, a missing split, a private data set and a missing network raise exceptions of many types
         rows = datasets.load_dataset(parts.name, parts.config, split=parts.split, revision=parts.revision, streaming=streaming)
         for number, row in enumerate(rows, start=1):
-            yield f"{source} row {number}", without_nulls(dict(row))
+            yield f"{source} row {number}", {name: without_nulls(value) for name, value in row.items()}
     except Exception as error:
         raise InputError(
             f"cannot load the data set {source} from the Hugging Face hub ({_reason(error)}); it was taken for a hub data set, because no "
-            f"such file exists and it has the form {FORM}; check its name, configuration and split and the network, or give a file"
+            f"such file exists and it has the form {FORM}; {_advice(error)}"
         ) from None
 
 
 def _reason(error: Exception) -> str:
     """The whole message in one line: the names of the configurations and splits that exist stand at its end."""
     return printable(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 300)
+
+
+def _advice(error: Exception) -> str:
+    text = str(error).lower()
+    if "gated" in text or "restricted" in text:
+        return "ask for access on its page and log in with hf auth login"
+    if "no space left" in text:
+        return "make space on the disk of the hub's cache (HF_HOME)"
+    if "certificate" in text:
+        return "name the certificate of your proxy in SSL_CERT_FILE"
+    return "check its name, configuration and split and the network, or give a file"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from minirl.data.values import first_line, printable, type_name, without_nulls
+from minirl.data.values import printable, reason_of, type_name, without_nulls
 from minirl.errors import InputError
 
 Row = tuple[str, dict[str, Any]]  # its origin ("train.jsonl line 3") and its columns
@@ -59,7 +59,7 @@ def unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"cannot read the data file {printable(path, 300)}: {error.strerror}; check its path")
     problem = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not readable"
-    return InputError(f"{printable(path, 300)} is {problem}: {first_line(error)}{describe_assumption(path)}")
+    return InputError(f"{printable(path, 300)} is {problem}: {reason_of(error)}{describe_assumption(path)}")
 
 
 def describe_assumption(path: Path) -> str:
@@ -136,7 +136,7 @@ def _parse_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text.decode(), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of more than 4,300 digits
-        raise BadRow(f"{where} is not valid JSON: {first_line(error)}") from None
+        raise BadRow(f"{where} is not valid JSON: {reason_of(error)}") from None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _separated(separator: str) -> Callable[[IO[bytes]], Numbered]:
                     )
                 yield where, {name: cell or None for name, cell in zip(names, cells, strict=True)}
         except csv.Error as error:
-            raise BadRow(f"line {reader.line_num} is not valid CSV: {first_line(error)}") from None
+            raise BadRow(f"line {reader.line_num} is not valid CSV: {reason_of(error)}") from None
 
     return rows
 
@@ -185,7 +185,7 @@ def _parquet(file: IO[bytes]) -> Numbered:
         raise BadRow(f"names a column twice: {', '.join(map(printable, names))}; each column needs a name of its own")
     rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
     for number, row in enumerate(rows, start=1):
-        yield f"row {number}", without_nulls(row)
+        yield f"row {number}", {name: without_nulls(value) for name, value in row.items()}
 
 
 JSON_LINES = Format("JSON lines", _json_lines, "One JSON object a line. Blank lines are skipped.")

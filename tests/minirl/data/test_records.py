@@ -79,6 +79,7 @@ def test_a_prompt_alone_is_a_record_without_response(columns):
     [
         ({"query": "a", "reply": "b"}, r"here has the columns query, reply, .*understood are messages.*; prompt with .*Dolly"),
         ({}, r"here has the columns \(none\)"),
+        ({"prompt": None, "completion": "b"}, "here has nothing in the column prompt"),
         ({"prompt": 3, "completion": "b"}, "here has a number in the column prompt, where a text belongs"),
         ({"prompt": "a", "completion": {"text": "b"}}, "here has an object in the column completion"),
         ({"instruction": "a", "output": ["b", None]}, "here has null in the column output"),

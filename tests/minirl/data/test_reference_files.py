@@ -218,10 +218,10 @@ def test_a_negative_id_is_refused(tmp_path):
 
 
 def test_sources_without_usable_records_are_refused(tmp_path):
-    with pytest.raises(InputError, match=f"{tmp_path} holds no train_0.bin; it holds no .bin at all"):
+    with pytest.raises(InputError, match=f"{tmp_path} is a directory and holds no train_0.bin; it holds no data file at all"):
         load(tmp_path)
     write_split(tmp_path, "valid", ROWS, TOKENIZER)
-    with pytest.raises(InputError, match="holds no train_0.bin; name one of its files, valid_0.bin"):
+    with pytest.raises(InputError, match="holds no train_0.bin; name one of its files, valid.jsonl, valid_0.bin"):
         load(tmp_path)
     with pytest.raises(InputError, match="is empty; give one with at least one record"):
         load(write_indexed(tmp_path / "empty.bin", []))

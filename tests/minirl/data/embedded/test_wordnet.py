@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from minirl.data.embedded.wordnet import DEBIAN_DIRECTORY, DIRECTORY_VARIABLE, read_sense, wordnet_conversations
+from minirl.data.records import read_conversations
 from minirl.errors import InputError
 
 has_wordnet = pytest.mark.skipif(not (Path(DEBIAN_DIRECTORY) / "data.noun").is_file(), reason="Debian's wordnet-base is not installed")
@@ -82,6 +83,14 @@ def test_an_example_without_a_semicolon_before_it_is_still_split_off():
     sense = read_sense(line)
     assert sense.words == tuple(f"w{i}" for i in range(10)), "the number of words is hexadecimal"
     assert (sense.definition, sense.examples) == ("heave a sigh", ("She sighed sadly",))
+
+
+@pytest.mark.parametrize("damage", ["index.noun", "data.noun"])
+def test_a_damaged_database_is_one_sentence(database, tmp_path, damage):
+    database(noun={"dog": [("dog", "an animal")]})
+    (tmp_path / damage).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InputError, match=r"cannot read embedded:wordnet \(.*\); install its package again"):
+        read_conversations("embedded:wordnet")
 
 
 def test_a_missing_database_is_refused_with_advice(tmp_path, monkeypatch):
