@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from minirl.data.conversation import Conversation, Message
 from minirl.data.segment import Segment
-from minirl.data.thoughts import after_opened, closing_tag, opened_thought, shows_thought, thought_of, with_thought
+from minirl.data.thoughts import after_opened, answer_of, closing_tag, opened_thought, shows_thought, thought_of, with_thought
 from minirl.errors import InputError
 
 # What `apply_chat_template` gives the template itself, from the records.
@@ -62,9 +62,9 @@ class ChatTemplate:
 
     def __call__(self, conversation: Conversation) -> list[Segment]:
         """The segments of all turns if they are one sequence, else of the last turn. A gold response is the last segment."""
-        turns = _joined(self._turns(conversation), self.end_texts)
-        if turns is None:
-            turns = self._turns(conversation.by_turn()[-1])
+        rendered = self._turns(conversation)
+        self._refuse_vanished_turns(conversation, rendered[-1].prompt + rendered[-1].response)
+        turns = _joined(rendered, self.end_texts) or self._turns(conversation.by_turn()[-1])
         segments = []
         for turn in turns:
             segments.append(Segment.of(self._encode(turn.prompt, conversation)))
@@ -134,6 +134,25 @@ class ChatTemplate:
             return Turn(answered.text[:start], answered.text[start:], _marks_from(marks, start))
         closes_thought = thought is not None and closing_tag(thought.tag) in prompt[invitation:]
         raise InputError(_why_no_prompt(prompt, answered.text, conversation.origin, closes_thought))
+
+    def _refuse_vanished_turns(self, conversation: Conversation, text: str) -> None:
+        """Raises InputError if the template renders nothing of a turn's content, as some do with system prompts or answers of tools.
+
+        text: the rendered conversation. Content that it does not hold as it stands, in the order of the turns, may be there in another
+        form, such as JSON, or in another place.
+        """
+        messages, position = _with_context(conversation), 0
+        for i, message in enumerate(messages if conversation.messages[-1].is_learnt or not conversation.has_response else messages[:-1]):
+            content = answer_of(message).strip()
+            if (start := text.find(content, position)) >= 0:
+                position = start + len(content)
+                continue
+            changed = [*messages[:i], replace(message, content=f"{message.content} b"), *messages[i + 1 :]]
+            if self.render(messages, conversation, False).text == self.render(changed, conversation, False).text:
+                raise InputError(
+                    f"the chat template{self._place} renders nothing of the {message.role} turn of {conversation.origin}; take that turn "
+                    "out (a system turn may come from data.system_prompt), or use a model whose template renders it"
+                )
 
     def _response(self, turn: Turn, conversation: Conversation) -> Segment:
         tokens = self._encode(turn.response, conversation)

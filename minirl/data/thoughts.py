@@ -65,8 +65,14 @@ def thought_of(message: Message, tag: str | None = None) -> Thought | None:
 
 def shows_thought(response: str, thought: Thought, message: Message) -> bool:
     """Whether the response holds the message's thought, beside an answer that may repeat it."""
-    text, answer = thought.text.strip(), message.content.rpartition(closing_tag(thought.tag))[2]
-    return not text or response.count(text) > answer.count(text)
+    text = thought.text.strip()
+    return not text or response.count(text) > answer_of(message).count(text)
+
+
+def answer_of(message: Message) -> str:
+    """The content of a message without its thought."""
+    thought = thought_of(message) if message.role == "assistant" else None
+    return message.content.rpartition(closing_tag(thought.tag))[2] if thought else message.content
 
 
 def after_opened(opened: OpenedThought, thought: Thought | None, answer: str) -> str:

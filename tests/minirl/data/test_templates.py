@@ -405,5 +405,74 @@ def test_a_template_that_refuses_one_record_names_that_record():
         encode(GEMMA3, [USER, YES], [USER, USER, YES])
 
 
+SILENT = "{% for m in messages if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>{% endfor %}"
+SILENT += "{% if add_generation_prompt %}<|im_start|>{{ 'assistant\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("row", "role", "jinja"),
+    [
+        ([{"role": "system", "content": "Be brief"}, USER, YES], "system", SILENT),
+        ([USER, NO, {"role": "tool", "content": "blue"}, YES], "tool", SILENT),
+        ([USER, YES], "assistant", SILENT.replace("m.content", "(m.content if m.role == 'user' else '')")),
+        ([USER, YES], "user", SILENT.replace("m.content", "(m.content if m.role != 'user' else '')")),
+    ],
+)
+def test_a_turn_that_the_template_leaves_out_is_refused(row, role, jinja):
+    with pytest.raises(InputError, match=rf"renders nothing of the {role} turn of x\.jsonl line 1; take that turn out"):
+        encode(QWEN3, row, jinja=jinja)
+
+
+def test_a_turn_in_another_form_is_rendered():
+    row = [USER, NO, {"role": "tool", "content": '"blue"\n'}, YES]
+    ((prompt, _),) = encode(
+        QWEN3, row, jinja=SILENT.replace(" if m.role in ('user', 'assistant')", "").replace("m.content", "m.content | tojson")
+    ).pairs
+    assert r'tool\n"\"blue\"\n"' in prompt.replace("tool\n", r"tool\n")
+
+
+def test_a_template_that_leaves_out_the_configs_system_prompt_is_refused():
+    with pytest.raises(InputError, match="nothing of the system turn .*data.system_prompt"):
+        encode(QWEN3, [USER, YES], jinja=SILENT, system_prompt="Be brief")
+
+
+MUTATIONS = [
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "content",
+    "'",
+    "| trim",
+    " + 1",
+    "[0]",
+    "<think>",
+    "</think>",
+    "loop.last",
+    "x.y",
+    "| tojson",
+    "messages",
+]
+TEMPLATES = [(style, style.template) for style in STYLES.values()] + [(QWEN3, MARKED), (QWEN3, SPACED), (QWEN3, SILENT)]
+edits = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(["", *MUTATIONS]))
+
+
+@given(st.sampled_from(TEMPLATES), st.lists(edits, min_size=1, max_size=2))
+def test_a_mutated_template_gives_examples_or_one_sentence(base, changes):
+    style, template = base
+    for position, length, text in changes:
+        start = int(position * len(template))
+        template = template[:start] + text + template[start + length :]
+    rows = [USER, YES], [USER, THOUGHT, AGAIN, FIELD], [USER, YES | {"weight": 0}, AGAIN, NO], [USER, YES, AGAIN]
+    try:
+        examples = encode(style, *rows, jinja=template or " ").examples
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        for example in examples:
+            assert example.sequence.tokens[: len(example.prompt.tokens)].tolist() == example.prompt.tokens.tolist()
+            assert not example.sequence.is_target[0]
+
+
 def test_alpaca_does_not_need_the_chat_template_to_work():
     assert encode(QWEN3, [USER, YES], jinja="{{ 1 + 'a' }}", template="alpaca").pairs[0][1] == "yes<|im_end|>"
