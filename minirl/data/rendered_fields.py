@@ -43,7 +43,7 @@ class RenderedFields:
     def _renders_alone(self, message: Message, name: str) -> bool:
         if message.role != "assistant":
             return False
-        short = Conversation((Message("user", "a"), message))
+        short = Conversation((Message("user", "a"), replace(message, weight=1.0)))
         try:
             return self._changes(_without(short, message.role, name), self.template(short))
         except InputError:
