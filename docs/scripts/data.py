@@ -64,26 +64,28 @@ The reference of an answer is its content; an answer that only calls tools has i
 ## Chat templates
 
 `template: chat` renders each record with the tokenizer's own chat template. The prompt of an answer is what the template renders before it,
-with the invitation to answer. What it adds for the answer is learnt, through the first end token. Prompt and answer are tokenised apart.
+with the invitation to answer. What it adds for the answer is learnt, through the first end token. Prompt and answer are
+tokenised apart, an answer without the space that SentencePiece tokenizers put before every text.
 
-- **Arguments.** `data.template_arguments` reach the template wherever it is rendered, such as Qwen3's `{{enable_thinking: false}}`. A name that
-  the template does not contain is an error. Templates that print today's date (Llama 3.1) take `date_string`; without it, the prompts of a
-  run that is resumed on another day differ.
-- **Several turns.** All learnt turns of a record are one sequence if the prompt of each begins with the turns before it, as they were learnt.
-  A template may rewrite earlier turns: Qwen3 drops their thoughts, Mistral moves the system prompt to the last one. Then each learnt turn is
-  an example of its own, with the prompt that the model would meet, in every split and evaluation set; the turns before it are not learnt
-  there. Each example goes to the split of its own prompt. The report counts the additional examples as `turns_apart`.
+- **Arguments.** `data.template_arguments` reach the template wherever it is rendered, such as Qwen3's `{{enable_thinking: false}}`. A
+  name that the template does not contain is an error. Templates that print today's date (Llama 3.1) take `date_string`; without it, the
+  prompts of a run that is resumed on another day differ.
+- **Several turns.** All learnt turns of a record are one sequence if the prompt of each begins with the turns before it, as they were
+  learnt. A template may rewrite earlier turns: Qwen3 drops their thoughts, Mistral moves the system prompt to the last one. Then each
+  learnt turn is an example of its own, with the prompt that the model would meet, in every split and evaluation set; the turns before
+  it are not learnt there. Each example goes to the split of its own prompt. The report counts the additional examples as `turns_apart`.
 - **Thoughts.** A record's thought is in its content, between tags such as `<think>` and `</think>`, or in a field such as
   `reasoning_content`. It is learnt also where the template drops thoughts from answers, as those of R1's distilled models do.
-- **An invitation that opens a thought** (R1, QwQ: it ends with `<think>`) stays as it is, so the prompt ends inside the thought. The thought,
-  `</think>` and the answer are learnt. A record without a thought closes it at once: `\\n</think>\\n\\n` is learnt before its answer. The report
-  counts such examples as `thoughts_closed`. Hybrid templates (Qwen3) put an empty thought before such answers themselves.
+- **An invitation that opens a thought** (R1, QwQ: it ends with `<think>`) stays as it is, so the prompt ends inside the thought. The
+  thought, `</think>` and the answer are learnt. A record without a thought closes it at once: `\\n</think>\\n\\n` is learnt before its
+  answer. The report counts such examples as `thoughts_closed`. Hybrid templates (Qwen3) put an empty thought before such answers
+  themselves.
 - **A prompt that closes the thought** (`enable_thinking: false`) has no place for a record's thought: the record is refused.
 - **Marks.** Where the template marks the assistant's text with `{{% generation %}}`, only marked text is learnt, as transformers'
   `return_assistant_tokens_mask` says; and the end token after it, without which the student would never learn to stop.
-- **Refused**, with one sentence that names the record: a template that raises any error; one whose invitation is not how its answers begin,
-  unless it has marks (the sentence shows both renderings); one that closes answers with no end token; one that renders nothing of a turn, such
-  as a system prompt or a tool's answer.
+- **Refused**, with one sentence that names the record: a template that raises any error; one whose invitation is not how its answers
+  begin, unless it has marks (the sentence shows both renderings); one that closes answers with no end token; one that renders nothing
+  of a turn, such as a system prompt or a tool's answer.
 
 ## Plain text
 

@@ -7,16 +7,17 @@ then becomes an example with a prompt of its own, as the model meets it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from minirl.data.continuation import Continuation
 from minirl.data.conversation import Conversation, Message
 from minirl.data.segment import Segment
 from minirl.data.thoughts import after_opened, answer_of, closing_tag, opened_thought, shows_thought, thought_of, with_thought
@@ -26,6 +27,7 @@ from minirl.errors import InputError
 _RESERVED = {"messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template", "continue_final_message"}
 _RESERVED |= {"return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length", "tokenizer_kwargs"}
 _MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+T = TypeVar("T")
 
 
 class Rendering(NamedTuple):
@@ -53,6 +55,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], arguments: dict[str, Any] | None = None) -> None:
         """arguments: `data.template_arguments`. Raises InputError if the template reads no argument of such a name."""
         self.tokenizer, self.end_tokens, self.arguments = tokenizer, end_tokens, dict(arguments or {})
+        self.continuation = Continuation(tokenizer)
         self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         for name in self.arguments:
             if name in _RESERVED:
@@ -65,11 +68,12 @@ class ChatTemplate:
         rendered = self._turns(conversation)
         self._refuse_vanished_turns(conversation, rendered[-1].prompt + rendered[-1].response)
         turns = _joined(rendered, self.end_texts) or self._turns(conversation.by_turn()[-1])
-        segments = []
+        segments, text = [], ""
         for turn in turns:
-            segments.append(Segment.of(self._encode(turn.prompt, conversation)))
+            segments.append(Segment.of(self._encoded(self.continuation.encode, turn.prompt, text, conversation)))
             if turn.response:
-                segments.append(self._response(turn, conversation))
+                segments.append(self._response(turn, text + turn.prompt, conversation))
+            text += turn.prompt + turn.response
         if conversation.has_response and not conversation.messages[-1].is_learnt:
             segments.append(Segment.of([]))
         return segments
@@ -154,29 +158,26 @@ class ChatTemplate:
                     "out (a system turn may come from data.system_prompt), or use a model whose template renders it"
                 )
 
-    def _response(self, turn: Turn, conversation: Conversation) -> Segment:
-        tokens = self._encode(turn.response, conversation)
+    def _response(self, turn: Turn, before: str, conversation: Conversation) -> Segment:
+        tokens = self._encoded(self.continuation.encode, turn.response, before, conversation)
         end = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
         if end is None:
             raise InputError(
                 f"the chat template closes an assistant's turn with none of the model's end tokens, in {conversation.origin}; "
                 "use data.template: alpaca"
             )
-        is_target = [True] * (end + 1) if turn.marks is None else self._marked(turn, conversation)[: end + 1]
+        is_target = [True] * (end + 1) if turn.marks is None else self._marked(turn, before, conversation)[: end + 1]
         is_target[end] = is_target[end] or (end > 0 and is_target[end - 1])  # a student that never learns to end would answer for ever
         return Segment.of(tokens, is_target, turn.thought_closed)
 
-    def _marked(self, turn: Turn, conversation: Conversation) -> list[bool]:
+    def _marked(self, turn: Turn, before: str, conversation: Conversation) -> list[bool]:
         """For each token of a response, whether a marked character is in it, as transformers' `return_assistant_tokens_mask` counts."""
-        offsets = self._encode(turn.response, conversation, offsets=True)
+        offsets = self._encoded(self.continuation.offsets, turn.response, before, conversation)
         return [any(start < b and a < end for a, b in turn.marks) for start, end in offsets]
 
-    def _encode(self, text: str, conversation: Conversation, offsets: bool = False) -> list:
-        """The tokens of a text, or where each begins and ends in it."""
+    def _encoded(self, encode: Callable[[str, str], list[T]], text: str, before: str, conversation: Conversation) -> list[T]:
         try:
-            if offsets:
-                return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            return self.tokenizer.encode(text, add_special_tokens=False)
+            return encode(text, before)
         except Exception as error:  # text that is no UTF-8 raises errors of several types
             raise InputError(f"the tokenizer cannot encode {conversation.origin}: {_first_line(error)}") from None
 

@@ -4,12 +4,12 @@ Every segment is tokenised on its own, so that no token belongs to two turns. To
 the prompt's length misplaces the border if the tokenizer merges across it (a response that begins with a newline).
 """
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from minirl.data.chat_template import ChatTemplate
+from minirl.data.continuation import Continuation
 from minirl.data.conversation import Conversation, question_and_answers
 from minirl.data.generation_config import read_generation_config
 from minirl.data.segment import Segment
@@ -82,15 +82,15 @@ def _chat_end_token(tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any
     return next((token for token in tail if token in special), None)
 
 
-@dataclass(frozen=True)
 class AlpacaTemplate:
     """The Alpaca text as the reference tokenises it: no BOS, the end token after each response.
 
     A system prompt replaces the preamble. Each further turn repeats the blocks `### Instruction` and `### Response`.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    end_token: int
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: int):
+        self.end_token, self.end_text = end_token, tokenizer.convert_ids_to_tokens(end_token)
+        self.encode = Continuation(tokenizer).encode
 
     def is_one_sequence(self, conversation: Conversation) -> bool:
         return True
@@ -102,7 +102,7 @@ class AlpacaTemplate:
                 f"{conversation.origin} has tools or extra fields of a message, which the Alpaca text cannot hold; set data.template: chat"
             )
         last_user = max(i for i, message in enumerate(messages) if message.role == "user")
-        segments, text = [], PREAMBLE_WITH_INPUT if conversation.context else PREAMBLE
+        segments, text, before = [], PREAMBLE_WITH_INPUT if conversation.context else PREAMBLE, ""
         for i, message in enumerate(messages):
             if message.role == "system":
                 text = message.content
@@ -110,11 +110,9 @@ class AlpacaTemplate:
                 text += f"\n\n### Instruction:\n{message.content}"
                 text += f"\n\n### Input:\n{conversation.context}" if conversation.context and i == last_user else ""
             else:
-                response = [*self._encode(message.content), self.end_token]
-                is_target = [message.is_learnt] * len(response)
-                segments += [Segment.of(self._encode(f"{text}\n\n### Response:\n")), Segment.of(response, is_target)]
-                text = ""
-        return segments if conversation.has_response else [*segments, Segment.of(self._encode(f"{text}\n\n### Response:\n"))]
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+                prompt = f"{text}\n\n### Response:\n"
+                response = [*self.encode(message.content, prompt), self.end_token]
+                segments.append(Segment.of(self.encode(prompt, before)))
+                segments.append(Segment.of(response, [message.is_learnt] * len(response)))
+                text, before = "", self.end_text
+        return segments if conversation.has_response else [*segments, Segment.of(self.encode(f"{text}\n\n### Response:\n", before))]
