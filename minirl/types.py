@@ -118,8 +118,8 @@ class Rollout:
 class TeacherScores:
     """The teacher's scores of the N targets of one sequence, over the shared vocabulary.
 
-    logprobs, log_normalizers: float32 [N], nats, at the run's temperature, for some of the targets; NaN for the others. They check
-    the log-probs that the learner computes from `hidden`.
+    logprobs, log_normalizers: float32 [N], nats, at the run's temperature for a rollout and at 1 for a fixed sequence, for some of the
+    targets; NaN for the others. They check the log-probs that the learner computes from `hidden`.
     hidden: [N, d], float32 or bfloat16 bits, after the final norm; no temperature is applied.
     """
 

@@ -6,8 +6,9 @@ scale and soft-cap), so that a learner that rebuilds them from `hidden @ head.T`
 `check_every` rows has them; in the other rows they are NaN. That suffices: a wrong head shows in any row, and the learner multiplies
 by the head again anyway.
 
-Configured through `hf_overrides`, key `scoring`: architecture, temperature, shared_vocabulary, check_every. A request sets the first row
-that it needs (`PoolingParams.extra_kwargs["first_row"]`). The last row predicts a token that is not known, so it is left out.
+Configured through `hf_overrides`, key `scoring`: architecture, shared_vocabulary, check_every. A request sets the first row that it needs
+and the temperature of its distributions (`PoolingParams.extra_kwargs`: `first_row`, `temperature`). The last row predicts a token that is
+not known, so it is left out.
 """
 
 import copy
@@ -39,8 +40,7 @@ class ScoringForCausalLM(nn.Module):
             hf_config=copy.deepcopy(config),
             architectures=[config.scoring["architecture"]],
         )
-        self.temperature, self.shared_vocabulary = config.scoring["temperature"], config.scoring["shared_vocabulary"]
-        self.check_every = config.scoring["check_every"]
+        self.shared_vocabulary, self.check_every = config.scoring["shared_vocabulary"], config.scoring["check_every"]
         self.pooler = ScoringPooler(AllPool(), self.score)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,8 @@ class ScoringForCausalLM(nn.Module):
 
     def score(self, hidden: list[torch.Tensor | None], metadata: PoolingMetadata) -> list[torch.Tensor | None]:
         """The rows of each finished sequence; None for a sequence with more chunks to come."""
-        first_rows = [(parameters.extra_kwargs or {}).get("first_row", 0) for parameters in metadata.pooling_params]
+        requests = [parameters.extra_kwargs or {} for parameters in metadata.pooling_params]
+        first_rows = [request.get("first_row", 0) for request in requests]
         rows = [None if states is None else states[first:-1] for states, first in zip(hidden, first_rows, strict=True)]
         next_tokens = [tokens[first + 1 :] for tokens, first in zip(metadata.get_prompt_token_ids_cpu(), first_rows, strict=True)]
         finished = [i for i, states in enumerate(rows) if states is not None]
@@ -64,22 +65,27 @@ class ScoringForCausalLM(nn.Module):
         tokens = torch.cat([next_tokens[i] for i in finished]).to(states.device, torch.int64)
         checked = torch.cat([torch.arange(0, len(rows[i]), device=states.device) % self.check_every == 0 for i in finished])
         scored = torch.cat([states.float(), states.new_full((len(states), 2), torch.nan, dtype=torch.float32)], dim=-1)
+        divisors = torch.cat([torch.full((len(rows[i]),), requests[i].get("temperature", 1.0), device=states.device) for i in finished])
         size = HEAD_CHUNK_ROWS[states.device.type]
-        chunks = zip(states[checked].split(size), tokens[checked].split(size), strict=True)
-        scored[checked, -2:] = torch.cat([self._head_columns(states_chunk, tokens_chunk) for states_chunk, tokens_chunk in chunks])
+        chunks = zip(*(column[checked].split(size) for column in (states, tokens, divisors)), strict=True)
+        scored[checked, -2:] = torch.cat([self._head_columns(*chunk) for chunk in chunks])
         for i, scored_rows in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
             rows[i] = scored_rows
         return rows
 
-    def _head_columns(self, hidden: torch.Tensor, next_tokens: torch.Tensor) -> torch.Tensor:
-        """Log-normaliser and next token's log-prob, float32 [rows, 2]. A token above the shared vocabulary has log-prob -inf."""
+    def _head_columns(self, hidden: torch.Tensor, next_tokens: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+        """Log-normaliser and next token's log-prob, float32 [rows, 2]. A token above the shared vocabulary has log-prob -inf.
+
+        temperatures: float32 [rows], which divide the logits.
+        """
         logits = self.network.compute_logits(hidden)
         if logits is None:  # under tensor parallelism only rank 0 has logits, and vLLM reads only its rows
             return hidden.new_zeros(len(hidden), 2, dtype=torch.float32)
         logits = logits[..., : self.shared_vocabulary]
-        blocks = logits.split(CACHED_ROWS if logits.is_cpu else len(logits))
-        normalizer = torch.cat([(block.float() / self.temperature).logsumexp(-1) for block in blocks])
-        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1).float() / self.temperature
+        size = CACHED_ROWS if logits.is_cpu else len(logits)
+        blocks = zip(logits.split(size), temperatures.split(size), strict=True)
+        normalizer = torch.cat([(block.float() / divisors[:, None]).logsumexp(-1) for block, divisors in blocks])
+        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1).float() / temperatures
         logprob = (chosen - normalizer).masked_fill(next_tokens >= self.shared_vocabulary, float("-inf"))
         return torch.stack([normalizer, logprob], dim=-1)
 

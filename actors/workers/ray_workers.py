@@ -94,13 +94,19 @@ class TeacherRayWorker(RayWorker, TeacherWorker):
         self.member_index, self.teacher_id = member_index, teacher_id
 
     def score_batches(self, arguments: list[BatchedArgument | TokenSequence], *batches: list[Any]) -> list[Any]:
-        """Scores rollouts (in `batches`) and sequences. Returns a `CallCost`, then object batches of the items with their scores."""
+        """Scores rollouts (in `batches`) and sequences. Returns a `CallCost`, then object batches of the items with their scores.
+
+        Rollouts are scored at the worker's temperature, at which they were sampled. Fixed sequences (gold responses, plain text) are
+        scored at 1, the temperature of every supervised loss.
+        """
         meter = BusyMeter()
         with meter():
             items = [resolve(argument, batches) for argument in arguments]
             sequences = [item if isinstance(item, TokenSequence) else item.sequence for item in items]
             is_scored = [self.teacher_id is None or sequence.teacher in (None, self.teacher_id) for sequence in sequences]
-            new_scores = iter(self.score([sequence for sequence, scored in zip(sequences, is_scored, strict=True) if scored]))
+            temperatures = [self.temperature if isinstance(item, Rollout | OnPolicyItem) else 1.0 for item in items]
+            scored_pairs = [pair for pair, scored in zip(zip(sequences, temperatures, strict=True), is_scored, strict=True) if scored]
+            new_scores = iter(self.score([sequence for sequence, _ in scored_pairs], [temperature for _, temperature in scored_pairs]))
             scores = [next(new_scores) if scored else None for scored in is_scored]
         scored_items = [self._with_scores(item, score) for item, score in zip(items, scores, strict=True)]
         return [CallCost(meter.take(), payload_bytes([score for score in scores if score])), *split_into_batches(scored_items)]

@@ -12,8 +12,8 @@ from minirl.types import TeacherScores, TokenSequence, numpy_from_tensor
 class TeacherWorker:
     """Scores token sequences under a frozen model.
 
-    model: a directory in Hugging Face format. shared_vocabulary: distributions are over the token ids below it. temperature: applied to
-    log-probs and log-normalisers, not to hidden states. max_model_len: the longest sequence, in tokens.
+    model: a directory in Hugging Face format. shared_vocabulary: distributions are over the token ids below it. temperature: of rollouts;
+    applied to log-probs and log-normalisers, not to hidden states. max_model_len: the longest sequence, in tokens.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class TeacherWorker:
     ):
         network = read_model_config(model, max_model_len)
         settings = {
-            "architecture": architecture_of(network, model), "temperature": temperature, "shared_vocabulary": shared_vocabulary,
-            "check_every": config.check_every,
+            "architecture": architecture_of(network, model), "shared_vocabulary": shared_vocabulary, "check_every": config.check_every,
         }  # fmt: skip
+        self.temperature = temperature
         self._width, self._shared_vocabulary, self._max_model_len = network.hidden_size, shared_vocabulary, max_model_len
         self._dtype = getattr(torch, config.dtype)
         self._engine = start_engine(
@@ -47,8 +47,8 @@ class TeacherWorker:
             max_num_batched_tokens=max(config.micro_batch_tokens, max_model_len),
         )
 
-    def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
-        """Scores of each sequence's targets, in order of the sequences.
+    def score(self, sequences: list[TokenSequence], temperatures: list[float] | None = None) -> list[TeacherScores]:
+        """Scores of each sequence's targets, in order of the sequences. temperatures: one for each sequence; None: the worker's for all.
 
         Raises RunError if a sequence is too long or a target is outside the shared vocabulary.
         """
@@ -56,11 +56,15 @@ class TeacherWorker:
 
         for sequence in sequences:
             self._require_scorable(sequence)
-        with_targets = [sequence for sequence in sequences if sequence.targets]
+        temperatures = temperatures or [self.temperature] * len(sequences)
+        with_targets = [(s, temperature) for s, temperature in zip(sequences, temperatures, strict=True) if s.targets]
         outputs = iter(
             self._engine.encode(
-                [{"prompt_token_ids": sequence.tokens.tolist()} for sequence in with_targets],
-                pooling_params=[PoolingParams(extra_kwargs={"first_row": _first_row(sequence)}) for sequence in with_targets],
+                [{"prompt_token_ids": sequence.tokens.tolist()} for sequence, _ in with_targets],
+                pooling_params=[
+                    PoolingParams(extra_kwargs={"first_row": _first_row(sequence), "temperature": temperature})
+                    for sequence, temperature in with_targets
+                ],
                 pooling_task="token_embed",
                 use_tqdm=False,
             )

@@ -123,10 +123,12 @@ class SleepingRolloutWorker(SleepingWorker, RolloutRayWorker):
 
 
 class SleepingTeacherWorker(SleepingWorker, TeacherRayWorker):
+    temperature = 1.0
+
     def __init__(self, **engine: Any):
         pass
 
-    def score(self, sequences: list[TokenSequence]) -> list[TeacherScores]:
+    def score(self, sequences: list[TokenSequence], temperatures: list[float] | None = None) -> list[TeacherScores]:
         time.sleep(self.sleep_times.scoring * sum(len(sequence.tokens) for sequence in sequences))
         rows = [sequence.targets for sequence in sequences]
         floats = [np.zeros(count, np.float32) for count in rows]

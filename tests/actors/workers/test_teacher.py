@@ -50,12 +50,13 @@ def test_scores_equal_hugging_face(case, model_directory):
     path = model_directory(family, **shape)
     network, worker = hugging_face(path), teacher_worker(path, shared, temperature)
     head = network.get_output_embeddings().weight.detach()[:shared]
+    mixed = [temperature, 1.0, 1.3, temperature, 1.0, 0.5]  # rollouts and fixed sequences in one call
     try:
-        scored = worker.score(sequences())
+        scored = worker.score(sequences()) + worker.score(sequences(), mixed)
     finally:
         worker.close()
-    for sequence, scores in zip(sequences(), scored, strict=True):
-        logits, normalizers, logprobs = expected(network, sequence, shared, temperature)
+    for sequence, scores, divisor in zip(2 * sequences(), scored, [temperature] * 6 + mixed, strict=True):
+        logits, normalizers, logprobs = expected(network, sequence, shared, divisor)
         assert scores.hidden.dtype == np.float32
         assert scores.hidden.shape == (sequence.targets, network.config.hidden_size)
         torch.testing.assert_close(tensor_from_numpy(scores.log_normalizers).double(), normalizers, atol=1e-5, rtol=0)
