@@ -13,6 +13,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -89,6 +90,7 @@ class Learner:
             buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
             self.engine, *_ = deepspeed.initialize(model=module, config=settings, model_parameters=trainable_parameters(module))
             _restore_buffers(module, buffers)
+            _undo_first_step(self.engine.optimizer)
         self.model, self.module = model, module
         self._choose_packing()
 
@@ -298,3 +300,14 @@ def _restore_buffers(module: torch.nn.Module, buffers: dict[str, Tensor]) -> Non
         owner, _, attribute = name.rpartition(".")
         device = next(module.parameters()).device
         setattr(module.get_submodule(owner), attribute, buffer.to(device))
+
+
+def _undo_first_step(optimizer: object) -> None:
+    """Undoes the step with zero gradients that DeepSpeed's bfloat16 optimizer takes at ZeRO 0 when it is built, to allocate its state.
+
+    That step decays the float32 weights and counts in Adam's bias correction: the first update had 0.74 of its size. torch allocates the
+    state again at the first real step.
+    """
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.optimizer.state.clear()
+        optimizer.refresh_fp32_params()
