@@ -106,8 +106,9 @@ class LearnerConfig(StrictModel):
     # Target tokens whose logits exist at once.
     # If a micro-batch has more, its logits are computed twice, in the forward and in the backward pass.
     head_chunk_tokens: PositiveInt = 2048
-    # Attention kernel. `auto`: `flash_attention_2` on GPUs that can run it, else the model's default.
-    # On a CPU, `auto` chooses between `sdpa` and `eager` by sequence length.
+    # Attention kernel. `auto`: `flash_attention_2` on GPUs that can run it, else `sdpa`, else `eager`, whichever computes this model.
+    # On a CPU, `auto` chooses between `sdpa` and `eager` by sequence length. The learner compares the kernel with `eager` at its start.
+    # A named kernel that does not compute the model is refused.
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     # Put several sequences into one row without padding. `auto`: on with `flash_attention_2`.
     # A model whose attention does not keep packed sequences apart is padded, with a warning.
@@ -143,7 +144,8 @@ class LearnerSetup:
     """Everything that a learner worker needs to know before it starts.
 
     model: directory of the student. teacher: model directory; None if no loss needs a teacher; a tuple for an ensemble, with its
-    teacher_weights. vocabulary: size of the vocabulary that student and teacher share. training: None for evaluation only, without an
+    teacher_weights. vocabulary: size of the vocabulary that student and teacher share. longest_sequence: the run's longest, in tokens, on
+    which the attention kernel is checked. training: None for evaluation only, without an
     optimizer. soft: learn from the teacher's whole distribution instead of the objective. teacher_dtype, behavior_dtype: of the engines
     that score and sample. dropout: whether to train with the model's own dropout (SFT does). lora: train adapters only; None: train every
     weight.
@@ -166,3 +168,4 @@ class LearnerSetup:
     dropout: bool = False
     lora: LoraConfig | None = None
     deterministic: bool = False
+    longest_sequence: int = 256

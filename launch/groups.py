@@ -131,7 +131,7 @@ class Groups:
             "device": self.device,
             "share": share,
             "as_finished": config.teacher.score_as_finished and not config.deterministic,
-            "max_model_len": max(prepared.max_model_len, config.corpus.block_tokens if config.corpus else 0),
+            "max_model_len": self._longest_sequence,
             "shared_vocabulary": prepared.vocabulary,
             "temperature": temperature,
         }
@@ -143,6 +143,11 @@ class Groups:
             )
             for index, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
         ]
+
+    @property
+    def _longest_sequence(self) -> int:
+        """Tokens of the longest sequence that teacher and learner compute."""
+        return max(self.prepared.max_model_len, self.config.corpus.block_tokens if self.config.corpus else 0)
 
     def _start_learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
         return LearnerGroup(setup, self.config.cluster, share)
@@ -169,7 +174,7 @@ class Groups:
         return LearnerSetup(
             model=model, teacher=teacher, **weights, vocabulary=self.prepared.vocabulary, config=config.learner, device=self.device,
             threads=1, seed=config.seed, teacher_dtype=config.teacher.dtype, behavior_dtype=config.rollout.dtype,
-            deterministic=config.deterministic, **stage,
+            deterministic=config.deterministic, longest_sequence=self._longest_sequence, **stage,
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from minirl.errors import InputError
 from minirl.evaluation.sets import EvaluationSet, load_sets
 from minirl.files import write_json
 from minirl.model import lora
+from minirl.model.attention import kernel_refusal
 from minirl.model.loading import check_supported, resolve_model
 from minirl.model.pruning import prune_layers
 from minirl.model.weight_accounting import check_weights
@@ -70,6 +71,8 @@ def prepare(config: RunConfig) -> PreparedRun:
     student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
     for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
         check_positions(config, key, network)
+        if key == "student.model" or config.stages.sft_teacher or config.stages.evaluate:  # the learner computes these
+            check_attention(config, key, network)
     for key, path in (*teachers.items(), *([] if named_student is None else [("student.model", named_student)])):
         check_weights(path, key)
     if config.student.lora is not None:
@@ -132,6 +135,13 @@ def check_positions(config: RunConfig, key: str, network: PretrainedConfig) -> N
     for name, length in lengths.items():
         if positions is not None and positions < length:
             raise InputError(f"{key}: the model reads at most {positions} tokens, but {name} = {length}; lower it or take another model")
+
+
+def check_attention(config: RunConfig, key: str, network: PretrainedConfig) -> None:
+    """Raises InputError if the config names an attention kernel that does not compute the model of config key `key`."""
+    kernel = config.learner.attention
+    if kernel != "auto" and (refusal := kernel_refusal(network, kernel)):
+        raise InputError(f"learner.attention: {kernel} does not fit {key}: {refusal}; set learner.attention: auto")
 
 
 def _check_responses(config: RunConfig, data: InstructionData) -> None:

@@ -46,8 +46,7 @@ class LearnerGroup(Group):
 
     def wait_started(self) -> None:
         address, port = self.get([self._rendezvous_call], "start", self.start_timeout_s)[0]
-        for packing_refused in set(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s)) - {None}:
-            warnings.warn(packing_refused, stacklevel=2)  # in the driver, whose output the user sees
+        _show(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s))
 
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Sequence[int]
@@ -79,7 +78,7 @@ class LearnerGroup(Group):
         return _combine_sums(self._on_each_rank("supervised_sums", self._divide(items, _lengths(items))))
 
     def load_model(self, path: str) -> None:
-        self._run("load_model", path)
+        _show(self.call("load_model", path))
 
     def save(self, directory: str) -> None:
         self._run("save", directory)
@@ -169,3 +168,9 @@ def _combine_sums(rank_sums: list[dict[str, float]]) -> dict[str, float]:
         values = [sums[name] for sums in rank_sums if name in sums]
         combined[name] = max(values) if name == "grad_norm" or name.endswith("_max") else sum(values)
     return combined
+
+
+def _show(notices_by_rank: list[list[str]]) -> None:
+    """Repeats the ranks' warnings, each once, in the driver, whose output the user sees."""
+    for notice in dict.fromkeys(notice for notices in notices_by_rank for notice in notices):
+        warnings.warn(notice, stacklevel=3)

@@ -1,10 +1,12 @@
 """Settings for DeepSpeed and transformers, derived from the learner's configuration."""
 
+from transformers import PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
 from actors.config import LearnerConfig
 from minirl.config.stages import OptimizerStageConfig
 from minirl.errors import InputError
+from minirl.model.attention import kernel_refusal
 
 
 def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | None) -> dict:
@@ -33,10 +35,10 @@ def deepspeed_config(config: LearnerConfig, training: OptimizerStageConfig | Non
     return settings
 
 
-def attention_kernel(config: LearnerConfig, device: str) -> str | None:
-    """The attention implementation for transformers; None lets transformers choose.
+def attention_kernels(config: LearnerConfig, device: str, network: PretrainedConfig) -> list[str]:
+    """The attention kernels of transformers to try for this network, the fastest first; one alone if the config names it.
 
-    Raises InputError if the config asks for flash attention and it cannot run.
+    Raises InputError if the kernel that the config names cannot run or does not compute this network.
     """
     flash = device == "cuda" and config.dtype == "bfloat16" and is_flash_attn_2_available()
     if config.attention == "flash_attention_2" and not flash:
@@ -45,5 +47,8 @@ def attention_kernel(config: LearnerConfig, device: str) -> str | None:
             "install it, or set learner.attention: auto"
         )
     if config.attention != "auto":
-        return config.attention
-    return "flash_attention_2" if flash else None
+        if refusal := kernel_refusal(network, config.attention):
+            raise InputError(f"learner.attention: {refusal}; set learner.attention: auto")
+        return [config.attention]
+    kernels = (*(["flash_attention_2"] if flash else []), "sdpa", "eager")
+    return [kernel for kernel in kernels if kernel_refusal(network, kernel) is None]

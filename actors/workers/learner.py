@@ -20,10 +20,11 @@ from transformers.integrations import HfDeepSpeedConfig
 from actors.config import LearnerSetup
 from actors.weights.packed import PackedWeights, pack
 from actors.workers.baseline_timing import baseline_seconds, head_seconds
-from actors.workers.deepspeed_config import attention_kernel, deepspeed_config
+from actors.workers.deepspeed_config import attention_kernels, deepspeed_config
 from actors.workers.gathered_weights import export, merged_weights, weight_shapes
 from actors.workers.sanity_checks import check_behavior_match, check_finite, check_teacher_match
-from minirl.errors import RunError
+from minirl.errors import InputError, RunError
+from minirl.model.attention import KERNEL_TOLERANCE, kernel_gap, use_kernel
 from minirl.model.loading import load_causal_lm
 from minirl.model.lora import attach_adapters, trainable_parameters
 from minirl.model.microbatch import make_microbatch
@@ -73,7 +74,7 @@ class Learner:
         setup, config = self.setup, self.setup.config
         settings = deepspeed_config(config, setup.training)
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
-        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, attention=attention_kernel(config, setup.device))
+        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout)
         # While this object lives, transformers shards every model that it builds; but `export` builds one on a single rank.
         del sharded_loading
         if config.zero_stage < 3:
@@ -83,7 +84,6 @@ class Learner:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         module = StudentModule(model, vocabulary=setup.vocabulary, chunk_tokens=config.head_chunk_tokens, teacher_head=self.teacher_head)
-        module.attention_by_width = (config.attention, setup.device, model.config._attn_implementation) == ("auto", "cpu", "sdpa")
         if setup.training is None and config.zero_stage < 3:
             self.engine = module.to(setup.device)
         else:
@@ -92,25 +92,48 @@ class Learner:
             _restore_buffers(module, buffers)
             _undo_first_step(self.engine.optimizer)
         self.model, self.module = model, module
+        self.notices: list[str] = []
+        self._choose_attention()
         self._choose_packing()
+
+    def _choose_attention(self) -> None:
+        """Takes the fastest attention kernel that computes this student as the eager kernel does, on a sequence as long as the longest.
+
+        Warns about a kernel that does not. Raises InputError if the config names that kernel. Collective.
+        """
+        config, device, name = self.setup.config, self.setup.device, type(self.model).__name__
+        for kernel in attention_kernels(config, device, self.model.config):
+            gap = torch.tensor(kernel_gap(self.model, kernel, self.setup.longest_sequence), device=device)
+            dist.all_reduce(gap, dist.ReduceOp.MAX)  # so that all ranks take the same kernel
+            if gap <= KERNEL_TOLERANCE[config.dtype]:
+                break
+            finding = f"the {kernel} attention of {name} differs from its eager attention ({gap:.2g} of the output)"
+            if config.attention != "auto":
+                raise InputError(f"learner.attention: {finding}; set learner.attention: auto")
+            self._warn(f"{finding}, so the learner does not use it; set learner.attention: eager to avoid this warning")
+        self.attention = kernel
+        self.module.attention_by_width = (config.attention, device, kernel) == ("auto", "cpu", "sdpa")
 
     def _choose_packing(self) -> None:
         """Packs sequences if that pays and if the student computes a packed sequence as it computes the sequence alone.
 
-        If the second condition fails, it warns, and the message stays in `packing_refusal`.
+        Warns if the second condition fails.
         """
-        config, kernel = self.setup.config, self.model.config._attn_implementation
-        self.packing_refusal: str | None = None
-        if config.packing == "off" or (config.packing == "auto" and kernel != "flash_attention_2"):
+        config = self.setup.config
+        if config.packing == "off" or (config.packing == "auto" and self.attention != "flash_attention_2"):
             return
         gap = packing_gap(self.model)
         self.module.packed = gap <= PACKING_TOLERANCE[config.dtype]
         if not self.module.packed:
-            self.packing_refusal = (
-                f"{type(self.model).__name__} with {kernel} attention does not keep packed sequences apart (states {gap:.2g} off), so "
-                "the learner pads; set learner.packing: off to avoid this warning"
+            self._warn(
+                f"{type(self.model).__name__} with {self.attention} attention does not keep packed sequences apart (states {gap:.2g} off), "
+                "so the learner pads; set learner.packing: off to avoid this warning"
             )
-            warnings.warn(self.packing_refusal, stacklevel=2)
+
+    def _warn(self, message: str) -> None:
+        """Warns in this process and in the driver, which reads `notices`."""
+        self.notices.append(message)
+        warnings.warn(message, stacklevel=2)
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
         """Takes one optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global.
@@ -180,6 +203,7 @@ class Learner:
         if setup.config.zero_stage == 3:
             return None
         model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
+        use_kernel(model, self.attention)
         if setup.lora is not None:
             attach_adapters(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
         return baseline_seconds(

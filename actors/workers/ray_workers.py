@@ -134,13 +134,18 @@ class LearnerRayWorker(RayWorker):
         self._store, address, port = open_store(self.timeout_s)
         return address, port
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> str | None:
-        """Joins the other ranks and builds the learner. Returns why the learner pads although the config asks it to pack, or None."""
+    def start(self, address: str, port: int, setup: LearnerSetup) -> list[str]:
+        """Joins the other ranks and builds the learner. Returns its warnings, which the user should see."""
         from actors.workers.learner import Learner  # importing DeepSpeed takes seconds, and only the ranks need it
 
         join_process_group(self._store, address, port, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
         self.learner = Learner(setup)
-        return self.learner.packing_refusal
+        return self.learner.notices
+
+    def load_model(self, path: str) -> list[str]:
+        """Replaces the student. Returns the warnings about the new one."""
+        self.learner.load_model(path)
+        return self.learner.notices
 
     def packs_sequences(self) -> bool:
         """True if the learner puts several sequences into one row, without padding."""

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from launch.directory import path_argument
-from launch.prepare import PreparedRun, check_positions, read_tokenizer
+from launch.prepare import PreparedRun, check_attention, check_positions, read_tokenizer
 from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.plots import TEACHER
@@ -63,6 +63,7 @@ def _distinguishing_ends(paths: list[Path]) -> dict[Path, str]:
 def _check_comparable(key: str, directory: str, prepared: PreparedRun) -> None:
     network = check_supported(directory, key)
     check_positions(prepared.config, key, network)
+    check_attention(prepared.config, key, network)
     check_weights(directory, key)
     tokenizer = read_tokenizer(directory, key)
     try:

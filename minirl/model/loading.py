@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from minirl.errors import InputError, RunError
+from minirl.model.attention import default_kernel
 from minirl.model.weight_accounting import check_loaded, check_weights
 from minirl.model.weight_files import WEIGHTS, quiet_transformers, skeleton_of, stored_tensors
 
@@ -60,15 +61,15 @@ def check_supported(path: str, key: str) -> PretrainedConfig:
 def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None) -> PreTrainedModel:
     """The model in training mode. With `dropout` False every dropout rate is 0, so that training mode equals evaluation mode.
 
-    attention: the name of a kernel in transformers; None lets transformers choose. Raises InputError unless the files hold exactly the
-    model's weights.
+    attention: the name of a kernel in transformers; None for sdpa, or for eager if sdpa does not compute this model. Raises InputError
+    unless the files hold exactly the model's weights.
     """
     config = AutoConfig.from_pretrained(path)
     if not dropout:
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return load_configured(path, config, dtype=dtype, attention=attention).train()
+    return load_configured(path, config, dtype=dtype, attention=attention or default_kernel(config)).train()
 
 
 def load_configured(path: str, config: PretrainedConfig, *, dtype: torch.dtype | str, attention: str | None = None) -> PreTrainedModel:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minirl.config.objective import DivergenceConfig
+from minirl.model.attention import default_kernel, kernel_refusal, use_kernel
 from minirl.model.buffers import BufferPool
 from minirl.model.chunked_head import head_statistics
 from minirl.model.microbatch import MicroBatch, make_microbatch
@@ -34,6 +35,8 @@ class StudentModule(nn.Module):
         self.model = model
         self.head = StudentHead(model, vocabulary, chunk_tokens, teacher_head)
         self.attention_by_width = False  # for a CPU: choose the faster attention kernel by the width of each micro-batch
+        self._wide_kernel = default_kernel(model.config)
+        self._narrow_kernel = self._wide_kernel if kernel_refusal(model.config, "eager") else "eager"
         self.packed = False  # run micro-batches as one row without padding
 
     def forward(
@@ -56,9 +59,7 @@ class StudentModule(nn.Module):
         return self.head(hidden, batch.targets, teacher_hidden, temperature, teacher_expectations, divergence, top_k)
 
     def _choose_attention(self, width: int) -> None:
-        kernel = "eager" if width <= EAGER_WIDTH else "sdpa"
-        if self.model.config._attn_implementation != kernel:
-            self.model.set_attn_implementation(kernel)
+        use_kernel(self.model, self._narrow_kernel if width <= EAGER_WIDTH else self._wide_kernel)
 
 
 def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

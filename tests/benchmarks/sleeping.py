@@ -139,8 +139,8 @@ class SleepingLearnerWorker(SleepingWorker, LearnerRayWorker):
     def open_rendezvous(self) -> tuple[str, int]:
         return "", 0
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> None:
-        pass
+    def start(self, address: str, port: int, setup: LearnerSetup) -> list[str]:
+        return []
 
     def configure(self, sleep_times: SleepTimes) -> None:
         super().configure(sleep_times)

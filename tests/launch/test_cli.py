@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Gemma2Config
 
 import launch.run.stages
 from launch.cli import main
@@ -110,6 +110,26 @@ def test_one_sentence_and_exit_code_two(minirl, config, started, tmp_path, overr
     assert code == 2 and sentence in error
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
     assert not started
+
+
+@pytest.mark.parametrize("stage", ["sft_teacher", "distill"])
+def test_a_named_attention_kernel_must_compute_the_models_that_the_learner_loads(minirl, config, started, tmp_path, stage):
+    """SDPA leaves out the soft-cap of a Gemma 2. The learner loads the student and, to fine-tune or evaluate it, the teacher."""
+    settings = yaml.safe_load(config.read_text())
+    role = "teacher" if stage == "sft_teacher" else "student"
+    shutil.copytree(settings[role]["model"], tmp_path / "gemma2")
+    network = Gemma2Config(vocab_size=VOCABULARY, max_position_embeddings=512)
+    network.architectures = ["Gemma2ForCausalLM"]
+    network.save_pretrained(tmp_path / "gemma2")
+    overrides = [f"{role}.model={tmp_path / 'gemma2'}", "learner.attention=sdpa"]
+    if stage == "sft_teacher":
+        overrides += ["stages.sft_teacher={learning_rate: 1.0e-3, epochs: 1}"]
+    code, error = minirl(config, *overrides)
+    assert code == 2 and not started
+    assert error == (
+        f"error: learner.attention: sdpa does not fit {role}.model: the sdpa kernel leaves out the attention soft-cap of "
+        "Gemma2ForCausalLM; set learner.attention: auto\n"
+    )
 
 
 def test_a_missing_config(minirl, tmp_path):

@@ -42,10 +42,12 @@ class Sampler(RolloutRayWorker):
 class Scorer(TeacherRayWorker):
     """Records when it scores and how many. Every score is the length of the response."""
 
+    temperature = 1.0
+
     def __init__(self, **_):
         self.calls = []
 
-    def score(self, sequences):
+    def score(self, sequences, temperatures):
         self.calls.append((time.time(), len(sequences)))
         return [TeacherScores(*(np.full(s.targets, s.targets, np.float32) for _ in range(2)), np.zeros((s.targets, 2))) for s in sequences]
 

@@ -11,10 +11,12 @@ from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
 class StubTeacher(TeacherRayWorker):
     """Scores every target with its `number`. calls: the number of sequences in each call of `score`."""
 
+    temperature = 1.0
+
     def __init__(self, number: float, member_index=None, teacher_id=None):
         self.number, self.member_index, self.teacher_id, self.calls = number, member_index, teacher_id, []
 
-    def score(self, sequences):
+    def score(self, sequences, temperatures):
         self.calls.append(len(sequences))
         return [TeacherScores(*[np.full(s.targets, self.number, np.float32)] * 2, np.full((s.targets, 2), self.number)) for s in sequences]
 
