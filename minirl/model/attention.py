@@ -91,7 +91,7 @@ def kernel_gap(model: PreTrainedModel, kernel: str, tokens: int) -> float:
         use_kernel(model, each)
         _run_with_hooks(model, ids, hook)
     model.train(was_training)
-    return float(torch.stack(gaps).max())
+    return float(torch.stack(gaps).max().nan_to_num(nan=float("inf")))
 
 
 def _run_with_hooks(model: PreTrainedModel, ids: Tensor, hook: Callable[..., Any]) -> None:
