@@ -17,8 +17,10 @@ pytestmark = pytest.mark.slow
 WORKERS, UPDATES = 2, 10
 TRAINING = SftConfig(learning_rate=2e-3, weight_decay=0.1, betas=[0.9, 0.95], max_grad_norm=0.5)
 RATES = [TRAINING.learning_rate * factor for factor in (0.5, 1, 1, 0.9, 0.8, 0.6, 0.5, 0.3, 0.2, 0.1)]  # warm-up, then decay
-# Largest difference of a displacement from torch's, relative to its size. bfloat16: the ranks add their gradients in bfloat16.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
+# How far the size of a displacement along torch's may be from 1. The float32 displacements themselves agree to DIFFERENCE. In bfloat16, a
+# first update moves a weight by the sign of its gradient, which rounding flips in a few of them.
+SIZE = {"float32": 1e-3, "bfloat16": 0.05}
+DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def torch_displacements(student: str, dtype: str) -> dict[int, torch.Tensor]:
     module = StudentModule(
         load_causal_lm(student, getattr(torch, dtype), dropout=False), vocabulary=VOCABULARY, chunk_tokens=4096, teacher_head=None
     )
+    module.attention_by_width = True  # as in the learner, since kernels round differently
     parameters = list(module.parameters())
     wide = [p.detach().clone().float().requires_grad_() for p in parameters]
     start = torch.cat([p.detach().flatten() for p in wide]).clone()
@@ -110,6 +113,8 @@ def test_ten_updates_equal_torchs_adamw_at_every_stage(dtype, ray_cluster, stude
             ]
             for displacements in group.get(calls, "update"):
                 for number in (0, 1, UPDATES - 1):
-                    gap = float((displacements[number] - expected[number]).norm() / expected[number].norm())
-                    print(f"ZeRO {stage} {dtype} update {number} gap {gap:.2e}")
-                    assert gap < TOLERANCE[dtype], (stage, number)
+                    moved, torchs = displacements[number], expected[number]
+                    size = float(moved @ torchs / (torchs @ torchs))
+                    difference = float((moved - torchs).norm() / torchs.norm())
+                    print(f"ZeRO {stage}, {dtype}, update {number}: size {size:.4f}, difference {difference:.1e}")
+                    assert abs(size - 1) < SIZE[dtype] and difference < DIFFERENCE[dtype], (stage, number)
