@@ -217,7 +217,7 @@ def object_store_bytes(prepared: PreparedRun) -> int:
         if config.corpus and config.objective.pretrain_kd_share > 0:
             supervised = config.corpus.blocks_per_update * config.corpus.block_tokens
         responses = stage.responses_per_iteration * config.data.max_response_tokens * (1 + stage.max_staleness)
-        stage_tokens.append(responses + supervised * stage.updates_per_iteration)
+        stage_tokens.append(responses + supervised * stage.updates_per_iteration + stage.validation_prompts * longest)
         weight_versions = max(weight_versions, 3 + stage.max_staleness)
     if stages.evaluate:
         set_sizes = [len(evaluation_set.examples) for evaluation_set in prepared.sets]

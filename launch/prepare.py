@@ -145,7 +145,7 @@ def check_attention(config: RunConfig, key: str, network: PretrainedConfig) -> N
 
 
 def _check_responses(config: RunConfig, data: InstructionData) -> None:
-    """Raises InputError if a stage lacks gold responses: fine-tuning learns them, Rouge-L and forward KL compare with them."""
+    """Raises InputError if a stage lacks gold responses: fine-tuning learns them, Rouge-L and the validation loss compare with them."""
     stages = config.stages
 
     def has_targets(example: Example) -> bool:
@@ -155,7 +155,11 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
         return bool(example.prompt.references)
 
     needs = [(stage, split, has_targets) for stage in ("sft_teacher", "sft", "kd") for split in ("train", "validation")]
-    needs += [("seqkd", "validation", has_targets), *((stage, "validation", has_references) for stage in ("gkd", "opd", "distill"))]
+    needs.append(("seqkd", "validation", has_targets))
+    selecting = {"rouge_l": has_references, "validation_loss": has_targets}
+    for stage in ("gkd", "opd", "distill"):
+        if (select_by := getattr(getattr(stages, stage), "select_by", None)) in selecting:
+            needs.append((stage, "validation", selecting[select_by]))
     if stages.gkd and stages.gkd.student_share < 1:
         needs.append(("gkd", "train", has_targets))
     for stage, split, has_response in needs:

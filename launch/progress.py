@@ -19,6 +19,7 @@ PANEL_VALUES = {  # label -> keys of a record that it shows
     "loss": ("loss/total", "loss/supervised"),
     "reverse KL": ("rollout/reverse_kl",),
     "validation": ("eval/rouge_l", "eval/validation_loss"),
+    "validation KL": ("eval/reverse_kl",),
     "response tokens": ("rollout/mean_response_tokens",),
     "rollout tok/s": ("rollout/tokens_per_second",),
     "teacher tok/s": ("teacher/tokens_per_second",),
@@ -64,6 +65,9 @@ class ProgressPanel:
         self.stage, self.activity, self.activity_began = stage, activity, time.monotonic()
         if not self._live and activity not in VERBS:
             self.console.print(f"{stage}: {activity}", highlight=False)
+
+    def warn(self, stage: str, message: str) -> None:
+        self.console.print(f"warning: {stage}: {message}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
     def record(self, record: Record) -> None:
         self.stage = str(record["stage"])

@@ -186,11 +186,13 @@ class Learner:
 
     @torch.no_grad()
     def diagnostics(self, microbatches: list[list[SupervisedItem]], top_k: int) -> list[SequenceDiagnostics]:
-        """Diagnostics of each sequence, in the order of the micro-batches. top_k: as in `SequenceDiagnostics.overlap`."""
+        """Diagnostics of each sequence at the setup's temperature, in the order of the micro-batches. top_k: as in
+        `SequenceDiagnostics.overlap`.
+        """
         diagnostics, total = [], {}
         self.engine.eval()
         for items in microbatches:
-            rows, gap = diagnose(self.engine, items, self.setup.device, top_k)
+            rows, gap = diagnose(self.engine, items, self.setup.device, top_k, self.setup.temperature)
             diagnostics += rows
             add_sums(total, gap)
         self.engine.train()

@@ -3,19 +3,17 @@
 from functools import partial
 
 from actors.groups.publishing import make_publisher
-from actors.groups.rollout_group import RolloutGroup
 from launch.config import STUDENT_STAGES, on_policy_stage
 from launch.evaluation.evaluate import Evaluation
-from launch.evaluation.measure_model import response_texts, sample_responses, with_references
 from launch.groups import Groups
 from launch.observer import Observer
 from launch.prepare import PreparedRun
 from launch.run.on_policy import make_loop
 from launch.run.stage import Stage
 from launch.run.teacher_responses import TeacherResponses
+from launch.run.validation import OnPolicyValidation
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import SftConfig
-from minirl.evaluation.text import rouge_l
 from minirl.files import file_sha256, write_json
 from minirl.model.loading import fingerprint
 from minirl.training.supervised_loop import SupervisedLoop
@@ -88,7 +86,7 @@ class Recipe:
         return best
 
     def on_policy(self, name: str) -> None:
-        """Leaves two students: `best` has the highest validation Rouge-L, `last` is the final one."""
+        """Leaves two students: `best` has the best validation by `select_by`, `last` is the final one."""
         settings = on_policy_stage(self.config, name)
         config = settings.config
         stage = Stage(self.prepared, self.observer, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
@@ -100,28 +98,26 @@ class Recipe:
         with self.groups.rollout_teacher_learner(source, self.teachers, on_policy=settings) as (rollout, teacher, learner):
             loop.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
             stage.start(learner)
+            validation = OnPolicyValidation(self.prepared, config, (rollout, teacher, learner))
             for progress in loop.run():
                 if loop.finished or progress.iteration % config.validate_every == 0:
-                    self._validate(stage, rollout, source)
+                    self._validate(stage, validation, source)
                 if loop.finished:
                     learner.export(source, str(stage.student_directory("last")))
                 if loop.finished or progress.iteration % config.checkpoint_every == 0:
                     stage.doing("checkpoint")
                     stage.checkpoint(keep=config.keep_checkpoints)
 
-    def _validate(self, stage: Stage, rollout: RolloutGroup, source: str) -> None:
-        """Logs Rouge-L on the validation prompts, and exports the student to `best` if it is the highest so far."""
-        progress, config = stage.loop.progress, stage.loop.config
+    def _validate(self, stage: Stage, validation: OnPolicyValidation, source: str) -> None:
+        """Logs the validation's metrics, and exports the student to `best` if it is the best so far."""
+        progress, select_by = stage.loop.progress, stage.loop.config.select_by
         stage.doing("validate")
-        examples = with_references(self.prepared.data.validation)[: config.validation_prompts]
-        version = progress.weight_version
-        sampled = sample_responses(self.prepared, rollout, examples, seed=self.config.seed, teacher_share=0.0, weight_version=version)
-        texts = response_texts(self.prepared, rollout.fetch(sampled))
-        score = sum(rouge_l(text, e.prompt.references) for text, e in zip(texts, examples, strict=True)) / len(examples)
-        stage.metrics.write(progress.iteration - 1, {"eval/rouge_l": score})
-        if progress.best_rouge_l is None or score > progress.best_rouge_l:
-            progress.best_rouge_l, progress.best_iteration = score, progress.iteration
+        metrics = validation.measure(progress.weight_version)
+        stage.metrics.write(progress.iteration - 1, {f"eval/{name}": value for name, value in metrics.items()})
+        if progress.add_validation(progress.iteration, metrics, select_by):
             stage.learner.export(source, str(stage.student_directory("best")))
+        if (warning := progress.selection_warning(select_by)) and (stage.loop.finished or progress.validations == 2):
+            self.observer.warn(stage.name, warning)
 
     def _evaluated_models(self) -> dict[str, str]:
         """Row of the closing table -> model directory."""

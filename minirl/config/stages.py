@@ -7,6 +7,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.config.strict import StrictModel
 
+SelectBy = Literal["rouge_l", "reverse_kl", "validation_loss"]
+
 
 class OptimizerStageConfig(StrictModel):
     """The settings that all training stages share. An update is one optimizer step."""
@@ -63,12 +65,16 @@ class DistillConfig(OptimizerStageConfig):
     # Iterations that are sampled ahead, 0 to 2, by weights that are up to as many publishes old. 0 is exact; above 0 the importance ratio
     # corrects.
     max_staleness: int = Field(0, ge=0, le=2)
-    validate_every: PositiveInt = 10  # iterations between two measurements of validation Rouge-L
-    validation_prompts: PositiveInt = 64  # how many validation prompts that measurement uses
+    validate_every: PositiveInt = 10  # iterations between two validations, which measure Rouge-L and reverse KL
+    validation_prompts: PositiveInt = 64  # how many validation prompts a validation uses
     checkpoint_every: PositiveInt = 10  # iterations between two checkpoints
     keep_checkpoints: PositiveInt = 1  # how many checkpoints stay on the disk, the newest ones
-    # The student that the stage passes on: `best` by validation Rouge-L, which is how the paper selects, or the `last` one.
+    # The student that the stage passes on: the `best` by `select_by`, or the `last` one.
     leaves: Literal["best", "last"] = "best"
+    # The validation metric that decides which student is the best. `rouge_l`: the highest Rouge-L, which is how the paper selects.
+    # `reverse_kl`: the lowest KL to the teacher on the student's own responses; no reference is needed. `validation_loss`: the lowest
+    # cross-entropy of the gold responses. Equal validations are compared by reverse KL.
+    select_by: SelectBy = "rouge_l"
 
     @property
     def student_prompts(self) -> int:

@@ -50,7 +50,7 @@ class StudentModule(nn.Module):
     ) -> TokenStatistics | TokenDiagnostics:
         """Statistics of the N targets of the micro-batch. teacher_hidden: [N, d_teacher], or the states of several teachers.
 
-        A `divergence` replaces all other expectations. With `top_k`, the result is `TokenDiagnostics` at temperature 1.
+        A `divergence` replaces all other expectations. With `top_k`, the result is `TokenDiagnostics`.
         """
         rows = batch.packed() if self.packed else batch
         if self.attention_by_width:
@@ -120,6 +120,7 @@ class StudentHead(nn.Module):
                 self.student,
                 teacher=self.teacher_head,
                 teacher_hidden=teacher_hidden,
+                temperature=temperature,
                 top_k=top_k,
                 chunk_tokens=self.chunk_tokens,
                 buffer_pool=self.buffer_pool,

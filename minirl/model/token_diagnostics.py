@@ -20,7 +20,7 @@ from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble, conca
 
 @dataclass(frozen=True)
 class SequenceDiagnostics:
-    """Diagnostics of one sequence with N targets, at temperature 1, in nats; all float32 [N] except `correct`, bool [N].
+    """Diagnostics of one sequence with N targets, in nats; all float32 [N] except `correct`, bool [N].
 
     reverse_kl, forward_kl: KL(student || teacher), KL(teacher || student), over the whole shared vocabulary. confidence: the student's
     highest probability; correct: the token with that probability is the target. overlap: the fraction of the student's k likeliest tokens
@@ -70,11 +70,12 @@ def token_diagnostics(
     teacher_hidden: Tensor | EnsembleStates,
     top_k: int,
     chunk_tokens: int,
+    temperature: float = 1.0,
     buffer_pool: BufferPool | None = None,
 ) -> TokenDiagnostics:
     """The diagnostics of N targets. hidden: [N, d]; teacher_hidden: [N, d_teacher], or the states of several teachers; targets: [N].
 
-    top_k: the k of `overlap`. At most `chunk_tokens` rows of logits exist at once.
+    top_k: the k of `overlap`. temperature: of both models. At most `chunk_tokens` rows of logits exist at once.
     """
     buffer_pool, block_diagnostics, members = buffer_pool or BufferPool(), [], []
     names, width = ("student logits", "teacher logits"), student.vocabulary
@@ -84,9 +85,11 @@ def token_diagnostics(
         for start in range(0, max(len(hidden), 1), chunk_tokens):
             chunk = slice(start, min(start + chunk_tokens, len(hidden)))
             logits = [buffer[: (chunk.stop - start) * width].view(-1, width) for buffer in buffers]
-            head.logits_into(logits[0], hidden[chunk])
+            head.logits_into(logits[0], hidden[chunk], temperature)
             members.append(
-                teacher_logits_into(logits[1], teacher, teacher_hidden[chunk], targets[chunk], temperature=1.0, buffer_pool=buffer_pool)
+                teacher_logits_into(
+                    logits[1], teacher, teacher_hidden[chunk], targets[chunk], temperature=temperature, buffer_pool=buffer_pool
+                )
             )
             block_diagnostics += _diagnose_chunk(*logits, targets[chunk], top_k)
     for name, buffer in zip(names, buffers, strict=True):

@@ -30,6 +30,7 @@ from minirl.training.data_order import DataOrder
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch, iteration_record
 from minirl.training.roles import OnPolicyLearner, PendingRollouts, PendingWeights, SampledRollout, Sampler, Scorer, SupervisedSequences
+from minirl.training.selection import Selection
 from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import Prompt, RolloutSummary, SamplingRequest
 
@@ -43,15 +44,13 @@ class PendingIteration:
 
 
 @dataclass
-class OnPolicyProgress:
-    """Progress of a run. Together with the learner's state it is all that a checkpoint needs."""
+class OnPolicyProgress(Selection):
+    """Progress of a run, and its best validation so far. Together with the learner's state it is all that a checkpoint needs."""
 
     iteration: int = 0
     updates: int = 0
     target_tokens: int = 0  # learnt from so far; a token that is learnt twice counts twice
     weight_version: int = 0
-    best_rouge_l: float | None = None
-    best_iteration: int | None = None
     cursors: dict[str, Any] = field(default_factory=dict)
 
 

@@ -91,14 +91,17 @@ def forward(
 
 
 def diagnose(
-    student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int
+    student: Student, items: Sequence[OnPolicyItem | SupervisedItem], device: str, top_k: int, temperature: float = 1.0
 ) -> tuple[list[SequenceDiagnostics], Sums]:
-    """Diagnostics of each sequence's targets for an evaluation, and the teacher's checksum. Every item needs scores. No gradient."""
+    """Diagnostics of each sequence's targets, and the teacher's checksum. Every item needs scores. No gradient.
+
+    temperature: of the diagnostics and of the scores.
+    """
     batch, hidden = _inputs(items, device)
     if not items:
         student(batch)
         return [], {}
-    tokens = student(batch, hidden, top_k=top_k)
+    tokens = student(batch, hidden, temperature, top_k=top_k)
     return tokens.split(batch.counts.tolist()), teacher_gap(tokens, [item.scores for item in items], device)
 
 
@@ -166,10 +169,14 @@ def on_policy_loss(
 def supervised_loss(
     student: Student, items: list[SupervisedItem], divisors: LossDivisors, *, device: str, coefficient: float = 1.0, kd_share: float = 0.0
 ) -> tuple[Tensor, Sums]:
-    """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log."""
+    """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log.
+
+    Items without scores have the cross-entropy of their tokens alone.
+    """
     batch, tokens = forward(student, items, device, 1.0)
     mask = torch.ones_like(tokens.student_logprobs)
-    loss = pretrain_loss(tokens.student_logprobs, mask, soft_cross_entropy=tokens.soft_cross_entropy, kd_share=kd_share if items else 0.0)
+    kd_share = kd_share if items and items[0].scores is not None else 0.0
+    loss = pretrain_loss(tokens.student_logprobs, mask, soft_cross_entropy=tokens.soft_cross_entropy, kd_share=kd_share)
     sums = {"supervised": loss.detach() / divisors.supervised, "supervised_tokens": batch.counts.sum()}
     if items and items[0].scores is not None:
         sums |= teacher_gap(tokens, [item.scores for item in items], device)

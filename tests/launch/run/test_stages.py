@@ -4,8 +4,13 @@ import json
 import math
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minirl.config.data import DataConfig
+from minirl.data.examples import load_data
 from minirl.model.loading import fingerprint
+from tests.tiny import END_TOKEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -14,10 +19,13 @@ ON_POLICY = {"learning_rate": 1e-3, "iterations": 2, "prompts_per_iteration": 8,
 STAGES = {
     "kd": {**SUPERVISED, "soft": {"divergence": {"kind": "jsd", "beta": 0.3}, "hard_weight": 0.25}},
     "seqkd": {**SUPERVISED, "gold_share": 0.25, "soft": {"divergence": {"kind": "forward_kl", "temperature": 2.0}}},
-    "gkd": {**ON_POLICY, "student_share": 0.5, "divergence": {"kind": "skew_reverse_kl", "skew": 0.2}},
+    "gkd": {
+        **ON_POLICY, "student_share": 0.5, "divergence": {"kind": "skew_reverse_kl", "skew": 0.2}, "validate_every": 1,
+        "select_by": "validation_loss",
+    },
     "opd": {**ON_POLICY, "iterations": 1, "leaves": "last"},
     "evaluate": {"seeds": [1], "prompts": 4},
-}
+}  # fmt: skip
 STUDENTS = {"kd": "kd/best", "seqkd": "seqkd/best", "gkd": "gkd/best", "opd": "opd/last"}
 
 
@@ -56,6 +64,24 @@ def test_soft_targets_are_logged_and_checked_against_the_teacher(run):
         assert record["loss/divergence"] > 0 and math.isfinite(record["learner/grad_norm"])
     for record in (r for r in records(run, "gkd") if "time/update" in r):
         assert record["loss/divergence"] > 0 and 0 <= record["learner/teacher_gap"] < 1e-4
+
+
+def test_validations_measure_reverse_kl_and_the_metric_that_selects(run, experiment):
+    """The validation loss of the best student is its cross-entropy in transformers, on the gold responses of four prompts."""
+    validations = [r for r in records(run, "gkd") if "eval/validation_loss" in r]
+    assert len(validations) == 2 and all(r["eval/reverse_kl"] > 0 and "eval/rouge_l" in r for r in validations)
+    manifest = json.loads(sorted((run / "gkd" / "checkpoints").glob("*/manifest.json"))[-1].read_text())["state"]["driver"]
+    losses = [r["eval/validation_loss"] for r in validations]
+    assert (manifest["best_validation_loss"], manifest["best_iteration"]) == (min(losses), losses.index(min(losses)) + 1)
+    tokenizer = AutoTokenizer.from_pretrained(experiment.settings["teacher"]["model"])
+    examples = load_data(DataConfig(**experiment.settings["data"]), tokenizer, (END_TOKEN,)).validation[:4]
+    best, total = AutoModelForCausalLM.from_pretrained(run / "gkd" / "best").eval(), 0.0
+    for example in examples:
+        tokens, predicting = torch.from_numpy(example.sequence.tokens), torch.from_numpy(example.sequence.is_target)
+        with torch.no_grad():
+            logprobs = best(tokens[None]).logits[0, :-1].log_softmax(-1)
+        total -= logprobs.gather(1, tokens[1:, None])[predicting[1:]].sum().item()
+    assert min(losses) == pytest.approx(total / sum(example.sequence.targets for example in examples), rel=1e-4)
 
 
 def test_kd_weights_hard_and_soft_losses_by_hard_weight(run):

@@ -72,20 +72,21 @@ def test_no_targets_at_all():
     assert all(len(field) == 0 for field in diagnostics if field is not None)
 
 
-def test_the_student_module_diagnoses_each_sequence_like_its_statistics():
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_student_module_diagnoses_each_sequence_like_its_statistics(temperature):
     """A worker without sequences runs an empty micro-batch while the others work."""
     draw, model, width = np.random.default_rng(0), model_of("llama"), 7
     head = OutputHead(torch.randn(STUDENT_VOCABULARY, width), None, 1.0, None, STUDENT_VOCABULARY)
     module, items = StudentModule(model, vocabulary=STUDENT_VOCABULARY, chunk_tokens=5, teacher_head=head).eval(), []
     for sequence in sequences((9, 4, 20)):
         hidden = torch.from_numpy(draw.normal(size=(sequence.targets, width)).astype(np.float32))
-        logits, targets = head.logits(hidden), torch.from_numpy(sequence.tokens[sequence.is_target])[:, None]
+        logits, targets = head.logits(hidden) / temperature, torch.from_numpy(sequence.tokens[sequence.is_target])[:, None]
         normalizers = logits.logsumexp(-1)
         logprobs = logits.gather(1, targets)[:, 0] - normalizers
         items.append(SupervisedItem(sequence, TeacherScores(*map(numpy_from_tensor, (logprobs, normalizers, hidden)))))
     with torch.no_grad():
-        batch, tokens = forward(module, items, "cpu", 1.0)
-        diagnostics, gap = diagnose(module, items, "cpu", 3)
+        batch, tokens = forward(module, items, "cpu", temperature)
+        diagnostics, gap = diagnose(module, items, "cpu", 3, temperature)
         assert diagnose(module, [], "cpu", 3) == ([], {})
     assert float(gap["teacher_gap_max"]) < 1e-5
     for name in ("student_logprobs", "reverse_kl", "forward_kl"):
