@@ -105,16 +105,21 @@ class ProgressPanel:
 
 def summary_table(rows: dict[str, dict], full_results: str) -> Table:
     """The closing table of a run or evaluation; fits 80 columns. full_results: the file with all figures, for the title."""
-    table = Table(title=f"Held-out prompts; {full_results}", padding=(0, 0), caption="KL in nats per token")
+    table = Table(
+        title=f"Held-out prompts; {full_results}",
+        padding=(0, 0),
+        caption="KL in nats per token; alike: Rouge-L of greedy answers to the teacher's",
+    )
     columns = {
-        "Rouge-L": "rouge_l", "s.e.": "rouge_l_standard_error", "rev. KL": "reverse_kl", "per resp.": "reverse_kl_per_response",
-        "fwd. KL": "forward_kl_gold", "tokens": "mean_response_tokens", "cut": "truncated", "dist-4": "distinct_4",
+        "Rouge-L": "rouge_l", "s.e.": "rouge_l_standard_error", "rev. KL": "reverse_kl", "KL/resp.": "reverse_kl_per_response",
+        "fwd. KL": "forward_kl_gold", "alike": "teacher_rouge_l", "tokens": "mean_response_tokens", "cut": "truncated",
+        "dist-4": "distinct_4",
     }  # fmt: skip
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right")
     for model, row in rows.items():
-        table.add_row(model, *["" if row[key] is None else f"{row[key]:.3g}" for key in columns.values()])
+        table.add_row(model, *["" if row.get(key) is None else f"{row[key]:.3g}" for key in columns.values()])
     return table
 
 

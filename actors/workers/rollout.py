@@ -111,11 +111,13 @@ class RolloutWorker:
         max_response_tokens: int,
         weight_version: int | None,
         ignore_end_tokens: bool = False,
+        greedy: bool = False,
     ) -> Iterator[list[tuple[int, Rollout]]]:
         """Samples one response per request. Yields lists of rollouts that finished together, each with its position among the requests.
 
         teacher_share: the mixture's a in [0, 1]. weight_version: the version that must be loaded; None means the weights on disk.
-        ignore_end_tokens: no token ends a response, so that all have the same length; for benchmarks.
+        ignore_end_tokens: no token ends a response, so that all have the same length; for benchmarks. greedy: takes the most likely token
+        each time; the log-probs stay those of the distribution.
         Raises RunError if another version is loaded, or if prompt and response do not fit the engine.
         """
         self._require_version(weight_version)
@@ -132,7 +134,7 @@ class RolloutWorker:
         engine, ends = self._engine.llm_engine, () if ignore_end_tokens else self._end_tokens
         for position, request in enumerate(requests):
             prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
-            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens, ends))
+            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens, ends, greedy))
         while engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
             if finished:
@@ -142,14 +144,14 @@ class RolloutWorker:
         """Stops the engine and the processes that it started."""
         stop_engine(self._engine)
 
-    def _sampling(self, request: SamplingRequest, max_response_tokens: int, end_tokens: tuple[int, ...]) -> "SamplingParams":
+    def _sampling(self, request: SamplingRequest, max_response_tokens: int, end_tokens: tuple[int, ...], greedy: bool) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         # ignore_eos: only `end_tokens` end a response, not also the end token of the model's directory.
         return SamplingParams(
-            temperature=1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens, stop_token_ids=list(end_tokens),
-            ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+            temperature=0.0 if greedy else 1.0, top_p=1.0, seed=request.seed, max_tokens=max_response_tokens,
+            stop_token_ids=list(end_tokens), ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={"no_repeat_ngram": self._no_repeat_ngram} if self._no_repeat_ngram else None,
         )  # fmt: skip
 

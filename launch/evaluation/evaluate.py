@@ -9,10 +9,11 @@ import numpy as np
 
 from actors.groups.publishing import make_publisher
 from launch.evaluation.given_models import given_models, trained_teachers
-from launch.evaluation.measure_model import ModelMeasurer
+from launch.evaluation.measure_model import ModelMeasurer, decoded
 from launch.groups import Groups
 from launch.observer import Observer
 from launch.prepare import PreparedRun
+from minirl.evaluation.agreement import GreedyAnswers, agreement, greedy_tokens
 from minirl.evaluation.figures import figures_of, rouge_scores
 from minirl.evaluation.plots import TEACHER
 from minirl.evaluation.report import EvaluatedModel, EvaluationReport, Row, row_of
@@ -29,7 +30,7 @@ class Evaluation:
     models: the directory of each model. The teacher comes first; with several teachers it is left out.
 
     <directory>/<model>.json                    the row of the closing table, every figure, and the settings, data and weights behind them
-    <directory>/<set>/<model>.npz               every response and its token diagnostics (`EvaluatedSamples.arrays`)
+    <directory>/<set>/<model>.npz               every response and its token diagnostics (`EvaluatedSamples.arrays`), and the greedy answers
     <directory>/<set>/<model>.samples.jsonl     the first seed's responses as text
     <directory>/evaluation.json, .md, *.png     the report on all models
     """
@@ -88,22 +89,35 @@ class Evaluation:
 
     def _measure_model(self, name: str, version: int, measurer: ModelMeasurer) -> None:
         # The engines also hold the teacher; with a teacher_share of 1 they sample from it alone. It is measured before any publish.
-        share, version = (1.0, 0) if name == TEACHER else (0.0, version)
+        engine = {"teacher_share": 1.0, "weight_version": 0} if name == TEACHER else {"teacher_share": 0.0, "weight_version": version}
         figures = {}
         for evaluation_set in self.prepared.sets:
             teachers_samples = self._teachers_samples(evaluation_set) if self.config.exposure_bias and name != TEACHER else None
-            samples = measurer.measure(evaluation_set, teacher_share=share, weight_version=version, teachers_samples=teachers_samples)
+            samples = measurer.measure(evaluation_set, **engine, teachers_samples=teachers_samples)
+            answers = measurer.greedy_answers(evaluation_set, **engine) if self._compares_greedy_answers else None
             scores = rouge_scores(samples, evaluation_set.references, self.config.rouge_tokenizer)
-            figures[evaluation_set.name] = figures_of(samples, evaluation_set.references, scores, top_k=self.config.top_k)
-            self._write_samples(name, evaluation_set, samples, scores)
+            alike = None
+            if answers is not None:
+                teachers_answers = answers if name == TEACHER else self._teachers_answers(evaluation_set)
+                alike = agreement(answers, teachers_answers, self.config.rouge_tokenizer)
+            figures[evaluation_set.name] = figures_of(
+                samples, evaluation_set.references, scores, top_k=self.config.top_k, teacher_agreement=alike
+            )
+            self._write_samples(name, evaluation_set, samples, scores, answers)
         results = {"row": row_of(next(iter(figures.values()))), "lm_loss_corpus": measurer.corpus_loss(), "sets": figures}
         about = {"directory": self.models[name], "weights_sha256": _weight_hashes(self.models[name])}
         write_json(self.directory / f"{name}.json", self._identity(name) | about | results)
 
-    def _write_samples(self, name: str, evaluation_set: EvaluationSet, samples: EvaluatedSamples, scores: np.ndarray) -> None:
+    @property
+    def _compares_greedy_answers(self) -> bool:
+        return self.config.greedy_agreement and TEACHER in self.models
+
+    def _write_samples(
+        self, name: str, evaluation_set: EvaluationSet, samples: EvaluatedSamples, scores: np.ndarray, answers: GreedyAnswers | None
+    ) -> None:
         folder = self.directory / evaluation_set.name
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}.npz", **samples.arrays(scores))
+        np.savez_compressed(folder / f"{name}.npz", **samples.arrays(scores), **(answers.arrays() if answers else {}))
         prompts = self.prepared.tokenizer.batch_decode([example.prompt.tokens for example in evaluation_set.examples])
         with (folder / f"{name}.samples.jsonl").open("w") as file:
             for prompt, text, example in zip(prompts, samples.texts[0], evaluation_set.examples, strict=True):
@@ -114,6 +128,11 @@ class Evaluation:
         """[seeds][prompts], read from the teacher's file, so that models measured later are compared with the same samples."""
         with np.load(self.directory / evaluation_set.name / f"{TEACHER}.npz") as arrays:
             return sequences_from_arrays(arrays, [example.prompt for example in evaluation_set.examples])
+
+    def _teachers_answers(self, evaluation_set: EvaluationSet) -> GreedyAnswers:
+        with np.load(self.directory / evaluation_set.name / f"{TEACHER}.npz") as arrays:
+            tokens = greedy_tokens(arrays)
+        return GreedyAnswers(tokens, decoded(self.prepared, tokens))
 
     def _saved_model(self, name: str) -> dict[str, Any] | None:
         """The content of `<model>.json`; None without a file, or where it belongs to other settings, data or weights."""
@@ -148,8 +167,11 @@ class Evaluation:
         if prepared.corpus and len(blocks := prepared.corpus.test_blocks):
             blocks_sha256 = hashlib.sha256(np.ascontiguousarray(blocks, np.int32)).hexdigest()
             data["corpus"] = {"source": prepared.config.corpus.source, "blocks": len(blocks), "sha256": blocks_sha256}
+        about = {"run": str(prepared.directory), "teacher": ", ".join(self.teachers)}
+        if self.config.greedy_agreement and not self._compares_greedy_answers:
+            about["greedy answers"] = "not compared, because no engine samples from an average of teachers"
         return EvaluationReport(
-            {"run": str(prepared.directory), "teacher": ", ".join(self.teachers)},
+            about,
             self._decoding(),
             data,
             {name: EvaluatedModel(**{key: values[key] for key in fields}) for name, values in saved.items()},

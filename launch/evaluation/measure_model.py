@@ -1,7 +1,9 @@
 """Measures models with three running groups: on own samples, gold responses, teacher's samples, plain text."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
@@ -10,6 +12,7 @@ from actors.groups.teacher_group import TeacherGroup
 from launch.groups import RESPONSES_IN_FLIGHT
 from launch.prepare import PreparedRun
 from minirl.data.examples import Example
+from minirl.evaluation.agreement import GreedyAnswers
 from minirl.evaluation.samples import DiagnosticsBySeed, EvaluatedSamples
 from minirl.evaluation.sets import EvaluationSet
 from minirl.model.token_diagnostics import SequenceDiagnostics
@@ -51,6 +54,13 @@ class ModelMeasurer:
             on_gold=self._diagnose_fixed(f"{evaluation_set.name} gold", gold),
             on_teacher_samples=teachers_samples and self._diagnose_teachers_samples(evaluation_set, teachers_samples),
         )
+
+    def greedy_answers(self, evaluation_set: EvaluationSet, *, teacher_share: float, weight_version: int) -> GreedyAnswers:
+        """The model's most likely token each time; nothing is scored."""
+        rollouts, options = [], {"teacher_share": teacher_share, "weight_version": weight_version, "greedy": True}
+        for chunk in _chunks(evaluation_set.examples):
+            rollouts += self.rollout.fetch(sample_responses(self.prepared, self.rollout, chunk, seed=0, **options))
+        return GreedyAnswers([rollout.response_tokens for rollout in rollouts], response_texts(self.prepared, rollouts))
 
     def corpus_loss(self) -> float | None:
         """Mean loss on the held-out plain text, in nats per token; None without such text."""
@@ -98,20 +108,23 @@ def with_references(examples: list[Example]) -> list[Example]:
 
 
 def sample_responses(
-    prepared: PreparedRun, rollout: RolloutGroup, examples: list[Example], *, seed: int, teacher_share: float, weight_version: int
+    prepared: PreparedRun, rollout: RolloutGroup, examples: list[Example], *, seed: int, **options: Any
 ) -> list[SampledRollout]:
-    """One response to each example, at the engine's temperature."""
+    """One response to each example, at the engine's temperature. options: those of `RolloutWorker.sample_each`."""
     return rollout.sample(
         sampling_requests([example.prompt for example in examples], 1, seed, 0),
-        teacher_share=teacher_share,
         max_response_tokens=prepared.config.data.max_response_tokens,
-        weight_version=weight_version,
+        **options,
     )
 
 
 def response_texts(prepared: PreparedRun, rollouts: list[Rollout]) -> list[str]:
     """The decoded responses, without end tokens."""
-    return prepared.tokenizer.batch_decode([rollout.response_tokens for rollout in rollouts], skip_special_tokens=True)
+    return decoded(prepared, [rollout.response_tokens for rollout in rollouts])
+
+
+def decoded(prepared: PreparedRun, responses: list[np.ndarray]) -> list[str]:
+    return prepared.tokenizer.batch_decode(responses, skip_special_tokens=True)
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -33,6 +33,9 @@ class EvaluateConfig(StrictModel):
     # How Rouge-L divides text. `any_script`: words, or characters in scripts without spaces, such as Chinese, Japanese, Thai and Khmer.
     # `paper`: the reference code's tokenizer, for which only ASCII letters and digits count. They agree on ASCII text.
     rouge_tokenizer: RougeTokenizer = "any_script"
+    # Compares each model's greedy answers with the teacher's (Rouge-L, exact matches, identical starts), for one more response a prompt.
+    # Several teachers have no common answers, so this is left out there.
+    greedy_agreement: bool = True
     exposure_bias: bool = False  # measures ExAccErr (exposure bias) too, with one more pass over the teacher's samples for each model
     top_k: PositiveInt = 10  # how many of the most probable tokens are compared with the teacher's
 

@@ -29,8 +29,15 @@ def rouge_scores(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]
     return np.array([[rouge_l(text, refs, tokenizer) for text, refs in zip(texts, references, strict=True)] for texts in samples.texts])
 
 
-def figures_of(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]], scores: np.ndarray, *, top_k: int) -> ModelFigures:
-    """scores: the result of `rouge_scores`. A figure that was not measured is None."""
+def figures_of(
+    samples: EvaluatedSamples,
+    references: Sequence[tuple[str, ...]],
+    scores: np.ndarray,
+    *,
+    top_k: int,
+    teacher_agreement: ModelFigures | None = None,
+) -> ModelFigures:
+    """scores: the result of `rouge_scores`. teacher_agreement: that of `agreement`. A figure that was not measured is None."""
     on_samples = samples.on_model_samples
     return {
         "prompts": scores.shape[1],
@@ -46,6 +53,7 @@ def figures_of(samples: EvaluatedSamples, references: Sequence[tuple[str, ...]],
             "gold": _mean(concatenated(samples.on_gold, "overlap")) if samples.on_gold else None,
         },
         "exposure_bias": _exposure_bias(samples),
+        "teacher_agreement": teacher_agreement,
     }
 
 

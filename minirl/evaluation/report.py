@@ -62,7 +62,9 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:
-        """Two tables for each set, then one for the plain corpus. A column appears where at least one model has its figure."""
+        """Two tables for each set, or three with greedy answers, then one for the plain corpus. A column appears where at least one model
+        has its figure.
+        """
         tables = []
         for name in next(iter(self.models.values())).sets:
             by_model = {model: evaluated.sets[name] for model, evaluated in self.models.items()}
@@ -70,6 +72,8 @@ class EvaluationReport:
             tables.append(_table(f"{name}: against references and teacher", by_model, COMPARISON_COLUMNS | gold_words_columns))
             response_columns = RESPONSE_COLUMNS | _exposure_columns(by_model)
             tables.append(_table(f"{name}: the responses themselves, and certainty on gold tokens", by_model, response_columns))
+            if columns := _agreement_columns(by_model):
+                tables.append(_table(f"{name}: greedy answers against the teacher's greedy answers", by_model, columns))
         losses = [(model, _number(evaluated.lm_loss_corpus)) for model, evaluated in self.models.items()]
         if any(loss for _, loss in losses):
             tables.append(Table("Plain text", ("model", "LM loss"), losses))
@@ -80,7 +84,8 @@ NOTE = (
     "Brackets hold the 95 % interval of a bootstrap over prompts; s.e. is the standard error over seeds. KL is exact and in nats, per "
     "token of the model's own samples or of gold responses. ECE and accuracy refer to the next gold token; top-k is the share of the "
     "most likely tokens that student and teacher have in common; Dist-n counts words, or characters in scripts without spaces; repeated is "
-    "the share of a response's 4-grams that occurred earlier in it; cut is the share of responses that reached the length limit."
+    "the share of a response's 4-grams that occurred earlier in it; cut is the share of responses that reached the length limit. A greedy "
+    "answer takes the most likely token each time; `same first n` is the share of answers whose first n tokens are the teacher's."
 )
 
 
@@ -135,6 +140,28 @@ def _exposure_columns(by_model: dict[str, ModelFigures]) -> Columns:
     return {name: lambda f, form=form: _exposure_at(f, form, length) for form, name in names.items()}
 
 
+def _agreement_columns(by_model: dict[str, ModelFigures]) -> Columns:
+    """Identical starts are shown at the powers of two up to the teacher's longest answer."""
+    lengths = [len(f["teacher_agreement"]["identical_start"]) for f in by_model.values() if f["teacher_agreement"]]
+    if not lengths:
+        return {}
+
+    def figure(value: Callable[[ModelFigures], float]) -> Callable[[ModelFigures], str]:
+        return lambda figures: _number(value(figures["teacher_agreement"])) if figures["teacher_agreement"] else ""
+
+    return {
+        "Rouge-L to teacher": figure(lambda alike: alike["rouge_l"]["mean"]),
+        "": lambda figures: _interval("rouge_l")(figures["teacher_agreement"]) if figures["teacher_agreement"] else "",
+        "exact match": figure(lambda alike: alike["exact_match"]),
+        **{
+            f"same first {count}" if count > 1 else "same first token": figure(
+                lambda alike, count=count: alike["identical_start"][count - 1]
+            )
+            for count in (2**power for power in range(min(lengths).bit_length()))
+        },
+    }
+
+
 def _exposure_at(figures: ModelFigures, form: str, length: int) -> str:
     if not figures["exposure_bias"]:
         return ""
@@ -158,7 +185,9 @@ Row = dict[str, float | int | None]
 
 def row_of(figures: ModelFigures) -> Row:
     """The model's row of the closing table, from its figures on one set; a figure that was not measured is None."""
-    rouge, reverse, per_response = (figures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response"))
+    rouge, reverse, per_response, alike = (
+        figures[name] or {} for name in ("rouge_l", "reverse_kl", "reverse_kl_per_response", "teacher_agreement")
+    )
     return {
         "rouge_l": rouge["mean"],
         "rouge_l_standard_error": rouge["seed_standard_error"],
@@ -171,6 +200,9 @@ def row_of(figures: ModelFigures) -> Row:
         "mean_response_tokens": figures["mean_response_tokens"],
         "truncated": figures["truncated"],
         "distinct_4": figures["distinct"]["words"]["4"],
+        "teacher_rouge_l": alike.get("rouge_l", {}).get("mean"),
+        "teacher_exact_match": alike.get("exact_match"),
+        "teacher_same_first_token": alike["identical_start"][0] if alike else None,
         "prompts": figures["prompts"],
         "seeds": figures["seeds"],
     }

@@ -181,6 +181,23 @@ def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain)
     assert worst_gap(rollouts[::20], student, None, 0.0) < 1e-5
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_greedy_answers_take_the_most_likely_token_of_the_mixture(share, model_directory, open_worker):
+    """The same prompts twice, with other seeds: the answers do not depend on them, and the log-probs stay those of the distribution."""
+    paths = [model_directory(family, **shape) for family, shape in PAIRS["llama"]]
+    worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
+    options = {"teacher_share": share, "max_response_tokens": 20, "weight_version": None, "greedy": True}
+    rollouts = worker.sample(requests(4), **options)
+    again = worker.sample([SamplingRequest(r.prompt_tokens, r.prompt_index, 0, r.seed + 1) for r in requests(4)], **options)
+    assert [r.response_tokens.tolist() for r in rollouts] == [r.response_tokens.tolist() for r in again]
+    assert worst_gap(rollouts, student, teacher, share) < 1e-5
+    for rollout in rollouts:
+        tokens = rollout.sequence.tokens
+        rows = mixture_rows(student, teacher, share, tokens)[len(rollout.prompt_tokens) - 1 : -1]
+        likeliest = rows.gather(1, torch.from_numpy(rollout.response_tokens)[:, None])[:, 0]
+        assert (rows.max(1).values - likeliest).max() < 1e-4
+
+
 def test_identical_calls_are_bit_identical(plain):
     worker, _ = plain
     first, second = (np.concatenate([r.behavior_logprobs for r in sample(worker, 0.0)]) for _ in range(2))

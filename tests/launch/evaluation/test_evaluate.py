@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minirl.config.data import DataConfig
 from minirl.data.examples import load_data
+from minirl.evaluation.agreement import greedy_tokens
 from tests.launch.conftest import VOCABULARY
 from tests.tiny import END_TOKEN, tiny_model
 
@@ -51,7 +52,7 @@ def model_options(paths):
 def evaluation(experiment, config, model_options, start):
     command = start(config, *model_options, verb="evaluate")
     assert command.wait() == 0, command.text
-    assert command.leftover_processes() == [] and "rev. KL" in command.text
+    assert command.leftover_processes() == [] and "rev. KL" in command.text and "alike" in command.text
     return experiment.root / "evaluated" / "evaluate"
 
 
@@ -130,6 +131,25 @@ def test_gold_figures_equal_those_from_transformers_on_the_records(report, netwo
             correct += (rows.argmax(1) == gold).tolist()
         assert figures["lm_loss_gold"] == pytest.approx(np.mean(losses), rel=1e-4)
         assert figures["calibration"]["accuracy"] == pytest.approx(np.mean(correct))
+
+
+@torch.no_grad()
+def test_greedy_answers_are_those_of_transformers_and_are_compared_with_the_teachers(evaluation, report, networks, examples):
+    answers = {}
+    for name in MODELS:
+        answers[name] = greedy_tokens(np.load(evaluation / "test" / f"{name}.npz"))
+        for example, answer in zip(examples, answers[name], strict=True):
+            rows = rows_of(networks[name], example.prompt.tokens, answer)
+            assert (rows.max(1).values - rows.gather(1, torch.from_numpy(answer)[:, None])[:, 0]).max() < 1e-4, name
+            assert (answer[-1] == END_TOKEN) or len(answer) == 12
+    assert any(not np.array_equal(*pair) for pair in zip(answers["student"], answers["teacher"], strict=True))
+    for name in MODELS:
+        alike = report["models"][name]["sets"]["test"]["teacher_agreement"]
+        same_first = np.mean([a[0] == b[0] for a, b in zip(answers[name], answers["teacher"], strict=True)])
+        assert alike["identical_start"][0] == pytest.approx(same_first)
+        assert 0 <= alike["exact_match"] <= alike["identical_start"][-1] <= 1 if name != "teacher" else alike["exact_match"] == 1
+    row = json.loads((evaluation / "student.json").read_text())["row"]
+    assert row["teacher_rouge_l"] == report["models"]["student"]["sets"]["test"]["teacher_agreement"]["rouge_l"]["mean"]
 
 
 def test_the_directory_holds_tables_plots_and_samples(evaluation):

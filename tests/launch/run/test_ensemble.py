@@ -41,7 +41,10 @@ def test_an_average_of_teachers_samples_scores_and_evaluates(experiment, second,
     assert next(r for r in records if r["stage"] == "seqkd")["loss/divergence"] > 0
     summary = json.loads((directory / "summary.json").read_text())
     assert list(summary) == ["student_init", "seqkd"]
-    assert all(math.isfinite(row["reverse_kl"]) for row in summary.values())
+    assert all(math.isfinite(row["reverse_kl"]) and row["teacher_rouge_l"] is None for row in summary.values())
+    assert (
+        "greedy answers: not compared, because no engine samples from an average" in (directory / "evaluate" / "evaluation.md").read_text()
+    )
 
 
 def test_each_record_has_its_teacher(experiment, second, start):

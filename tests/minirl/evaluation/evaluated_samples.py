@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minirl.evaluation.agreement import GreedyAnswers, agreement
 from minirl.evaluation.figures import ModelFigures, figures_of, rouge_scores
 from minirl.evaluation.samples import EvaluatedSamples
 from minirl.model.token_diagnostics import SequenceDiagnostics
@@ -39,14 +40,23 @@ def random_samples(
     return EvaluatedSamples(texts, rollouts, on_model_samples, [diagnostics(8, 0.0) for _ in gold], None if teacher else responses(0.5))
 
 
+def random_answers(samples: EvaluatedSamples) -> GreedyAnswers:
+    """The first seed's responses, as if they were greedy."""
+    return GreedyAnswers([rollout.response_tokens for rollout in samples.rollouts[0]], samples.texts[0])
+
+
 def models(sets: tuple[str, ...] = ("test",), **qualities: float) -> dict[str, dict[str, ModelFigures]]:
     """Figures by model and set; the teacher comes first."""
-    figures = {"teacher": {}} | {name: {} for name in qualities}
+    figures, teachers_answers = {"teacher": {}} | {name: {} for name in qualities}, None
     for set_index, name in enumerate(sets):
         gold = references(40 + 20 * set_index, seed=set_index)
         for model_index, (model, quality) in enumerate({"teacher": 0.9, **qualities}.items()):
             samples = random_samples(gold, quality, seed=100 * set_index + model_index, teacher=model == "teacher")
-            figures[model][name] = figures_of(samples, gold, rouge_scores(samples, gold), top_k=10)
+            answers = random_answers(samples)
+            if model == "teacher":
+                teachers_answers = answers
+            alike = agreement(answers, teachers_answers)
+            figures[model][name] = figures_of(samples, gold, rouge_scores(samples, gold), top_k=10, teacher_agreement=alike)
     return figures
 
 

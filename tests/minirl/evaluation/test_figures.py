@@ -115,7 +115,7 @@ def test_only_figures_that_were_not_measured_are_none(samples):
     missing = {name for name, value in figures.items() if value is None}
     assert missing == {
         "reverse_kl", "reverse_kl_per_response", "kl_by_position", "forward_kl_gold", "reverse_kl_gold", "lm_loss_gold", "calibration",
-        "exposure_bias",
+        "exposure_bias", "teacher_agreement",
     }  # fmt: skip
     assert row_of(figures)["reverse_kl"] is None and row_of(figures)["rouge_l"] == pytest.approx(95)
 
