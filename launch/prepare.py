@@ -164,9 +164,11 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
         needs.append(("gkd", "train", has_targets))
     for stage, split, has_response in needs:
         if getattr(stages, stage) and not any(map(has_response, getattr(data, split))):
+            selection = getattr(getattr(stages, stage), "select_by", None) if split == "validation" else None
             raise InputError(
                 f"no record of the {split} data has a response, and stages.{stage} needs some; give data with responses, "
-                f"or set stages.{stage}: null"
+                + (f"set stages.{stage}.select_by: reverse_kl, " if selection else "")
+                + f"or set stages.{stage}: null"
             )
     if stages.seqkd:
         prompts, answered = len(data.train), sum(map(has_targets, data.train))
