@@ -1,4 +1,4 @@
-"""How alike a model's greedy answers are to the teacher's: Rouge-L, exact matches, and answers that start with the same tokens."""
+"""How alike a model's greedy answers are to the teacher's: Rouge-L, exact matches, and identical starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Selection of the student that an on-policy stage leaves as `best`: validations compared by one metric, equal ones by reverse KL."""
+"""Selection of the best student of an on-policy stage: by one validation metric, between equal ones by reverse KL."""
 
 from dataclasses import dataclass
 
