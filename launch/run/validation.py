@@ -1,4 +1,4 @@
-"""Validation of an on-policy stage: Rouge-L, reverse KL and loss on validation prompts, measured by the groups that are running."""
+"""Validation of an on-policy stage by its running groups: Rouge-L, reverse KL and loss on validation prompts."""
 
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
