@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from actors.config import LearnerSetup
+from actors.engine.engine import check_head_size
 from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
@@ -49,7 +50,11 @@ class Groups:
         """The cluster's device, "cpu" or "cuda". Joins or starts the cluster. Raises InputError if it does not fit the config."""
         self._cluster.enter_context(cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)))
         device = device_of(self.config.cluster)
-        weight_transfer(self.config.rollout, device)  # raises InputError now instead of after the fine-tuning stages
+        # These raise InputError now instead of after the fine-tuning stages, which need no engine.
+        weight_transfer(self.config.rollout, device)
+        if self.config.stages.model_dump(exclude_none=True).keys() - {"sft_teacher", "sft"}:
+            for model in (*self.prepared.teachers, self.prepared.student):
+                check_head_size(model, device)
         return device
 
     @contextmanager

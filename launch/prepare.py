@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from actors.engine.engine import check_engine_class
 from launch.config import RunConfig
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
 from launch.identity import PRUNED_STUDENT, Identity
@@ -66,10 +67,12 @@ def prepare(config: RunConfig) -> PreparedRun:
     disable_progress_bar()  # transformers draws one bar per weight file, which would break the panel
     directory = Path(config.directory).resolve()  # workers may have another working directory
     teachers = _teacher_directories(config, directory)
-    teacher, teacher_configs = next(iter(teachers.values())), [check_supported(path, key) for key, path in teachers.items()]
+    teacher, teacher_learns = next(iter(teachers.values())), config.stages.sft_teacher is not None
+    teacher_configs = [check_supported(path, key, learns=teacher_learns) for key, path in teachers.items()]
     named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
-    student_config = teacher_configs[0] if named_student is None else check_supported(named_student, "student.model")
+    student_config = check_supported(named_student or teacher, "student.model" if named_student else "student.layers")
     for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
+        check_engine_class(network, key)
         check_positions(config, key, network)
         if key == "student.model" or config.stages.sft_teacher or config.stages.evaluate:  # the learner computes these
             check_attention(config, key, network)

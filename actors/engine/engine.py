@@ -3,12 +3,15 @@
 The functions import vLLM themselves: the import takes seconds, and vLLM reads its environment while it is imported.
 """
 
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from actors.config import EngineConfig
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 GIB = 2**30
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # those of vLLM's attention kernel for CPUs
 
 
 def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[str, str]:
@@ -98,6 +102,32 @@ def architecture_of(config: PreTrainedConfig, model: str) -> str:
     if not architectures:
         raise InputError(f"the config.json of {model} names no architectures; save the model again with transformers")
     return architectures[0]
+
+
+def check_engine_class(config: PreTrainedConfig, key: str) -> None:
+    """Raises InputError, which names the config key `key`, if vLLM can run no class for the model: neither its own nor transformers'.
+
+    It reads vLLM's registry as text, because the driver does not import vLLM, which takes seconds.
+    """
+    architecture = (config.architectures or ["none"])[0]
+    (package,) = importlib.util.find_spec("vllm").submodule_search_locations
+    registry = (Path(package) / "model_executor" / "models" / "registry.py").read_text(encoding="utf-8")
+    network = getattr(transformers, architecture, None)
+    if f'"{architecture}": (' not in registry and not (network is not None and network.is_backend_compatible()):
+        raise InputError(
+            f"{key}: vLLM has no model class for {architecture}, so it can neither sample nor score; name a model of another family"
+        )
+
+
+def check_head_size(model: str, device: str) -> None:
+    """Raises InputError if vLLM's attention kernel for the device cannot run the heads of the model in the directory `model`."""
+    config = AutoConfig.from_pretrained(model)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if device == "cpu" and size not in CPU_HEAD_SIZES:
+        raise InputError(
+            f"the attention heads of the model {model} have {size} elements, and vLLM's kernel for CPUs takes only "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}; name another model, or run on a GPU"
+        )
 
 
 def _head_dtype(device: str) -> str:

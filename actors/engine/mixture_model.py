@@ -15,8 +15,10 @@ from transformers import AutoConfig
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models.utils import maybe_prefix
 
+from actors.weights.loaded_model import head_width
 from minirl.objective.mixture import mixture_logprobs
 
 
@@ -38,8 +40,8 @@ class MixtureForCausalLM(nn.Module):
             teacher_config = AutoConfig.from_pretrained(self.teacher_path)
             teacher_config.head_dtype = getattr(config, "head_dtype", None)
             self.teacher = _build_network(vllm_config, maybe_prefix(prefix, "teacher"), teacher_config, teacher_config.architectures)
-            self.teacher_width = teacher_config.hidden_size
-        self.student_width = config.hidden_size
+            self.teacher_width = head_width(self.teacher)
+        self.student_width = head_width(self.student)
         self.teacher_loaded = False
         # While the engine warms up, both networks must run, so that memory is measured and graphs are captured for both.
         self.teacher_share = 0.0 if self.teacher is None else 0.5
@@ -89,6 +91,14 @@ class MixtureForCausalLM(nn.Module):
 
 
 def _build_network(vllm_config: VllmConfig, prefix: str, config, architectures: list[str]) -> nn.Module:
+    network_config = vllm_config.with_hf_config(config, architectures=architectures)
+    # vLLM replaces no more than the config itself. The rest would still be the student's: the heads and layers that the transformers
+    # backend reads, and the sliding window that a layer takes if its class sets none.
+    model_config, network_config.cache_config = network_config.model_config, copy.copy(vllm_config.cache_config)
+    text_config = model_config.hf_text_config = model_config.hf_config.get_text_config()
+    model_config.model_arch_config = model_config.get_model_arch_config()
+    has_one_window = set(getattr(text_config, "layer_types", None) or ()) <= {"sliding_attention"}
+    network_config.cache_config.sliding_window = model_config.get_sliding_window() if has_one_window else None
     # If vLLM compiles, the two networks need different names in its cache of compiled code.
     with set_model_tag(prefix) if prefix.endswith("teacher") else nullcontext():
-        return init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
+        return initialize_model(vllm_config=network_config, prefix=prefix)

@@ -10,6 +10,7 @@ TRANSFERS = {
     NCCL_TRANSFER: ("actors.weights.nccl", "StudentNcclEngine"),
 }
 MODELS = {
+    "BloomForCausalLM": "actors.engine.bloom:BloomForCausalLM",  # in place of vLLM's own class
     "MixtureForCausalLM": "actors.engine.mixture_model:MixtureForCausalLM",
     "ScoringForCausalLM": "actors.engine.scoring_model:ScoringForCausalLM",
 }
@@ -21,8 +22,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     for architecture, location in MODELS.items():
-        if architecture not in ModelRegistry.get_supported_archs():
-            ModelRegistry.register_model(architecture, location)
+        ModelRegistry.register_model(architecture, location)
     for name, (module, engine) in TRANSFERS.items():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, module, engine)

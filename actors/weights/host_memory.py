@@ -13,11 +13,12 @@ Where the engine holds a mixture, only the student is loaded; the teacher stays 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.weights.loaded_model import has_tied_head, incomplete_layers, output_head, student_of
 from actors.weights.packed import PackedWeights
+from minirl.errors import RunError
 
 
 @dataclass
@@ -41,6 +42,7 @@ class HostMemoryEngine(WeightTransferEngine[HostMemoryInitInfo, HostMemoryUpdate
         pass
 
     def start_weight_update(self) -> None:
+        self._tied_head = has_tied_head(student_of(self.model))
         initialize_layerwise_reload(student_of(self.model))
 
     def update_weights(self, update_info: dict) -> None:
@@ -53,12 +55,15 @@ class HostMemoryEngine(WeightTransferEngine[HostMemoryInitInfo, HostMemoryUpdate
         student_of(self.model).load_weights(update_info.bucket.tensors())
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(student_of(self.model), self.model_config)
+        student = student_of(self.model)
+        if incomplete := incomplete_layers(student, self._tied_head):
+            raise RunError(
+                f"the weights that were sent lack {len(incomplete)} layers of the rollout engine's {type(student).__name__}, "
+                f"{incomplete[0]} first; name a student of another family"
+            )
+        finalize_layerwise_reload(student, self.model_config)
+        if self._tied_head:  # a CPU kernel holds its own packed copy of the head
+            output_head(student).quant_method.process_weights_after_loading(output_head(student))
 
     def shutdown(self) -> None:
         pass
-
-
-def student_of(model: nn.Module) -> nn.Module:
-    """The network that the learner trains: the student inside a mixture, else the model itself."""
-    return getattr(model, "student", model)

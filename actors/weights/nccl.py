@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
 
-from actors.weights.host_memory import student_of
+from actors.weights.loaded_model import student_of
 from actors.weights.nccl_channel import NcclChannel
 from actors.weights.packed import SentSample, sample_elements
 

@@ -1,12 +1,11 @@
 """Buckets of weights as bytes (`PackedWeights`), their checksum, and the samples that check what an engine has loaded.
 
-Worked example, a bucket of two tensors in bfloat16 that are tied:
+Worked example, a bucket of two tensors in bfloat16:
 
-    specs    (("model.embed_tokens.weight", "bfloat16", (49152, 576)), ("lm_head.weight", "bfloat16", (49152, 576)))
-    arrays   uint8 [56623104], the same array twice: a view of the learner's memory. Ray's object store copies it once; readers share
-             that copy
+    specs    (("model.embed_tokens.weight", "bfloat16", (49152, 576)), ("model.norm.weight", "bfloat16", (576,)))
+    arrays   uint8 [56623104] and [1152]: views of the learner's memory. Ray's object store copies them once; readers share that copy
 
-The stream includes `lm_head.weight` even if it is tied to the embedding, because a CPU kernel holds its own packed copy of the head.
+The stream holds what a model's file holds. A head that is tied to the embedding is not in it: the engine refreshes its own.
 """
 
 import warnings

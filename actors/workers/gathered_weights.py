@@ -27,12 +27,12 @@ def weight_shapes(model: PreTrainedModel) -> list[tuple[str, tuple[int, ...]]]:
 def merged_weights(model: PreTrainedModel, bucket_bytes: int, *, sharded: bool) -> Iterator[NamedTensors]:
     """Yields the weights in buckets, on every rank. Collective. A bucket's tensors are valid only until the next bucket is requested.
 
-    Tied weights are in the same bucket. A weight with an adapter is a new float32 tensor; any other weight is the model's own tensor.
+    A tied weight comes once. A weight with an adapter is a new float32 tensor; any other weight is the model's own tensor.
     """
     weights = student_weights(model)
     while weights:
         bucket, size = [], 0
-        while weights and (not bucket or size + _bytes(weights[0].tensor) <= bucket_bytes or weights[0].tensor is bucket[-1].tensor):
+        while weights and (not bucket or size + _bytes(weights[0].tensor) <= bucket_bytes):
             size += _bytes(weights[0].tensor)
             bucket.append(weights.pop(0))
         with _gathered([part for weight in bucket for part in weight.tensors_to_gather], sharded):

@@ -200,15 +200,13 @@ class RolloutWorker:
             raise RunError(f"sampling was requested with weight version {version}, but version {self._version} is loaded")
 
     def _compare_loaded(self) -> None:
-        if not any(sample.name == "lm_head.weight" for sample in self._sent):
-            raise RunError("the weights that were sent lack lm_head.weight; send the head even if it is tied")
-        for compared, different in self._engine.collective_rpc("compare_loaded", args=(self._sent,)):
+        for head_compared, different in self._engine.collective_rpc("compare_loaded", args=(self._sent,)):
             if different:
                 raise RunError(
                     f"after loading, {len(different)} tensors of the rollout engine differ from those sent: {different[0]} first"
                 )
-            if not compared:
-                raise RunError("no sent tensor could be compared with one in the rollout engine")
+            if not head_compared:
+                raise RunError("the weights that were sent lack the output head, or the embedding that it is tied to; send all weights")
 
 
 def weight_transfer(config: RolloutConfig, device: str) -> str:

@@ -5,6 +5,7 @@ import torch
 
 from actors.config import TeacherConfig
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
+from actors.engine.plugin import WORKER_EXTENSION
 from minirl.errors import RunError
 from minirl.types import TeacherScores, TokenSequence, numpy_from_tensor
 
@@ -32,7 +33,7 @@ class TeacherWorker:
             "architecture": architecture_of(network, model), "shared_vocabulary": shared_vocabulary, "check_every": config.check_every,
         }  # fmt: skip
         self.temperature = temperature
-        self._width, self._shared_vocabulary, self._max_model_len = network.hidden_size, shared_vocabulary, max_model_len
+        self._shared_vocabulary, self._max_model_len = shared_vocabulary, max_model_len
         self._dtype = getattr(torch, config.dtype)
         self._engine = start_engine(
             model,
@@ -45,7 +46,9 @@ class TeacherWorker:
             enable_prefix_caching=False,  # a cached token would have no hidden state
             enable_chunked_prefill=False,  # every sequence in one pass
             max_num_batched_tokens=max(config.micro_batch_tokens, max_model_len),
+            worker_extension_cls=WORKER_EXTENSION,
         )
+        self._width = self._engine.collective_rpc("scored_width")[0]
 
     def score(self, sequences: list[TokenSequence], temperatures: list[float] | None = None) -> list[TeacherScores]:
         """Scores of each sequence's targets, in order of the sequences. temperatures: one for each sequence; None: the worker's for all.

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from actors.engine.engine import check_engine_class
 from launch.directory import path_argument
 from launch.prepare import PreparedRun, check_attention, check_positions, read_tokenizer
 from minirl.data.vocab import shared_vocabulary
@@ -61,7 +62,8 @@ def _distinguishing_ends(paths: list[Path]) -> dict[Path, str]:
 
 
 def _check_comparable(key: str, directory: str, prepared: PreparedRun) -> None:
-    network = check_supported(directory, key)
+    network = check_supported(directory, key, learns=False)
+    check_engine_class(network, key)
     check_positions(prepared.config, key, network)
     check_attention(prepared.config, key, network)
     check_weights(directory, key)

@@ -43,8 +43,8 @@ def resolve_model(name: str, key: str) -> str:
         ) from None
 
 
-def check_supported(path: str, key: str) -> PretrainedConfig:
-    """The config of a dense decoder-only causal model. Raises InputError for any other model."""
+def check_supported(path: str, key: str, *, learns: bool = True) -> PretrainedConfig:
+    """The config of a decoder-only causal model. Raises InputError for any other model, and for a mixture of experts that `learns`."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (ValueError, OSError, KeyError) as error:
@@ -53,8 +53,8 @@ def check_supported(path: str, key: str) -> PretrainedConfig:
     architecture = (config.architectures or ["none"])[0]
     if config.is_encoder_decoder or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(f"{key}: {architecture} is not a decoder-only causal language model; name one that is")
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise InputError(f"{key}: {architecture} is a mixture of experts; name a dense model, the only kind supported")
+    if learns and any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise InputError(f"{key}: {architecture} is a mixture of experts, which can teach but not be trained; name a dense model")
     return config
 
 

@@ -100,10 +100,9 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def student_weights(model: PreTrainedModel) -> list[StudentWeight]:
-    """The student's weights under all their names, with or without adapters. Tied weights are adjacent."""
+    """The student's weights, with or without adapters. A tied weight comes once, under its first name, as in a model's file."""
     weights = [weight for name, tensor in model.state_dict(keep_vars=True).items() if (weight := _weight_of(model, name, tensor))]
-    first_index = {id(weight.tensor): index for index, weight in reversed(list(enumerate(weights)))}
-    return sorted(weights, key=lambda weight: first_index[id(weight.tensor)])
+    return list({id(weight.tensor): weight for weight in reversed(weights)}.values())[::-1]
 
 
 def adapter_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -92,10 +92,8 @@ def perturb(model: PreTrainedModel, seed: int) -> None:
 
 
 def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    """The weights as a learner sends them: by name, with a tied head listed too."""
-    named = dict(model.named_parameters())
-    named["lm_head.weight"] = model.get_output_embeddings().weight
-    return list(named.items())
+    """The weights as a learner sends them: by name, without a tied head."""
+    return list(model.named_parameters())
 
 
 def publish(worker: RolloutWorker, model: PreTrainedModel, version: int, bucket_bytes: int = 100_000) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoTokenizer, Gemma2Config
+from transformers import AutoTokenizer, Gemma2Config, GPTNeoConfig, GPTNeoForCausalLM
 
 import launch.run.stages
 from launch.cli import main
@@ -20,6 +20,7 @@ from launch.config import RunConfig
 from launch.directory import claim_directory
 from minirl.config.reader import read_config
 from minirl.errors import RunError
+from tests.families.models import family_model
 from tests.launch.conftest import COMMAND, VOCABULARY
 from tests.minirl.data.reference_writer import write_indexed, write_split
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -226,6 +227,25 @@ def test_a_tokenizer_without_a_chat_template(minirl, config, started, tmp_path, 
     (directory / "chat_template.jinja").unlink()
     code, error = minirl(config, f"teacher.model={directory}", f"student.model={directory}")
     assert code == 2 and "the tokenizer has no chat template" in error and not started
+
+
+def test_a_mixture_of_experts_may_teach_but_not_be_trained(minirl, config, started, tmp_path):
+    experts = family_model(tmp_path / "experts", "qwen3_moe", vocabulary=VOCABULARY)
+    for overrides, key in (
+        ([f"student.model={experts}"], "student.model"),
+        ([f"teacher.model={experts}", "student.model=null", "student.layers=[0]"], "student.layers"),
+        ([f"teacher.model={experts}", "stages.sft_teacher={learning_rate: 1e-3}"], "teacher.model"),
+    ):
+        code, error = minirl(config, *overrides)
+        assert code == 2 and f"{key}: Qwen3MoeForCausalLM is a mixture of experts" in error and not started
+    assert minirl(config, f"teacher.model={experts}") == (0, "") and started
+
+
+def test_a_family_that_vllm_lacks(minirl, config, started, tmp_path):
+    network = GPTNeoConfig(vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global"], 2]])
+    GPTNeoForCausalLM(network).save_pretrained(tmp_path / "neo")
+    code, error = minirl(config, f"student.model={tmp_path / 'neo'}")
+    assert code == 2 and "student.model: vLLM has no model class for GPTNeoForCausalLM" in error and not started
 
 
 # --- the run's directory ---

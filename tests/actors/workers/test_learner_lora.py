@@ -71,7 +71,7 @@ def test_two_updates_equal_plain_autograd_and_published_weights_equal_exported_o
     on_policy, supervised = items
     with learner_group(*models, lora=LORA, workers=workers, zero_stage=stage, tokens_per_microbatch=tokens) as group:
         start = weights(group)
-        base = AutoModelForCausalLM.from_pretrained(models[0]).state_dict()
+        base = dict(AutoModelForCausalLM.from_pretrained(models[0]).named_parameters())
         assert all(torch.equal(start[name], tensor) for name, tensor in base.items())
         for update, (reference, norm) in enumerate(expected):
             sums = group.update(UpdateStep(0, update, LEARNING_RATE, scale), on_policy, supervised, lengths_of(on_policy))
@@ -89,7 +89,7 @@ def assert_published_is_exported(group, base: str, directory: Path, dtype: str =
     """Exported and published tensors are equal. The exported adapter, put onto the base model by peft, gives the same model."""
     group.export(base, str(directory))
     published = {name: tensor.clone() for ref, *_ in group.pack_weights(dtype) for name, tensor in ray.get(ref).tensors()}
-    exported = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").state_dict()
+    exported = dict(AutoModelForCausalLM.from_pretrained(directory, dtype="auto").named_parameters())
     assert set(exported) == set(published)
     assert all(torch.equal(exported[name], tensor) for name, tensor in published.items())
     base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

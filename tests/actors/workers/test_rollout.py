@@ -9,6 +9,7 @@ import torch
 from actors.workers.rollout import SamplingRequest
 from minirl.errors import InputError, RunError
 from tests.actors.conftest import hugging_face, mixture_rows, perturb, publish, requests, rollout_worker, worst_gap
+from tests.families.models import family_model
 from tests.tiny import END_TOKEN
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,14 @@ def test_mixture_equals_hugging_face_as_loaded_and_after_each_publish(pair, mode
         assert worst_gap(rollouts, before, teacher, 0.2) > 1e-2  # the weights as loaded would not have passed
         assert worst_gap(sample(worker, 0.0, version), student, None, 0.0) < 1e-5
         assert {rollout.weight_version for rollout in rollouts} == {version}
+
+
+@pytest.mark.parametrize("families", [("llama", "phi3"), ("phi3", "llama")], ids=["a window in the teacher", "a window in the student"])
+def test_each_network_of_a_mixture_keeps_its_own_sliding_window(families, tmp_path, open_worker):
+    """Phi-3 attends to the last 32 tokens here, Llama to all. The longest sequence has 180."""
+    paths = [family_model(tmp_path / role, family) for role, family in zip(("student", "teacher"), families, strict=True)]
+    worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
+    assert worst_gap(sample(worker, 0.5), student, teacher, 0.5) < 1e-5
 
 
 @pytest.mark.parametrize("vocabularies", [(576, 512), (512, 640)], ids=["wider student", "wider teacher"])
