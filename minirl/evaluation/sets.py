@@ -12,7 +12,7 @@ from minirl.config.data import DataConfig
 from minirl.config.evaluation import EvaluateConfig, EvaluationSetConfig
 from minirl.data.examples import Example, load_examples
 from minirl.errors import InputError
-from minirl.evaluation.words import words_of
+from minirl.evaluation.words import rouge_tokenizer, words_of
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ def load_sets(
 ) -> list[EvaluationSet]:
     """Sets in the order of the config. test: the run's test split; teachers: as in `load_data`.
 
-    Raises InputError where no record of a set can be used.
+    Raises InputError where no record of a set can be used, or where the paper's tokenizer finds no word in any reference of a set.
     """
     sets = []
     for name, set_config in config.sets.items():
         examples = test if set_config.source is None else load_examples(set_config.source, data, tokenizer, end_tokens, teachers)
         sets.append(evaluation_set(name, set_config, examples, set_config.prompts or config.prompts))
+        if config.rouge_tokenizer == "paper":
+            _check_ascii(sets[-1])
     return sets
 
 
@@ -59,6 +61,15 @@ def evaluation_set(name: str, config: EvaluationSetConfig, examples: Iterable[Ex
             + (" or lower min_gold_words" if length else "")
         )
     return EvaluationSet(name, config.source or "the run's test split", selected, _digest(selected))
+
+
+def _check_ascii(evaluation_set: EvaluationSet) -> None:
+    tokenizer = rouge_tokenizer("paper")
+    if not any(tokenizer.tokenize(reference) for references in evaluation_set.references for reference in references):
+        raise InputError(
+            f"stages.evaluate.rouge_tokenizer: paper counts ASCII letters and digits alone, and no response of the set "
+            f"stages.evaluate.sets.{evaluation_set.name} has any, so every Rouge-L would be 0; set rouge_tokenizer: any_script"
+        )
 
 
 def gold_words(references: tuple[str, ...]) -> int:

@@ -32,8 +32,9 @@ def source(tmp_path):
 
 @pytest.fixture
 def load(source):
-    def load(**sets):
-        config = EvaluateConfig(prompts=2, sets={name: EvaluationSetConfig(**values) for name, values in sets.items()})
+    def load(rouge_tokenizer="any_script", **sets):
+        sets = {name: EvaluationSetConfig(**values) for name, values in sets.items()}
+        config = EvaluateConfig(prompts=2, sets=sets, rouge_tokenizer=rouge_tokenizer)
         data = DataConfig(train=source)
         test = [next(load_examples(source, data, TOKENIZER, ENDS))]
         return load_sets(config, data, test, TOKENIZER, ENDS)
@@ -79,3 +80,12 @@ def test_gold_words_of_a_script_without_spaces_are_its_characters(load, tmp_path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (long,) = load(long={"source": str(path), "min_gold_words": 6})
     assert prompts(long) == [1]
+
+
+def test_the_papers_tokenizer_is_refused_where_it_sees_nothing(load, source, tmp_path):
+    path = tmp_path / "russian.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": "хорошая погода"}) + "\n" for n in range(2)))
+    with pytest.raises(InputError, match="no response of the set stages.evaluate.sets.russian has any.*set rouge_tokenizer: any_script"):
+        load("paper", english={"source": source}, russian={"source": str(path)})
+    assert len(load(english={"source": source}, russian={"source": str(path)})) == 2
+    assert len(load("paper", english={"source": source})) == 1
