@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from actors.engine.engine import check_engine_class
@@ -14,7 +14,8 @@ from minirl.data.corpus import Corpus, load_corpus
 from minirl.data.embedded.assets import materialise_teacher
 from minirl.data.examples import Example, InstructionData, load_data
 from minirl.data.templates import end_tokens
-from minirl.data.vocab import shared_vocabulary
+from minirl.data.tokenizer import read_tokenizer
+from minirl.data.vocab import check_ids, shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.sets import EvaluationSet, load_sets
 from minirl.files import write_json
@@ -88,12 +89,13 @@ def prepare(config: RunConfig) -> PreparedRun:
         for teacher_tokenizer, network in zip(tokenizers, teacher_configs, strict=True)
     )
     ends = end_tokens(tokenizer, teacher, config.data.template_arguments)
+    check_ids(ends, vocabulary, tokenizer, "the list of tokens that end a response (eos_token, or eos_token_id in generation_config.json)")
     ids = tuple(member.id for member in config.teacher.members) if config.teacher.selected_by_record else ()
-    data = load_data(config.data, tokenizer, ends, ids)
+    data = load_data(config.data, tokenizer, ends, ids, vocabulary)
     _check_responses(config, data)
-    corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer)
+    corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer, vocabulary)
     evaluate = config.stages.evaluate
-    sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids)
+    sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids, vocabulary)
     models = teachers | ({} if named_student is None else {"student.model": named_student})
     identity = Identity(config, directory, models, data, corpus)
     identity.check()
@@ -180,11 +182,3 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
                 f"stages.seqkd.gold_share = {stages.seqkd.gold_share:g} needs {needed} gold responses, and {answered} of {prompts} records "
                 f"of the train data have one; lower it to {100 * answered // prompts / 100:g}, or give more records with responses"
             )
-
-
-def read_tokenizer(path: str, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model directory. Raises InputError, which names the config key `key`, if there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{key}: {path} has no tokenizer that transformers reads ({' '.join(str(error).split())[:120]})") from None

@@ -15,6 +15,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from actors.config import EngineConfig
+from actors.engine.start_errors import memory_problem
 from minirl.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def start_engine(
     """Starts an engine on the model in the directory `model`.
 
     overrides: entries that replace those of the model's config. mixed: the engine holds two networks. `arguments` go to `vllm.LLM`
-    unchanged.
+    unchanged. Raises InputError, which names our own key, if memory does not suffice.
     """
     os.environ.update(engine_environment(device, threads, config.tensor_parallel))
     torch.set_num_threads(threads)
@@ -75,6 +76,10 @@ def start_engine(
             seed=0,
             **_device_arguments(config, device, mixed) | arguments,
         )
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if problem := memory_problem(error, config, device, max_model_len):
+            raise InputError(problem) from None
+        raise
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, process-wide, with a function that refuses
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from actors.engine.engine import check_engine_class
 from launch.directory import path_argument
-from launch.prepare import PreparedRun, check_attention, check_positions, read_tokenizer
+from launch.prepare import PreparedRun, check_attention, check_positions
+from minirl.data.tokenizer import read_tokenizer
 from minirl.data.vocab import shared_vocabulary
 from minirl.errors import InputError
 from minirl.evaluation.plots import TEACHER

@@ -17,7 +17,7 @@ from minirl.data.record_files import open_file, unreadable
 from minirl.data.records import read_rows
 from minirl.data.reference_files import check_token_ids, is_tokenised_source, open_token_files
 from minirl.data.values import check_text, printable_list
-from minirl.data.vocab import highest_token_id
+from minirl.data.vocab import check_ids, highest_token_id
 from minirl.errors import InputError
 from minirl.types import TokenSequence
 
@@ -49,10 +49,13 @@ class Corpus:
         return [_sequence(block) for block in self.test_blocks]
 
 
-def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """Reads and tokenises until the source ends or `max_blocks` are full. Raises InputError if no block is left to learn from."""
+def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None = None) -> Corpus:
+    """Reads and tokenises until the source ends or `max_blocks` are full. Raises InputError if no block is left to learn from.
+
+    vocabulary: the number of ids that student and teacher share, of which a text may use no others; None: not checked.
+    """
     if is_tokenised_source(config.source):
-        return _load_tokenised(config, tokenizer)
+        return _load_tokenised(config, tokenizer, vocabulary)
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no end token to close the documents of the corpus with; give it an eos_token")
     needed = config.max_blocks * config.block_tokens if config.max_blocks else None
@@ -60,20 +63,22 @@ def load_corpus(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Cor
     for tokens in _tokenised(read_documents(config.source, streaming=needed is not None), tokenizer):
         pieces.append(tokens)
         total, documents = total + len(tokens), documents + 1
+        if vocabulary is not None:
+            check_ids([tokens.max()], vocabulary, tokenizer, f"document {documents} of the corpus {config.source}")
         if needed is not None and total >= needed:
             break
     count = _block_count(config, total)
     return _corpus_of(config, np.concatenate(pieces)[: count * config.block_tokens], documents, total)
 
 
-def _load_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+def _load_tokenised(config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> Corpus:
     """The blocks that the reference wrote, with their end tokens, joined and cut again. A single file stays on the disk."""
     files = open_token_files(config.source, "train")
     total = sum(len(file.tokens) for file in files)
     needed, pieces = _block_count(config, total) * config.block_tokens, []
     for file in files:
         used = min(len(file.tokens), needed - sum(map(len, pieces)))
-        check_token_ids(file, highest_token_id(tokenizer) + 1, separators=False, first=used)
+        check_token_ids(file, min(highest_token_id(tokenizer) + 1, vocabulary or 2**31), separators=False, first=used)
         pieces.append(file.tokens[:used])
     stream = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return _corpus_of(config, stream, sum(len(file) for file in files), total)

@@ -19,6 +19,7 @@ from minirl.data.reference_files import is_tokenised_source, tokenised_conversat
 from minirl.data.rendered_fields import RenderedFields
 from minirl.data.segment import Segment
 from minirl.data.templates import Template, make_template
+from minirl.data.vocab import check_ids
 from minirl.errors import InputError
 from minirl.types import Prompt, TokenSequence
 
@@ -56,17 +57,23 @@ class InstructionData:
 
 
 def load_data(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...] = ()
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: tuple[int, ...],
+    teachers: tuple[str, ...] = (),
+    vocabulary: int | None = None,
 ) -> InstructionData:
     """Reads, splits and tokenises all records. Raises InputError that names what cannot be used, and where.
 
     end_tokens: from `templates.end_tokens`. teachers: ids, of which every record must name one in its column `teacher_id`; empty: the
     column is ignored.
 
+    vocabulary: the number of ids that student and teacher share; None: not checked.
+
     A split without its own source gets its share of `train` by a hash of the prompt's text, whatever the order or number of the records.
     In such a split, records with the same prompt become one example with all their references, so that each held-out prompt counts once.
     """
-    encoder = _Encoder(config, tokenizer, end_tokens, teachers)
+    encoder = _Encoder(config, tokenizer, end_tokens, teachers, vocabulary)
     splits = _read_splits(config, encoder)
     examples = {split: list(encoder.examples(conversations)) for split, conversations in splits.items()}
     for split, encoded in examples.items():
@@ -79,13 +86,18 @@ def load_data(
 
 
 def load_examples(
-    source: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...] = ()
+    source: str,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_tokens: tuple[int, ...],
+    teachers: tuple[str, ...] = (),
+    vocabulary: int | None = None,
 ) -> Iterator[Example]:
     """The records of one held-out source, in its order, with the template and limits of `config`. Raises InputError as `load_data` does.
 
     It yields examples lazily, because a caller may need only a few of many.
     """
-    encoder = _Encoder(config, tokenizer, end_tokens, teachers)
+    encoder = _Encoder(config, tokenizer, end_tokens, teachers, vocabulary)
     return encoder.examples(enumerate(turn for record in encoder.read(source, "test") for turn in encoder.turns(record)))
 
 
@@ -176,13 +188,19 @@ class _Encoder:
     """Reads sources and turns conversations into examples. counts: what it met on the way, for `InstructionData.report`."""
 
     def __init__(
-        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, end_tokens: tuple[int, ...], teachers: tuple[str, ...]
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: tuple[int, ...],
+        teachers: tuple[str, ...],
+        vocabulary: int | None = None,
     ) -> None:
         if config.system_prompt is not None and config.template == "alpaca":
             raise InputError("the template alpaca has a fixed preamble; leave data.system_prompt out, or set data.template: chat")
         if config.template_arguments and config.template == "alpaca":
             raise InputError("the template alpaca takes no arguments; leave data.template_arguments out, or set data.template: chat")
         self.config, self.tokenizer, self.end_tokens, self.teachers = config, tokenizer, end_tokens, teachers
+        self.vocabulary = vocabulary
         self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         self.counts: Counter = Counter()
 
@@ -225,6 +243,8 @@ class _Encoder:
         if self._drops_prompt(len(tokens), conversation):
             return None
         gold = self._truncated(segments[-1].tokens[: segments[-1].gold]) if conversation.has_response else []
+        if self.vocabulary is not None:
+            check_ids((*tokens, *gold), self.vocabulary, self.tokenizer, conversation.origin)
         self.counts["without_response"] += not conversation.has_response
         self.counts["thoughts_closed"] += any(segment.thought_closed for segment in segments)
         teacher = self._teacher(conversation)

@@ -3,6 +3,8 @@
 It compares the tokenizers: an equal `config.vocab_size` alone proves nothing.
 """
 
+from collections.abc import Iterable
+
 from transformers import PreTrainedTokenizerBase
 
 from minirl.errors import InputError
@@ -21,13 +23,16 @@ def shared_vocabulary(
 ) -> int:
     """The number of ids that both models know: the smaller `config.vocab_size` (models of one tokenizer may pad it to different sizes).
 
-    Raises InputError if the tokenizers differ, with the first difference, or if they have ids that the smaller model does not know.
+    Raises InputError if the tokenizers differ, with the first difference, or if they have ids that the smaller model does not know. Two
+    differences do no harm: a padding token that only one tokenizer has, because masks come from lengths, and added tokens beyond the
+    models' ids (Gemma 3's `<image_soft_token>`), as long as no text holds them (`check_ids`).
     """
-    _compare_tokens(student.get_vocab(), teacher.get_vocab())
+    _compare_tokens(student, teacher)
     _compare_special(student, teacher)
     _compare_encodings(student, teacher)
     size, highest = min(student_vocab_size, teacher_vocab_size), highest_token_id(student)
-    if highest >= size:
+    added = student.added_tokens_decoder.keys() | teacher.added_tokens_decoder.keys()
+    if any(id >= size and id not in added for id in student.get_vocab().values()):
         model = "student" if student_vocab_size == size else "teacher"
         raise InputError(
             f"the tokenizer uses ids up to {highest}, but the {model} has only {size} (config.vocab_size); "
@@ -36,12 +41,29 @@ def shared_vocabulary(
     return size
 
 
+def check_ids(tokens: Iterable[int], vocabulary: int, tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+    """Raises InputError that names `origin` if one of the tokens is an added one that the models do not know."""
+    highest = max(tokens, default=-1)
+    if highest >= vocabulary:
+        raise InputError(
+            f"{origin} contains the token {tokenizer.convert_ids_to_tokens(int(highest))!r} (id {highest}), and student and teacher share "
+            f"only the ids below {vocabulary}; remove it there, or resize the embeddings of the smaller model"
+        )
+
+
 def highest_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values())
 
 
-def _compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
-    differing = sorted(token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token))
+def _compare_tokens(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> None:
+    student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    padding = {
+        token
+        for token, known, other in ((student_tokenizer.pad_token, student, teacher), (teacher_tokenizer.pad_token, teacher, student))
+        if token in known and token not in other and known[token] not in other.values()
+    }
+    tokens = (student.keys() | teacher.keys()) - padding
+    differing = sorted(token for token in tokens if student.get(token) != teacher.get(token))
     if differing:
         example, total = differing[0], len(student.keys() | teacher.keys())
         raise InputError(

@@ -36,14 +36,17 @@ def load_sets(
     tokenizer: PreTrainedTokenizerBase,
     end_tokens: tuple[int, ...],
     teachers: tuple[str, ...] = (),
+    vocabulary: int | None = None,
 ) -> list[EvaluationSet]:
-    """Sets in the order of the config. test: the run's test split; teachers: as in `load_data`.
+    """Sets in the order of the config. test: the run's test split; teachers, vocabulary: as in `load_data`.
 
     Raises InputError where no record of a set can be used, or where the paper's tokenizer finds no word in any reference of a set.
     """
     sets = []
     for name, set_config in config.sets.items():
-        examples = test if set_config.source is None else load_examples(set_config.source, data, tokenizer, end_tokens, teachers)
+        examples = (
+            test if set_config.source is None else load_examples(set_config.source, data, tokenizer, end_tokens, teachers, vocabulary)
+        )
         sets.append(evaluation_set(name, set_config, examples, set_config.prompts or config.prompts))
         if config.rouge_tokenizer == "paper":
             _check_ascii(sets[-1])

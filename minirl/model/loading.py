@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from minirl.errors import InputError, RunError
+from minirl.errors import InputError, RunError, first_line
+from minirl.hub import hub_problem
 from minirl.model.attention import default_kernel
 from minirl.model.weight_accounting import check_loaded, check_weights
 from minirl.model.weight_files import WEIGHTS, quiet_transformers, skeleton_of, stored_tensors
@@ -24,37 +25,68 @@ DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_
 def resolve_model(name: str, key: str) -> str:
     """The path of a local model directory, or of a downloaded (or cached) hub model. Raises InputError that names the config key."""
     path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{key}: {name} is a directory but holds no config.json, so it is not a Hugging Face model; name one that is")
-        if not any((path / weights).is_file() for weights in WEIGHTS):
-            raise InputError(f"{key}: {name} holds no {WEIGHTS[0]} (or its index); save the model in safetensors format")
-        return str(path.resolve())
+    try:
+        if path.is_dir():
+            _check_is_model(path, f"{key}: {name}")
+            return str(path.resolve())
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: {name} cannot be read ({first_line(error)}); check the path") from None
+    if is_file:
+        raise InputError(f"{key}: {name} is a file; name the directory that holds config.json and the weights")
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise InputError(f"{key}: {name} is not a model: there is no such directory; check the path")
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-    except Exception as error:  # the hub client raises many kinds of errors; all mean the same to the user
-        reason = type(error).__name__
-        raise InputError(
-            f"{key}: {name} is neither a local directory nor a model that the hub provides ({reason}); check the name or the network"
-        ) from None
+        directory = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"])
+    except Exception as error:  # the hub's client raises many kinds of errors
+        raise InputError(f"{key}: {name} is no local directory, and the hub does not provide it: {hub_problem(error)}") from None
+    _check_is_model(Path(directory), f"{key}: {name} on the hub")
+    return directory
+
+
+def _check_is_model(path: Path, subject: str) -> None:
+    if not (path / "config.json").is_file():
+        raise InputError(f"{subject} is a directory but holds no config.json, so it is not a Hugging Face model; name one that is")
+    if not any((path / weights).is_file() for weights in WEIGHTS):
+        raise InputError(f"{subject} holds no {WEIGHTS[0]} (or its index); save the model in safetensors format")
 
 
 def check_supported(path: str, key: str, *, learns: bool = True) -> PretrainedConfig:
-    """The config of a decoder-only causal model. Raises InputError for any other model, and for a mixture of experts that `learns`."""
+    """The config of a decoder-only causal model, of which transformers can build a model.
+
+    Raises InputError for any other model, for a quantised one, and for a mixture of experts that `learns`.
+    """
+    file = Path(path) / "config.json"
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{key}: transformers cannot read the config of {path}, so name another model: {reason}") from None
-    architecture = (config.architectures or ["none"])[0]
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # strict validation raises errors of types of its own
+        raise InputError(f"{key}: transformers cannot read {file} ({first_line(error)}); correct it, or name another model") from None
+    quantisation = getattr(config, "quantization_config", None) or getattr(config.get_text_config(), "quantization_config", None)
+    if quantisation:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else getattr(quantisation, "quant_method", None)
+        raise InputError(
+            f"{key}: {path} is quantised ({method or 'quantization_config in its config.json'}), and its head is needed in "
+            "floating point; name the model that it was made from, in bfloat16, float16 or float32"
+        )
+    named = config.architectures if isinstance(config.architectures, list) and config.architectures else ["none"]
+    architecture = str(named[0])
     if config.is_encoder_decoder or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(f"{key}: {architecture} is not a decoder-only causal language model; name one that is")
     if learns and any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise InputError(f"{key}: {architecture} is a mixture of experts, which can teach but not be trained; name a dense model")
+    for name, optional in (("vocab_size", False), ("hidden_size", False), ("max_position_embeddings", True)):
+        value = getattr(config, name, None)
+        if not (value is None and optional) and (type(value) is not int or value < 1):
+            raise InputError(f"{key}: {file} has {name} = {value!r}, where a positive integer belongs; correct it, or name another model")
+    try:
+        skeleton_of(config)
+    except Exception as error:  # head counts that do not divide, an unknown activation function, ...
+        raise InputError(
+            f"{key}: transformers cannot build the model that {file} describes ({first_line(error)}); correct it, or name another model"
+        ) from None
     return config
 
 

@@ -248,6 +248,24 @@ def test_a_family_that_vllm_lacks(minirl, config, started, tmp_path):
     assert code == 2 and "student.model: vLLM has no model class for GPTNeoForCausalLM" in error and not started
 
 
+def test_a_record_with_a_token_beyond_the_models_is_named(minirl, config, started, tmp_path, experiment):
+    teacher = shutil.copytree(experiment.settings["teacher"]["model"], tmp_path / "extended")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(teacher)
+    models = [f"teacher.model={teacher}", f"student.model={teacher}"]
+    assert minirl(config, *models) == (0, "") and len(started) == 1
+    data = lines(tmp_path / "images.jsonl", *GOOD[:40], {"prompt": "t3 <image>", "completion": "t9"}, *GOOD[40:])
+    code, error = minirl(config, *models, f"data.train={data}", f"directory={tmp_path / 'other'}")
+    assert code == 2 and f"{data} line 41 contains the token '<image>' (id {VOCABULARY})" in error and len(started) == 1
+    (tmp_path / "text.txt").write_text("t8 " * 2000 + "<image>")
+    code, error = minirl(config, *models, f"corpus.source={tmp_path / 'text.txt'}", f"directory={tmp_path / 'other'}")
+    assert code == 2 and "document 1 of the corpus" in error and "'<image>'" in error
+    (teacher / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, VOCABULARY]}))
+    code, error = minirl(config, *models, f"directory={tmp_path / 'other'}")
+    assert code == 2 and "the list of tokens that end a response" in error and "'<image>'" in error
+
+
 # --- the run's directory ---
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from minirl.data.vocab import shared_vocabulary
+from minirl.data.vocab import check_ids, shared_vocabulary
 from minirl.errors import InputError
 from tests.minirl.data.chatml import chatml_tokenizer
 from tests.tiny import tiny_tokenizer
@@ -74,3 +74,35 @@ def test_ids_above_the_smaller_models_vocabulary_are_refused(tmp_path, student, 
     assert shared_vocabulary(tokenizer, tokenizer, 64, 64) == 64
     with pytest.raises(InputError, match=f"uses ids up to 63, but the {model} has only 63"):
         shared_vocabulary(tokenizer, tokenizer, student, teacher)
+
+
+def test_an_added_token_beyond_the_models_is_accepted_as_long_as_no_text_holds_it(tmp_path):
+    """As Gemma 3's text models: 262,145 tokens in the tokenizer, and 262,144 rows."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path, 64))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert shared_vocabulary(tokenizer, tokenizer, 64, 64) == 64
+    check_ids(tokenizer.encode("t3 t4"), 64, tokenizer, "line 3")
+    with pytest.raises(InputError, match=r"^line 3 contains the token '<image>' \(id 64\), and .* only the ids below 64; remove it"):
+        check_ids(tokenizer.encode("t3 <image>"), 64, tokenizer, "line 3")
+    with pytest.raises(InputError, match="uses ids up to 64, but the student has only 63"):  # t63 is a word, and texts will hold it
+        shared_vocabulary(tokenizer, tokenizer, 63, 63)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["student", "teacher"])
+def test_a_padding_token_that_only_one_tokenizer_has_is_no_difference(tmp_path, side):
+    tokenizers = [AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path / str(n), 64)) for n in range(2)]
+    tokenizers[side].add_special_tokens({"pad_token": "[PAD]"})
+    sizes = [64, 64]
+    sizes[side] = 72
+    assert shared_vocabulary(*tokenizers, *sizes) == 64
+    tokenizers[side].add_special_tokens({"additional_special_tokens": ["<think>"]})
+    with pytest.raises(InputError, match="differ in 1 of 66 tokens, for example '<think>'"):
+        shared_vocabulary(*tokenizers, *sizes)
+
+
+def test_a_padding_token_under_the_id_of_another_token_is_refused():
+    padded, other = tokenizer_with(), tokenizer_with()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    other.add_tokens(["<tool>"])
+    with pytest.raises(InputError, match="differ in 2 of 7 tokens"):
+        shared_vocabulary(padded, other, 8, 8)

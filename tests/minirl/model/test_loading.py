@@ -79,7 +79,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(name):
 
 def test_a_hub_model_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="neither a local directory nor a model that the hub provides"):
+    with pytest.raises(InputError, match="the hub does not provide it: the model is not in .*HF_HUB_OFFLINE forbids"):
         resolve_model("nobody/no-such-model", "teacher.model")
 
 
@@ -101,7 +101,7 @@ def test_other_kinds_of_models_are_refused(tmp_path, config, sentence):
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "no-such-type"}'])
 def test_a_config_that_transformers_cannot_read(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"^teacher.model: transformers cannot read the config of"):
+    with pytest.raises(InputError, match=r"^teacher.model: transformers cannot read .*config.json"):
         check_supported(str(tmp_path), "teacher.model")
 
 
