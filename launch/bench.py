@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +50,8 @@ class Bench:
         self.config, self.measured, self.observer = self.prepared.config, iterations, observer
         self.stage = on_policy_stage(self.config, "distill")
         self.directory = prepared.directory / "bench"
-        earlier_stages = [directory for name, directory in stages.student_directories().items() if name != "distill"]
+        directories = stages.student_directories()
+        earlier_stages = [directories[name] for name in takewhile(lambda name: name != "distill", directories)]
         self.student = _first_existing([prepared.directory / path for path in reversed(earlier_stages)], prepared.student)
         self.teacher_model = _first_existing([prepared.directory / "sft_teacher" / "best"], prepared.teachers[0])
         self.records: list[Record] = []

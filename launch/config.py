@@ -1,7 +1,7 @@
 """The config of a run (one YAML file): models, data, groups and stages, and the settings of each on-policy stage."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from pydantic import NonNegativeInt, model_validator
 
@@ -9,15 +9,20 @@ from actors.config import ClusterConfig, LearnerConfig, RolloutConfig, TeacherCo
 from minirl.config.data import CorpusConfig, DataConfig
 from minirl.config.evaluation import EvaluateConfig
 from minirl.config.objective import ObjectiveConfig, SoftTargetsConfig
-from minirl.config.stages import DistillConfig, GkdConfig, KdConfig, SeqkdConfig, SftConfig
+from minirl.config.stages import DistillConfig, GkdConfig, KdConfig, SeqkdConfig, SftConfig, TaskSftConfig
 from minirl.config.strict import PathText, StrictModel
 from minirl.config.student import StudentConfig
 
-STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill")
+STUDENT_STAGES = ("sft", "kd", "seqkd", "gkd", "opd", "distill", "task_sft")
+STAGES = ("sft_teacher", *STUDENT_STAGES, "evaluate")  # in their default order
 
 
 class StagesConfig(StrictModel):
-    """The stages of a run, in order. Each starts from the student that the previous stage left; `null` skips a stage."""
+    """The stages of a run, in this order. Each starts from the student that the previous stage left; `null` skips a stage.
+
+    For another order, give a list with one stage an item, such as `[{distill: {...}}, {sft: {...}}, {evaluate: {}}]`. Overrides are the
+    same: `stages.distill.iterations=3`.
+    """
 
     sft_teacher: SftConfig | None = None  # fine-tunes the teacher on gold responses first; needs a single teacher
     sft: SftConfig | None = None  # fine-tunes the student on gold responses
@@ -26,12 +31,46 @@ class StagesConfig(StrictModel):
     gkd: GkdConfig | None = None  # the loop of `distill` with a divergence in place of the objective; may mix in gold responses
     opd: DistillConfig | None = None  # the loop of `distill` with `objective.preset: opd`, sampling from the student alone
     distill: DistillConfig | None = None  # MiniLLM: on-policy distillation with `objective`, sampling with `rollout.teacher_share`
+    task_sft: TaskSftConfig | None = None  # fine-tunes the student on the data of one task, and watches how far it leaves the teacher
     evaluate: EvaluateConfig | None = None  # measures the teacher, the initial student and the student of every stage above
+    order: list[str] | None = None  # the names of all stages in another order, `evaluate` last; a list of stages sets it. `null`: as here
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_from_list(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for number, item in enumerate(value, start=1):
+            if not isinstance(item, dict) or len(item) != 1:
+                content = f"the keys {', '.join(map(str, item))}" if isinstance(item, dict) else repr(item)
+                raise ValueError(f"each item of the list must be one stage, such as `- sft: {{...}}`; item {number} has {content}")
+        names = [str(name) for item in value for name in item]
+        return {str(name): section for item in value for name, section in item.items()} | {"order": names}
+
+    @model_validator(mode="after")
+    def _refuse_impossible_order(self) -> Self:
+        order = self.order or STAGES
+        for name in order:
+            if name not in STAGES:
+                raise ValueError(f"{name} is no stage; the stages are {', '.join(STAGES)}")
+            if order.count(name) > 1:
+                raise ValueError(f"{name} comes {order.count(name)} times in the order of the stages; a stage runs once, so name it once")
+        if "evaluate" in order[:-1]:
+            raise ValueError("evaluate measures the students of all stages, so it must be the last one; move it to the end")
+        for name in STAGES[:-1]:
+            if getattr(self, name) and name not in order:
+                raise ValueError(f"the order of the stages lacks {name}; add it to stages.order, or set stages.{name}: null")
+        return self
+
+    def in_order(self) -> list[str]:
+        """The names of the stages to run, in their order."""
+        training = [name for name in self.order or STAGES if name != "evaluate"]
+        return [name for name in (*training, "evaluate") if getattr(self, name)]
 
     def student_directories(self) -> dict[str, str]:
         """Stage name -> directory of the student that it leaves, such as "sft/best"; the student's training stages, in order."""
-        stages = {name: getattr(self, name) for name in STUDENT_STAGES}
-        return {name: f"{name}/{getattr(stage, 'leaves', 'best')}" for name, stage in stages.items() if stage}
+        stages = {name: getattr(self, name) for name in self.in_order() if name in STUDENT_STAGES}
+        return {name: f"{name}/{getattr(stage, 'leaves', 'best')}" for name, stage in stages.items()}
 
 
 class RunConfig(StrictModel):

@@ -63,7 +63,8 @@ class Groups:
     ) -> Iterator[tuple[LearnerGroup, TeacherGroup | EnsembleGroup | None]]:
         """The learner group, and the teacher group if there are teachers, for supervised training with the model's own dropout.
 
-        teachers: models whose distribution is learnt too, as `soft` says; None for training on the tokens alone.
+        teachers: models whose distribution is learnt too, as `soft` says, or without `soft` only compared with the student's; None starts
+        no teacher group.
         """
         setup = self._learner_setup(model, teachers, training=training, soft=soft, dropout=True, lora=lora)
         teacher_starts = self._teacher_starts(teachers, 1.0) if teachers else []
@@ -217,6 +218,7 @@ def object_store_bytes(prepared: PreparedRun) -> int:
     for stage in (stages.kd, stages.seqkd):
         if stage is not None and stage.soft is not None:
             stage_tokens.append(2 * stage.sequences_per_update * longest + sum(len(e.sequence.tokens) for e in prepared.data.validation))
+    stage_tokens.append(sum(len(sequence.tokens) for sequence in prepared.watched_sequences))
     for stage in filter(None, (stages.gkd, stages.opd, stages.distill)):
         supervised = longest * stage.gold_per_update if isinstance(stage, GkdConfig) else 0
         if config.corpus and config.objective.pretrain_kd_share > 0:

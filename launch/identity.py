@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from launch.config import STUDENT_STAGES, RunConfig
-from minirl.config.data import DataConfig
+from minirl.config.data import RecordsConfig
 from minirl.data.corpus import Corpus
 from minirl.data.examples import InstructionData
 from minirl.errors import InputError
@@ -97,7 +97,7 @@ class Identity:
         return list(dict.fromkeys(keys))
 
     def _stage_names(self) -> list[str]:
-        return [name for name in ("sft_teacher", *STUDENT_STAGES) if getattr(self.config.stages, name)]
+        return [name for name in self.config.stages.in_order() if name != "evaluate"]
 
 
 def source_content(config: RunConfig) -> Content:
@@ -105,15 +105,15 @@ def source_content(config: RunConfig) -> Content:
     sources = dict(_data_sources("data", config.data))
     if config.corpus:
         sources["corpus.source"] = config.corpus.source
-    for name in type(config.stages).model_fields:
-        for field, value in getattr(config.stages, name) or ():
-            if isinstance(value, DataConfig):
+    for name in config.stages.in_order():
+        for field, value in getattr(config.stages, name):
+            if isinstance(value, RecordsConfig):
                 sources |= _data_sources(f"stages.{name}.{field}", value)
     content = {key: {file.name: _file_digest(str(file), *_stamp(file)) for file in _files_of(source)} for key, source in sources.items()}
     return {key: digests for key, digests in content.items() if digests}
 
 
-def _data_sources(prefix: str, data: DataConfig) -> dict[str, str]:
+def _data_sources(prefix: str, data: RecordsConfig) -> dict[str, str]:
     one = len(data.train) == 1
     sources = {f"{prefix}.train" if one else f"{prefix}.train.{i}": source.source for i, source in enumerate(data.train)}
     return sources | {f"{prefix}.{name}": source for name in ("validation", "test") if (source := getattr(data, name))}

@@ -10,6 +10,7 @@ from actors.engine.engine import check_engine_class
 from launch.config import RunConfig
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
 from launch.identity import PRUNED_STUDENT, Identity
+from minirl.config.evaluation import EvaluationSetConfig
 from minirl.data.corpus import Corpus, load_corpus
 from minirl.data.embedded.assets import materialise_teacher
 from minirl.data.examples import Example, InstructionData, load_data
@@ -17,13 +18,14 @@ from minirl.data.templates import end_tokens
 from minirl.data.tokenizer import read_tokenizer
 from minirl.data.vocab import check_ids, shared_vocabulary
 from minirl.errors import InputError
-from minirl.evaluation.sets import EvaluationSet, load_sets
+from minirl.evaluation.sets import EvaluationSet, evaluation_set, load_sets
 from minirl.files import write_json
 from minirl.model import lora
 from minirl.model.attention import kernel_refusal
 from minirl.model.loading import check_supported, resolve_model
 from minirl.model.pruning import prune_layers
 from minirl.model.weight_accounting import check_weights
+from minirl.types import TokenSequence
 
 EMBEDDED_TEACHER = "embedded:smollm2-135m-instruct"
 
@@ -34,7 +36,7 @@ class PreparedRun:
 
     directory: absolute. teachers: model directories, one or an ensemble in the order of the config. student: directory of the initial
     student. vocabulary: the number of shared token ids. sets: the evaluation sets of the stage `evaluate`. student_bytes: size of the
-    student's weight files. teacher_width: hidden size, summed over all teachers.
+    student's weight files. teacher_width: hidden size, summed over all teachers. task_data: the data of the stage `task_sft`.
     """
 
     config: RunConfig
@@ -49,14 +51,23 @@ class PreparedRun:
     sets: list[EvaluationSet]
     student_bytes: int
     teacher_width: int
+    task_data: InstructionData | None = None
 
     @property
     def max_model_len(self) -> int:
         return self.config.data.max_prompt_tokens + self.config.data.max_response_tokens
 
+    @property
+    def watched_sequences(self) -> list[TokenSequence]:
+        """The sequences of the run's validation data on which `task_sft` measures the KL to the teacher; empty if it does not."""
+        task_sft = self.config.stages.task_sft
+        gold = [example.sequence for example in self.data.validation if example.sequence.targets]
+        return gold[: task_sft.teacher_kl_sequences] if task_sft else []
+
     def reports(self) -> dict[str, dict[str, int]]:
-        """How many records or tokens were read, kept, cut and dropped: {"data": {...}, "corpus": {...}}."""
-        return {"data": self.data.report} | ({"corpus": self.corpus.report} if self.corpus else {})
+        """How many records or tokens were read, kept, cut and dropped: {"data": {...}, "corpus": {...}, "task_sft": {...}}."""
+        parts = {"data": self.data, "corpus": self.corpus, "task_sft": self.task_data}
+        return {name: part.report for name, part in parts.items() if part is not None}
 
 
 @file_errors_as_sentences()
@@ -96,6 +107,14 @@ def prepare(config: RunConfig) -> PreparedRun:
     corpus = None if config.corpus is None else load_corpus(config.corpus, tokenizer, vocabulary)
     evaluate = config.stages.evaluate
     sets = [] if evaluate is None else load_sets(evaluate, config.data, data.test, tokenizer, ends, ids, vocabulary)
+    task_data = None
+    if config.stages.task_sft is not None:
+        task_config = config.data.with_records(config.stages.task_sft.data)
+        task_data = load_data(task_config, tokenizer, ends, ids, vocabulary, key="stages.task_sft.data")
+        _check_task_responses(config, data, task_data)
+        if evaluate is not None and "task_sft" not in evaluate.sets:
+            about = EvaluationSetConfig(source="stages.task_sft.data, the test split")
+            sets.append(evaluation_set("task_sft", about, task_data.test, evaluate.prompts))
     models = teachers | ({} if named_student is None else {"student.model": named_student})
     identity = Identity(config, directory, models, data, corpus)
     identity.check()
@@ -105,7 +124,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     student_bytes = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = PreparedRun(
         config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, student_bytes,
-        sum(network.hidden_size for network in teacher_configs),
+        sum(network.hidden_size for network in teacher_configs), task_data,
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared
@@ -182,3 +201,24 @@ def _check_responses(config: RunConfig, data: InstructionData) -> None:
                 f"stages.seqkd.gold_share = {stages.seqkd.gold_share:g} needs {needed} gold responses, and {answered} of {prompts} records "
                 f"of the train data have one; lower it to {100 * answered // prompts / 100:g}, or give more records with responses"
             )
+
+
+def _check_task_responses(config: RunConfig, data: InstructionData, task_data: InstructionData) -> None:
+    """Raises InputError if the stage `task_sft` lacks gold responses: it learns those of its data, and evaluation compares with them.
+
+    The KL to the teacher is measured on those of the run's own validation data.
+    """
+    usable = {split: [e for e in getattr(task_data, split) if e.sequence.targets] for split in ("train", "validation")}
+    if config.stages.evaluate:
+        usable["test"] = [example for example in task_data.test if example.prompt.references]
+    for split, examples in usable.items():
+        if not examples:
+            raise InputError(
+                f"no record of the {split} data of stages.task_sft.data has a response, and the stage needs some; give data with "
+                "responses, or set stages.task_sft: null"
+            )
+    if config.stages.task_sft.teacher_kl_sequences and not any(example.sequence.targets for example in data.validation):
+        raise InputError(
+            "stages.task_sft measures the KL to the teacher on responses of the run's own validation data, and no record of it has one; "
+            "give data.validation with responses, or set stages.task_sft.teacher_kl_sequences: 0"
+        )

@@ -18,6 +18,7 @@ WIDTH_WITHOUT_TERMINAL = 1000  # tables take the width that their text needs
 PANEL_VALUES = {  # label -> keys of a record that it shows
     "loss": ("loss/total", "loss/supervised"),
     "reverse KL": ("rollout/reverse_kl",),
+    "forward KL": ("eval/forward_kl_gold",),
     "validation": ("eval/rouge_l", "eval/validation_loss"),
     "validation KL": ("eval/reverse_kl",),
     "response tokens": ("rollout/mean_response_tokens",),

@@ -1,6 +1,6 @@
 """Runs the stages of a config one after the other; each resumes where it stopped."""
 
-from functools import partial
+from collections.abc import Sequence
 
 from actors.groups.publishing import make_publisher
 from launch.config import STUDENT_STAGES, on_policy_stage
@@ -12,8 +12,7 @@ from launch.run.on_policy import make_loop
 from launch.run.stage import Stage
 from launch.run.teacher_responses import TeacherResponses
 from launch.run.validation import OnPolicyValidation
-from minirl.config.objective import SoftTargetsConfig
-from minirl.config.stages import SftConfig
+from minirl.data.examples import InstructionData
 from minirl.files import file_sha256, write_json
 from minirl.model.loading import fingerprint
 from minirl.training.supervised_loop import SupervisedLoop
@@ -28,57 +27,78 @@ class Recipe:
         self.teachers, self.student = prepared.teachers, prepared.student
 
     def run(self) -> None:
-        stages = self.config.stages
+        runners = {
+            "sft_teacher": self.sft_teacher,
+            "sft": self.sft_or_kd,
+            "kd": self.sft_or_kd,
+            "seqkd": self.seqkd,
+            "gkd": self.on_policy,
+            "opd": self.on_policy,
+            "distill": self.on_policy,
+            "task_sft": self.task_sft,
+            "evaluate": self.evaluate,
+        }
         with Groups(self.prepared) as self.groups:
-            supervised = {"sft_teacher": self.sft_teacher, "sft": self.sft, "kd": self.kd, "seqkd": self.seqkd}
-            for name in ("sft_teacher", *STUDENT_STAGES):
-                if getattr(stages, name):
-                    supervised.get(name, partial(self.on_policy, name))()
-            if stages.evaluate:
-                rows = Evaluation(self.prepared, self.groups, self.observer, self.teachers, self._evaluated_models()).run()
-                write_json(self.prepared.directory / "summary.json", rows)
+            for name in self.config.stages.in_order():
+                runners[name](name)
 
-    def sft_teacher(self) -> None:
-        self.teachers = (self._train_supervised("sft_teacher", self.config.stages.sft_teacher, self.teachers[0], self._gold_sequences()),)
+    def sft_teacher(self, name: str) -> None:
+        self.teachers = (self._train_supervised(name, self.teachers[0], self.prepared.data),)
 
-    def sft(self) -> None:
-        self.student = self._train_supervised("sft", self.config.stages.sft, self.student, self._gold_sequences())
+    def sft_or_kd(self, name: str) -> None:
+        self.student = self._train_supervised(name, self.student, self.prepared.data)
 
-    def kd(self) -> None:
-        config = self.config.stages.kd
-        self.student = self._train_supervised("kd", config, self.student, self._gold_sequences(), soft=config.soft)
-
-    def seqkd(self) -> None:
-        config = self.config.stages.seqkd
-        responses = TeacherResponses(self.prepared, config, self.teachers, self.prepared.directory / "seqkd")
+    def seqkd(self, name: str) -> None:
+        responses = TeacherResponses(self.prepared, self.config.stages.seqkd, self.teachers, self.prepared.directory / name)
         responses.sample_missing(self.groups, self.observer)
-        self.student = self._train_supervised(
-            "seqkd", config, self.student, responses.sequences(), soft=config.soft, data=file_sha256(responses.responses_file)
-        )
+        train, data_sha256 = responses.sequences(), file_sha256(responses.responses_file)
+        self.student = self._train_supervised(name, self.student, self.prepared.data, train=train, data_sha256=data_sha256)
 
-    def _gold_sequences(self) -> list[TokenSequence]:
-        return [example.sequence for example in self.prepared.data.train]
+    def task_sft(self, name: str) -> None:
+        data, watched = self.prepared.task_data, self.prepared.watched_sequences
+        self.student = self._train_supervised(name, self.student, data, watched=watched, data_sha256=data.training_sha256)
+
+    def evaluate(self, name: str) -> None:
+        rows = Evaluation(self.prepared, self.groups, self.observer, self.teachers, self._evaluated_models()).run()
+        write_json(self.prepared.directory / "summary.json", rows)
 
     def _train_supervised(
-        self, name: str, config: SftConfig, model: str, train: list[TokenSequence], *, soft: SoftTargetsConfig | None = None, data: str = ""
+        self,
+        name: str,
+        model: str,
+        data: InstructionData,
+        *,
+        train: list[TokenSequence] | None = None,
+        watched: Sequence[TokenSequence] = (),
+        data_sha256: str | None = None,
     ) -> str:
         """Trains `model` on fixed responses. Returns the model directory with the lowest validation loss.
 
-        data: fingerprint of `train` if it may change between starts of the same run.
+        train: sequences that replace those of `data.train`. watched: sequences on which the KL to the teacher is measured. data_sha256: of
+        the training data if it may change between starts of the same run.
         """
-        started_from = " ".join([fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data] if data else [])])
-        stage = Stage(self.prepared, self.observer, name, "update", started_from)
-        validation = [example.sequence for example in self.prepared.data.validation]
-        loop = SupervisedLoop(config, name=name, train=train, validation=validation, seed=self.config.seed, metrics=stage.metrics)
+        config = getattr(self.config.stages, name)
+        soft = getattr(config, "soft", None)
+        started_from = [fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data_sha256] if data_sha256 else [])]
+        stage = Stage(self.prepared, self.observer, name, "update", " ".join(started_from))
+        loop = SupervisedLoop(
+            config,
+            name=name,
+            train=[example.sequence for example in data.train] if train is None else train,
+            validation=[example.sequence for example in data.validation],
+            watched=watched,
+            seed=self.config.seed,
+            metrics=stage.metrics,
+        )
         best = str(stage.student_directory("best"))
         if not stage.resume(loop):
             return best
-        stage.doing("starting the " + ("teacher and learner groups" if soft else "learner group"))
+        teachers = self.teachers if soft or watched else None
+        stage.doing("starting the " + ("teacher and learner groups" if teachers else "learner group"))
         lora = self.config.student.lora if name in STUDENT_STAGES else None
-        teachers = self.teachers if soft else None
         with self.groups.learner(model, teachers, training=config, soft=soft, lora=lora) as (learner, teacher):
             stage.start(learner)
-            loop.connect(learner, teacher)
+            loop.connect(learner, teacher if soft else None, watched_teacher=None if soft else teacher)
             for progress in loop.run():
                 if progress.is_best:
                     learner.export(model, best)

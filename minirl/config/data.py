@@ -17,8 +17,8 @@ class SourceConfig(StrictModel):
     share: float | None = Field(None, gt=0, lt=1)
 
 
-class DataConfig(StrictModel):
-    """Instruction data: where prompts and gold responses come from, how they are split and how long they may be."""
+class RecordsConfig(StrictModel):
+    """Instruction records: where prompts and gold responses come from, and how they are split."""
 
     # Where training records come from: one source, or a list of sources, each a name alone or a section with `source`, `limit` and `share`.
     # A source is a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz behind it (docs/data.md lists the columns); a hub data set as
@@ -30,25 +30,7 @@ class DataConfig(StrictModel):
     test: PathText | None = None  # a source of test records; `null`: a share of `train`, chosen by a hash of the prompt
     validation_share: float = Field(0.05, gt=0, lt=0.5)  # the share of `train` that becomes validation data if `validation` is `null`
     test_share: float = Field(0.1, gt=0, lt=0.5)  # the share of `train` that becomes test data if `test` is `null`
-    template: Literal["chat", "alpaca"] = "chat"  # `chat`: the tokenizer's own chat template; `alpaca`: the Alpaca text, for base models
-    # Arguments of the chat template by name, such as Qwen3's `{enable_thinking: false}` or Llama 3's `{date_string: 1 Jan 2026}`; with
-    # `template: chat` only. They hold wherever the template is rendered: in training, in evaluation and for end tokens.
-    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    # The system prompt of records that have none, with `template: chat` only; `""`: an empty one. `null`: the template decides.
-    system_prompt: str | None = None
-    max_prompt_tokens: PositiveInt = 256  # the longest prompt allowed
-    max_response_tokens: PositiveInt = 256  # longer gold responses are cut here, and sampled ones end here
-    # Columns of records, and fields of messages, that may be left out. Any other one that is not used ends the run; docs/data.md says which
-    # are used. A name that does not occur is no error.
-    ignore_columns: list[str] = []
-    overlong_prompts: Literal["error", "drop"] = "error"  # a prompt above the limit: `error` ends the run, `drop` leaves the record out
     limit: PositiveInt | None = None  # reads only the first so many records of each source; `null`: all
-
-    @field_validator("template_arguments", mode="before")
-    @classmethod
-    def _switches(cls, value: Any) -> Any:
-        """A word such as `off` is False, because a template takes any text for true."""
-        return {name: fit(argument, bool) for name, argument in value.items()} if isinstance(value, dict) else value
 
     @field_validator("train", mode="before")
     @classmethod
@@ -66,6 +48,33 @@ class DataConfig(StrictModel):
         if shares and (len(shares) < len(names) or abs(sum(shares) - 1) > 1e-6):
             raise ValueError(f"the shares of train must be given for every source or for none, and add up to 1; they are {shares}")
         return self
+
+
+class DataConfig(RecordsConfig):
+    """The run's instruction data: where prompts and gold responses come from, how they are split and how long they may be."""
+
+    template: Literal["chat", "alpaca"] = "chat"  # `chat`: the tokenizer's own chat template; `alpaca`: the Alpaca text, for base models
+    # Arguments of the chat template by name, such as Qwen3's `{enable_thinking: false}` or Llama 3's `{date_string: 1 Jan 2026}`; with
+    # `template: chat` only. They hold wherever the template is rendered: in training, in evaluation and for end tokens.
+    template_arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    # The system prompt of records that have none, with `template: chat` only; `""`: an empty one. `null`: the template decides.
+    system_prompt: str | None = None
+    max_prompt_tokens: PositiveInt = 256  # the longest prompt allowed
+    max_response_tokens: PositiveInt = 256  # longer gold responses are cut here, and sampled ones end here
+    # Columns of records, and fields of messages, that may be left out. Any other one that is not used ends the run; docs/data.md says which
+    # are used. A name that does not occur is no error.
+    ignore_columns: list[str] = []
+    overlong_prompts: Literal["error", "drop"] = "error"  # a prompt above the limit: `error` ends the run, `drop` leaves the record out
+
+    @field_validator("template_arguments", mode="before")
+    @classmethod
+    def _switches(cls, value: Any) -> Any:
+        """A word such as `off` is False, because a template takes any text for true."""
+        return {name: fit(argument, bool) for name, argument in value.items()} if isinstance(value, dict) else value
+
+    def with_records(self, records: RecordsConfig) -> "DataConfig":
+        """All other settings of this section, with the sources and splits of `records`."""
+        return self.model_copy(update={name: getattr(records, name) for name in RecordsConfig.model_fields})
 
 
 class CorpusConfig(StrictModel):

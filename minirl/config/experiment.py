@@ -24,7 +24,8 @@ class ExperimentConfig(StrictModel):
 
     directory: PathText  # where the experiment writes its runs and its report
     run: dict[str, Any]  # the config that all runs share, without `directory`, `seed` and `stages`
-    common: dict[str, Any]  # the `stages` that run once; every row starts from the teacher and the student that they leave
+    # The `stages` that run once; every row starts from the teacher and the student that they leave.
+    common: dict[str, Any] | list[dict[str, Any]]
     common_seed: int = 10  # the seed of these stages
     evaluate: EvaluateConfig = EvaluateConfig()  # how all students are evaluated
     baseline: str  # the name of the row that every other row is compared with

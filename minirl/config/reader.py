@@ -1,6 +1,7 @@
 """Reads a YAML file and command-line overrides into a validated config; the first problem becomes one sentence."""
 
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,16 +36,27 @@ def _apply_override(values: dict, override: str) -> None:
     if not equals or not key:
         raise InputError(f"the override {override!r} must have the form key.path=value")
     *parents, last = key.split(".")
-    for parent in parents:
+    for parent, child in pairwise([*parents, last]):
         if values.get(parent) is None:
             values[parent] = {}
         values = values[parent]
+        if isinstance(values, list):
+            values = _item_with_key(values, child, parent, override)
         if not isinstance(values, dict):
             raise InputError(f"the override {override!r} goes through {parent}, which is a value and has no keys; override {parent} itself")
     try:
         values[last] = read_yaml(text)
     except YamlProblem as error:
         raise InputError(f"the value of the override {override!r} {error}") from None
+
+
+def _item_with_key(items: list, key: str, parent: str, override: str) -> dict:
+    """The item `{key: ...}` in a list of such items, as in `stages: [{sft: {...}}, {distill: {...}}]`."""
+    matches = [item for item in items if isinstance(item, dict) and list(item) == [key]]
+    if len(matches) != 1:
+        count = len(matches) or "none"
+        raise InputError(f"the override {override!r} needs an item {key} in the list {parent}, which has {count}; override {parent} itself")
+    return matches[0]
 
 
 def validate_config(model: type[M], values: dict) -> M:
@@ -58,7 +70,8 @@ def validate_config(model: type[M], values: dict) -> M:
 
 
 def _problem_sentence(model: type[BaseModel], problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    parts = [str(part) for part in problem["loc"]]
+    key = ".".join(part for part in parts if "[" not in part)  # pydantic adds the type of a union that it tried, such as dict[str,any]
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)

@@ -1,9 +1,10 @@
-"""Config sections of the training stages: `sft`, `kd`, `seqkd`, `gkd`, `opd` and `distill`."""
+"""Config sections of the training stages: `sft`, `kd`, `seqkd`, `gkd`, `opd`, `distill` and `task_sft`."""
 
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from minirl.config.data import RecordsConfig
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.config.strict import StrictModel
 
@@ -52,6 +53,18 @@ class SeqkdConfig(SftConfig):
     samples_per_prompt: PositiveInt = 1  # responses that the teacher writes for each prompt
     gold_share: float = Field(0.0, ge=0, lt=1)  # the share of the prompts that keep their gold response
     soft: SoftTargetsConfig | None = None  # learns the teacher's whole distribution too, as `kd` does; `null`: cross-entropy alone
+
+
+class TaskSftConfig(SftConfig):
+    """Fine-tuning of the distilled student on the data of one task, as `sft` does, while the KL to the teacher is measured.
+
+    `evaluate` measures all models on the test split of this data too, as a set named `task_sft`, unless the config has a set of that name.
+    """
+
+    data: RecordsConfig  # the task's records; template, limits and ignored columns are those of the run's own `data`
+    # On how many validation sequences of the run's own `data` (the first ones) each validation measures the KL to the teacher, which grows
+    # as the student forgets what it was distilled to. 0: the KL is not measured, and the stage starts no teacher.
+    teacher_kl_sequences: NonNegativeInt = 128
 
 
 class DistillConfig(OptimizerStageConfig):

@@ -55,6 +55,16 @@ class InstructionData:
     test: list[Example]
     report: dict[str, int]
 
+    @cached_property
+    def training_sha256(self) -> str:
+        """Hash of the sequences of `train` and `validation`: everything that fine-tuning on this data depends on."""
+        hashed = hashlib.sha256()
+        for example in (*self.train, *self.validation):
+            hashed.update(f"{len(example.sequence.tokens)} ".encode())
+            hashed.update(example.sequence.tokens.tobytes() + example.sequence.is_target.tobytes())
+        hashed.update(f"{len(self.train)}".encode())
+        return hashed.hexdigest()
+
 
 def load_data(
     config: DataConfig,
@@ -62,13 +72,14 @@ def load_data(
     end_tokens: tuple[int, ...],
     teachers: tuple[str, ...] = (),
     vocabulary: int | None = None,
+    *,
+    key: str = "data",
 ) -> InstructionData:
     """Reads, splits and tokenises all records. Raises InputError that names what cannot be used, and where.
 
     end_tokens: from `templates.end_tokens`. teachers: ids, of which every record must name one in its column `teacher_id`; empty: the
-    column is ignored.
-
-    vocabulary: the number of ids that student and teacher share; None: not checked.
+    column is ignored. vocabulary: the number of ids that student and teacher share; None: not checked. key: the config key of the sources,
+    for messages.
 
     A split without its own source gets its share of `train` by a hash of the prompt's text, whatever the order or number of the records.
     In such a split, records with the same prompt become one example with all their references, so that each held-out prompt counts once.
@@ -78,7 +89,7 @@ def load_data(
     examples = {split: list(encoder.examples(conversations)) for split, conversations in splits.items()}
     for split, encoded in examples.items():
         if not encoded:
-            raise InputError(_why_empty(split, config, had_records=bool(splits[split])))
+            raise InputError(_why_empty(split, config, key, had_records=bool(splits[split])))
     counts = {name: encoder.counts[name] for name in COUNTS}
     sizes = {split: len(examples[split]) for split in SPLITS}
     sources = {name: count for name, count in encoder.counts.items() if name.startswith("from_")}
@@ -174,11 +185,11 @@ def _merge_equal_prompts(records: list[tuple[int, Conversation]]) -> list[tuple[
     return list(by_prompt.values())
 
 
-def _why_empty(split: str, config: DataConfig, had_records: bool) -> str:
+def _why_empty(split: str, config: DataConfig, key: str, had_records: bool) -> str:
     if had_records:
         return f"every prompt of the {split} data is longer than data.max_prompt_tokens = {config.max_prompt_tokens}; raise it"
     sources = " with ".join(source.source for source in config.train)
-    return f"{sources} has too few different prompts to split, so {split} is empty; raise data.{split}_share or set data.{split}"
+    return f"{sources} has too few different prompts to split, so {split} is empty; raise {key}.{split}_share or set {key}.{split}"
 
 
 # --- from conversations to tokens ---

@@ -1,11 +1,12 @@
 """The supervised training loop (SFT, KD): updates on fixed responses, and validations that select the best checkpoint.
 
 The responses are gold responses or responses that the teacher sampled. With a teacher (`kd`), the teacher scores each update's sequences
-first, and the student learns from its whole distribution. Without a teacher (`sft`), the student learns from the tokens alone.
+first, and the student learns from its whole distribution. Without a teacher (`sft`), the student learns from the tokens alone. With a
+teacher that is only watched (`task_sft`), it does so too, and each validation also measures the KL to that teacher.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,21 +42,32 @@ class SupervisedProgress:
 class SupervisedLoop:
     """The loop over fixed sequences: `connect` it to the groups, then iterate over `run`.
 
-    name: the stage's name; each stage has its own data order. Sequences without targets are left out.
+    name: the stage's name; each stage has its own data order. Sequences without targets are left out. watched: the sequences on which each
+    validation measures the KL to the watched teacher.
     """
 
     def __init__(
-        self, config: SftConfig, *, name: str, train: list[TokenSequence], validation: list[TokenSequence], seed: int, metrics: MetricsLog
+        self,
+        config: SftConfig,
+        *,
+        name: str,
+        train: list[TokenSequence],
+        validation: list[TokenSequence],
+        watched: Sequence[TokenSequence] = (),
+        seed: int,
+        metrics: MetricsLog,
     ):
-        self.config, self.metrics = config, metrics
+        self.config, self.metrics, self.watched = config, metrics, list(watched)
         self.train, self.validation = ([sequence for sequence in part if sequence.targets] for part in (train, validation))
         self.data_order = DataOrder(len(self.train), derive_seed(seed, name))
         self.progress = SupervisedProgress()
         self.stopwatch = Stopwatch()
 
-    def connect(self, learner: SupervisedLearner, teacher: Scorer | None = None) -> None:
-        self.learner, self.teacher = learner, teacher
+    def connect(self, learner: SupervisedLearner, teacher: Scorer | None = None, *, watched_teacher: Scorer | None = None) -> None:
+        """teacher: its distribution is learnt. watched_teacher: it scores the watched sequences alone."""
+        self.learner, self.teacher, self.watched_teacher = learner, teacher, watched_teacher
         self._validation_items: list[SupervisedItem] = []
+        self._watched_items: list[SupervisedItem] = []
 
     @property
     def updates_per_epoch(self) -> int:
@@ -76,21 +88,25 @@ class SupervisedLoop:
         return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
 
     def run(self) -> Iterator[SupervisedProgress]:
-        """Yields after every validation, so that the caller saves the best student and writes a checkpoint."""
+        """Yields after every validation, so that the caller saves the best student and writes a checkpoint.
+
+        The first record also has the KL to a watched teacher before the first update, as `eval/..._at_start`.
+        """
         interval = max(1, self.updates_per_epoch // self.config.validations_per_epoch)
         while not self.finished:
-            record = self.update()
+            at_start = {} if self.progress.updates else {f"{name}_at_start": value for name, value in self.teacher_kl().items()}
+            record = at_start | self.update()
             self.progress.updates += 1
             validation_due = self.progress.updates % interval == 0 or self.finished
             if validation_due:
-                record |= self.validate()
+                record |= self.validate() | self.teacher_kl()
             self.metrics.write(self.progress.updates - 1, record | {f"time/{verb}": s for verb, s in self.stopwatch.reset().items()})
             if validation_due:
                 yield self.progress
 
     def update(self) -> dict[str, float]:
         """Take one optimizer step, wait for it and return its log record."""
-        items = self._items_with_scores([self.train[i] for i in self.data_order.next(self.config.sequences_per_update)])
+        items = self._items([self.train[i] for i in self.data_order.next(self.config.sequences_per_update)], self.teacher)
         targets = sum(item.sequence.targets for item in items)
         rate = learning_rate(self.config, self.progress.updates, self.total)
         with self.stopwatch("update"):
@@ -110,7 +126,7 @@ class SupervisedLoop:
     def validate(self) -> dict[str, float]:
         """The stage's training loss on the validation sequences. The teacher scores them once, before the first validation."""
         if not self._validation_items:
-            self._validation_items = self._items_with_scores(self.validation)
+            self._validation_items = self._items(self.validation, self.teacher)
         with self.stopwatch("validate"):
             sums = self.learner.supervised_sums(self._validation_items)
         loss = sums["supervised"] / sums["supervised_tokens"]
@@ -120,12 +136,25 @@ class SupervisedLoop:
             progress.best_loss, progress.best_update = loss, progress.updates
         return {"eval/validation_loss": loss}
 
-    def _items_with_scores(self, sequences: list[TokenSequence]) -> list[SupervisedItem]:
-        """Items with the teacher's scores, or without scores if the stage has no teacher."""
-        if self.teacher is None:
+    def teacher_kl(self) -> dict[str, float]:
+        """The KLs between student and watched teacher, in nats per target token of the watched sequences; empty without such a teacher.
+
+        The teacher scores the sequences once, before the first measurement.
+        """
+        if self.watched_teacher is None:
+            return {}
+        if not self._watched_items:
+            self._watched_items = self._items(self.watched, self.watched_teacher)
+        with self.stopwatch("validate"):
+            sums = self.learner.supervised_sums(self._watched_items)
+        return {f"eval/{name}_gold": sums[f"supervised_{name}"] / sums["supervised_tokens"] for name in ("forward_kl", "reverse_kl")}
+
+    def _items(self, sequences: list[TokenSequence], teacher: Scorer | None) -> list[SupervisedItem]:
+        """Items with the teacher's scores, or without scores if there is no teacher."""
+        if teacher is None:
             return [SupervisedItem(sequence) for sequence in sequences]
         with self.stopwatch("score"):
-            scores = self.teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
+            scores = teacher.score(sequences, [len(sequence.tokens) for sequence in sequences])
         return [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:

@@ -171,7 +171,8 @@ def supervised_loss(
 ) -> tuple[Tensor, Sums]:
     """The language-model loss of one micro-batch (SFT, or the pre-training loss), divided by the step's count, and the sums to log.
 
-    Items without scores have the cross-entropy of their tokens alone.
+    Items with scores add the undivided sums of the KLs between student and teacher over the targets: `supervised_reverse_kl` and
+    `supervised_forward_kl`. Items without scores have the cross-entropy of their tokens alone.
     """
     batch, tokens = forward(student, items, device, 1.0)
     mask = torch.ones_like(tokens.student_logprobs)
@@ -179,6 +180,8 @@ def supervised_loss(
     loss = pretrain_loss(tokens.student_logprobs, mask, soft_cross_entropy=tokens.soft_cross_entropy, kd_share=kd_share)
     sums = {"supervised": loss.detach() / divisors.supervised, "supervised_tokens": batch.counts.sum()}
     if items and items[0].scores is not None:
+        kls = {"supervised_reverse_kl": tokens.reverse_kl, "supervised_forward_kl": tokens.forward_kl}
+        sums |= {name: values.detach().sum() for name, values in kls.items()}
         sums |= teacher_gap(tokens, [item.scores for item in items], device)
     return coefficient * loss / divisors.supervised, sums
 

@@ -8,8 +8,13 @@ import subprocess
 import pytest
 from matplotlib.image import imread
 
+from launch.bench import Bench
+from launch.config import RunConfig
+from launch.prepare import prepare
 from minirl.bench.efficiency import ROLES, VERBS
-from tests.launch.conftest import COMMAND, SECONDS
+from minirl.config.reader import read_config
+from tests.launch.conftest import COMMAND, SECONDS, VOCABULARY
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
 MINIRL = COMMAND[0]
@@ -51,6 +56,16 @@ def test_the_output_fits_80_columns_and_names_its_files(bench, experiment):
     assert max(map(len, text[text.index("Roles, for one iteration") : text.index(str(directory))].splitlines()[:-1])) <= 80
     assert f"**{report['advice']}**" in (directory / "bench.md").read_text()
     assert imread(directory / "bench.png").shape[1] > 1000
+
+
+def test_the_student_of_a_later_stage_is_not_measured(experiment):
+    """`task_sft` starts from the student that `distill` left."""
+    task = {"learning_rate": 1e-3, "data": {"train": str(experiment.root / "records.jsonl")}}
+    (experiment.root / "later").mkdir()
+    prepared = prepare(read_config(RunConfig, experiment.config("later", stages=experiment.settings["stages"] | {"task_sft": task}), []))
+    for stage in ("sft", "distill", "task_sft"):
+        tiny_model(prepared.directory / stage / "best", "gpt2", vocab=VOCABULARY)
+    assert Bench(prepared, 1, None).student == str(prepared.directory / "sft" / "best")
 
 
 def test_a_config_without_distillation_is_refused(experiment):

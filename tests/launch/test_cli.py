@@ -198,6 +198,45 @@ def test_a_gold_share_that_the_data_does_not_have(minirl, config, started, tmp_p
     assert minirl(config, *sources, f"stages.seqkd={{learning_rate: 1e-3, gold_share: {proposal[1]}}}")[0] == 0
 
 
+# --- the data of the stage task_sft ---
+
+
+def task_sft(source: str, **settings) -> str:
+    return f"stages.task_sft={json.dumps({'learning_rate': 1e-3, 'data': {'train': source}} | settings)}"
+
+
+def test_the_data_of_a_task_is_read_beside_that_of_the_run_and_counted(minirl, config, started, tmp_path):
+    assert minirl(config, task_sft(lines(tmp_path / "task.jsonl", *GOOD))) == (0, "") and len(started) == 1
+    report = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert report["task_sft"]["records"] == 60 and report["data"]["records"] == 90
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "sentence"),
+    [
+        (["{"], {}, "{file} line 1 is not valid JSON"),
+        (GOOD[:1] * 3, {}, "is empty; raise stages.task_sft.data.validation_share or set stages.task_sft.data.validation"),
+        ([{"prompt": r["prompt"]} for r in GOOD], {}, "no record of the train data of stages.task_sft.data has a response"),
+        ([{"prompt": "t7 " * 40, "completion": "t9"}], {}, "more than data.max_prompt_tokens = 16"),
+        (GOOD, {"datum": 1}, "stages.task_sft.datum is not a known key; did you mean data?"),
+    ],
+)
+def test_mistakes_in_the_data_of_a_task(minirl, config, started, tmp_path, rows, settings, sentence):
+    file = lines(tmp_path / "task.jsonl", *rows)
+    code, error = minirl(config, task_sft(file, **settings))
+    assert code == 2 and sentence.replace("{file}", file) in error and error.count("\n") == 1
+    assert not started
+
+
+def test_the_kl_to_the_teacher_needs_responses_of_the_runs_own_data(minirl, config, started, tmp_path):
+    prompts_only = lines(tmp_path / "prompts.jsonl", *({"prompt": row["prompt"]} for row in GOOD))
+    changes = [f"data.train={prompts_only}", "stages.sft=null", "stages.distill=null"]
+    task = lines(tmp_path / "task.jsonl", *GOOD)
+    code, error = minirl(config, *changes, task_sft(task))
+    assert code == 2 and "give data.validation with responses, or set stages.task_sft.teacher_kl_sequences: 0" in error and not started
+    assert minirl(config, *changes, task_sft(task, teacher_kl_sequences=0)) == (0, "") and started
+
+
 # --- mistakes in the models ---
 
 

@@ -92,3 +92,93 @@ def test_a_config_that_cannot_be_run_is_refused_with_one_sentence(tmp_path, over
 def test_without_the_pretraining_loss_no_corpus_is_needed():
     validate_config(RunConfig, changed(stages={"distill": STAGE}, objective={"preset": "gkd"}))
     validate_config(RunConfig, changed(stages={"distill": STAGE}, objective={"pretrain_coefficient": 0.0}))
+
+
+# --- the order of the stages ---
+
+SFT = {"learning_rate": 1e-3}
+TASK = SFT | {"data": {"train": "task.jsonl"}}
+LIST = [{"task_sft": TASK}, {"distill": STAGE}, {"kd": None}, {"sft": SFT}, {"evaluate": {"prompts": 5}}]
+DISTILLED = {"objective": {"pretrain_coefficient": 0.0}}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads the smallest config with these stages and overrides."""
+
+    def read(stages, *overrides) -> RunConfig:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(changed(stages=stages, **DISTILLED)))
+        return read_config(RunConfig, file, list(overrides))
+
+    return read
+
+
+def test_a_mapping_of_stages_runs_in_the_default_order_whatever_the_order_of_its_keys(read):
+    stages = read({"evaluate": {}, "task_sft": TASK, "distill": STAGE, "opd": STAGE, "sft": SFT, "sft_teacher": SFT}).stages
+    assert stages.in_order() == ["sft_teacher", "sft", "opd", "distill", "task_sft", "evaluate"]
+    assert list(stages.student_directories().values()) == ["sft/best", "opd/best", "distill/best", "task_sft/best"]
+
+
+def test_a_list_of_stages_runs_in_its_order_and_takes_the_same_overrides(read):
+    stages = read(LIST, "stages.distill.iterations=3", "stages.task_sft.data.limit=9", "stages.sft.epochs=7").stages
+    assert stages.in_order() == ["task_sft", "distill", "sft", "evaluate"]
+    assert list(stages.student_directories()) == ["task_sft", "distill", "sft"]
+    assert (stages.distill.iterations, stages.task_sft.data.limit, stages.sft.epochs, stages.evaluate.prompts) == (3, 9, 7, 5)
+    assert read(LIST, "stages.sft=null").stages.in_order() == ["task_sft", "distill", "evaluate"]
+    assert read(LIST, "stages=[{kd: {learning_rate: 1e-3}}]").stages.in_order() == ["kd"]
+    assert read({"sft": SFT, "distill": STAGE}, "stages.order=[distill, sft]").stages.in_order() == ["distill", "sft"]
+
+
+def test_the_order_survives_the_file_that_a_child_process_reads(read, tmp_path):
+    """`minirl experiment` writes its runs' configs for its children."""
+    config = read(LIST)
+    (tmp_path / "child.yaml").write_text(yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False))
+    assert read_config(RunConfig, tmp_path / "child.yaml", []) == config
+    assert config.model_copy(update={"stages": config.stages.model_copy(update={"evaluate": None})}).stages.in_order()[-1] == "sft"
+    assert read(LIST[:-1]).with_evaluation().stages.in_order() == ["task_sft", "distill", "sft", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "overrides", "sentence"),
+    [
+        ([{"sft": SFT}, {"kd": SFT}, {"sft": SFT}], [], "sft comes 2 times in the order of the stages"),
+        ([{"evaluate": {}}, {"sft": SFT}], [], "evaluate measures the students of all stages, so it must be the last one"),
+        ([{"sft": SFT}, {"distil": STAGE}], [], "stages.distil is not a known key; did you mean distill?"),
+        ([{"sft": SFT}, {"distill": STAGE | {"iteration": 3}}], [], "stages.distill.iteration is not a known key"),
+        ([{"sft": SFT, "distill": STAGE}], [], "each item of the list must be one stage, such as `- sft: {...}`; item 1 has"),
+        ([{"sft": SFT}, {"distill": None, "iterations": 3}], [], "item 2 has the keys distill, iterations"),
+        ([{"sft": SFT}, "evaluate"], [], "item 2 has 'evaluate'"),
+        ([{"sft": SFT}, []], [], "item 2 has []"),
+        ([{"sft": SFT}], ["stages.distill.iterations=3"], "needs an item distill in the list stages, which has none"),
+        ([{"sft": SFT}, {"sft": SFT}], ["stages.sft.epochs=3"], "needs an item sft in the list stages, which has 2"),
+        ([{"sft": SFT}], ["stages.sft.learning_rate.more=3"], "goes through learning_rate, which is a value"),
+        ({"sft": SFT, "kd": SFT, "order": ["sft"]}, [], "the order of the stages lacks kd; add it to stages.order"),
+        ({"sft": SFT, "order": ["sft", "kdd"]}, [], "kdd is no stage; the stages are sft_teacher, sft, kd"),
+        ([{"order": ["sft"]}, {"sft": SFT}], [], "order is no stage"),
+        ("sft", [], "stages = 'sft' does not fit"),
+        ({"task_sft": SFT}, [], "stages.task_sft.data is missing from the config"),
+        ({"task_sft": SFT | {"data": {"train": "x", "template": "alpaca"}}}, [], "stages.task_sft.data.template is not a known key"),
+        ({"task_sft": SFT | {"data": {"train": ["x", "x"]}}}, [], "stages.task_sft.data: train names a source twice"),
+    ],
+)  # fmt: skip
+def test_stages_that_cannot_run_are_refused_with_one_sentence(read, stages, overrides, sentence):
+    with pytest.raises(InputError) as caught:
+        read(stages, *overrides)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_override_of_a_list_without_named_items_is_refused(read):
+    for sources in ([{"source": "a"}, {"source": "b"}], ["a", "b"]):
+        with pytest.raises(InputError, match="needs an item source in the list train"):
+            read({}, f"data.train={sources}", "data.train.source=c")
+
+
+def test_the_data_of_a_task_takes_template_and_limits_from_the_run():
+    data = {"train": "records.jsonl", "test": "test.jsonl", "limit": 3, "max_prompt_tokens": 77, "template": "alpaca"}
+    stages = {"task_sft": SFT | {"data": {"train": "task.jsonl", "validation_share": 0.2}}}
+    config = validate_config(RunConfig, changed(data=data, stages=stages))
+    task = config.data.with_records(config.stages.task_sft.data)
+    assert [source.source for source in task.train] == ["task.jsonl"]
+    assert (task.test, task.limit, task.validation_share) == (None, None, 0.2)
+    assert (task.max_prompt_tokens, task.template) == (77, "alpaca") and config.data.test == "test.jsonl"

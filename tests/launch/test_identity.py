@@ -168,3 +168,28 @@ def test_records_that_come_from_no_file_are_compared_as_read(run, tmp_path, monk
     assert run(hub) == ""
     texts[0] = "t9 t7"
     assert "records of data" in run(hub)
+
+
+def test_replaced_data_of_a_task_concerns_its_stage_alone(run, tmp_path):
+    task = Path(shutil.copy(tmp_path / "records.jsonl", tmp_path / "task.jsonl"))
+    stage = f"stages.task_sft={json.dumps({'learning_rate': 1e-3, 'data': {'train': str(task)}})}"
+    assert run(stage) == ""
+    began(tmp_path, "sft", "distill", "task_sft")
+    with_other_responses(task)
+    sentence = run(stage)
+    assert "task.jsonl of stages.task_sft.data.train; give another directory" in sentence
+    assert f"delete {tmp_path / 'run' / 'task_sft'} to repeat that stage" in sentence
+
+
+def test_the_stages_to_repeat_follow_the_order_of_a_list(run, tmp_path):
+    """What comes before the stage whose data was replaced stays valid."""
+    task = Path(shutil.copy(tmp_path / "records.jsonl", tmp_path / "task.jsonl"))
+    stages = [{"task_sft": {"learning_rate": 1e-3, "data": {"train": str(task)}}}, {"sft": {"learning_rate": 1e-3}}]
+    for order in (stages, stages[::-1]):
+        assert run(f"stages={json.dumps(order)}") == ""
+        began(tmp_path, "sft", "task_sft")
+        with_other_responses(task)
+        sentence = run(f"stages={json.dumps(order)}")
+        assert str(tmp_path / "run" / "task_sft") in sentence and (str(tmp_path / "run" / "sft") in sentence) == (order is stages)
+        shutil.rmtree(tmp_path / "run")
+        shutil.copy(tmp_path / "records.jsonl", task)

@@ -180,3 +180,11 @@ def test_target_tokens_come_from_the_last_record_of_each_stage():
         {"stage": "distill", "eval/rouge_l": 1.0},
     ]
     assert work_of(records) == {"target_tokens": 13, "sampled_tokens": 30, "training_seconds": 3.5}
+
+
+def test_common_stages_may_be_a_list_in_another_order(tmp_path, models):
+    experiment, _ = make(tmp_path, models, common=[{"kd": STAGE}, {"sft_teacher": STAGE}, {"sft": STAGE}])
+    assert experiment.common.stages.in_order() == ["kd", "sft_teacher", "sft"]
+    assert {run.config.student.model for run in experiment.runs([])} == {str(tmp_path / "common" / "sft" / "best")}
+    with pytest.raises(InputError, match="^common = 3 does not fit"):
+        make(tmp_path, models, common=3)

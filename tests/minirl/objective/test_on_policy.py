@@ -299,6 +299,24 @@ def test_without_scores_soft_targets_are_plain_cross_entropy():
     assert (step.gradient(empty) == 0).all()
 
 
+def test_scores_add_the_kls_to_the_teacher_to_the_sums_of_a_supervised_loss_and_leave_the_loss():
+    step = Step()
+    (loss, sums), (plain, plain_sums) = (
+        supervised_loss(step.student(step.table), texts, LossDivisors(supervised=7.0), device="cpu")
+        for texts in (step.texts, [replace(text, scores=None) for text in step.texts])
+    )
+    assert_same(step, loss, plain)
+    forward = reverse = 0.0
+    for text in step.texts:
+        q = step.logits(step.table, text.sequence).softmax(-1).detach()
+        p = (torch.from_numpy(text.scores.hidden) @ step.head.T).softmax(-1)
+        forward += sum((p[n, v] * (p[n, v] / q[n, v]).log()).item() for n in range(len(p)) for v in range(p.shape[1]))
+        reverse += sum((q[n, v] * (q[n, v] / p[n, v]).log()).item() for n in range(len(p)) for v in range(p.shape[1]))
+    assert sums["supervised_forward_kl"].item() == pytest.approx(forward, rel=1e-9)
+    assert sums["supervised_reverse_kl"].item() == pytest.approx(reverse, rel=1e-9)
+    assert not sums["supervised_reverse_kl"].requires_grad and "supervised_reverse_kl" not in plain_sums
+
+
 # Grids
 
 

@@ -37,14 +37,23 @@ class Learner:
     def supervised_sums(self, items):
         self.validated.append([int(item.sequence.tokens[0]) for item in items])
         self.scores.append([item.scores for item in items])
+        if items[0].scores is not None:  # the KLs grow with the updates
+            return {"supervised_forward_kl": 4.0 * len(self.steps), "supervised_reverse_kl": 8.0, "supervised_tokens": 4.0}
         return {"supervised": 6 * next(self.losses, 1.0), "supervised_tokens": 6.0}
 
 
-def make_loop(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, **settings) -> SupervisedLoop:
+class SoftLearner(Learner):
+    """Its validation loss is a divergence from scores."""
+
+    def supervised_sums(self, items):
+        return super().supervised_sums(items) | {"supervised": 6.0}
+
+
+def make_loop(path, learner, *, teacher=None, name="sft", train=TRAIN, seed=1, watched=(), watched_teacher=None, **settings):
     config = SftConfig(**({"learning_rate": 1.0, "epochs": 2, "sequences_per_update": 4} | settings))
     metrics = MetricsLog(path / "metrics.jsonl", "sft", "update")
-    loop = SupervisedLoop(config, name=name, train=train, validation=VALIDATION, seed=seed, metrics=metrics)
-    loop.connect(learner, teacher)
+    loop = SupervisedLoop(config, name=name, train=train, validation=VALIDATION, watched=watched, seed=seed, metrics=metrics)
+    loop.connect(learner, teacher, watched_teacher=watched_teacher)
     return loop
 
 
@@ -136,12 +145,43 @@ class Teacher:
 
 
 def test_a_teacher_scores_every_update_and_the_validation_once(tmp_path):
-    learner, teacher = Learner(), Teacher()
+    learner, teacher = SoftLearner(), Teacher()
     list(make_loop(tmp_path, learner, teacher=teacher, max_updates=4, validations_per_epoch=3).run())
     assert teacher.scored == [learner.trained[0], [100, 101, 102], *learner.trained[1:]]
     for numbers, scores in zip(learner.trained, learner.scores[::2], strict=True):
         assert scores == [f"score of {number}" for number in numbers]
     assert learner.scores[1::2] == [["score of 100", "score of 101", "score of 102"]] * 4
+
+
+WATCHED = [sequence(200 + number, 2) for number in range(2)]
+
+
+def watched_loop(path, learner, teacher):
+    return make_loop(path, learner, watched=WATCHED, watched_teacher=teacher, validations_per_epoch=3, max_updates=3)
+
+
+def test_the_kl_to_a_watched_teacher_is_measured_at_the_start_and_at_each_validation(tmp_path):
+    learner, teacher = Learner(), Teacher()
+    list(watched_loop(tmp_path, learner, teacher).run())
+    assert teacher.scored == [[200, 201]], "it scores the watched sequences alone, once"
+    assert learner.validated == [[200, 201], *[[100, 101, 102], [200, 201]] * 3]
+    assert all(score is None for scores in learner.scores for score in scores if score not in ("score of 200", "score of 201"))
+    logged = records(tmp_path)
+    assert [r["eval/forward_kl_gold"] for r in logged] == [1.0, 2.0, 3.0] and {r["eval/reverse_kl_gold"] for r in logged} == {2.0}
+    assert [r.get("eval/forward_kl_gold_at_start") for r in logged] == [0.0, None, None]
+    assert all("eval/validation_loss" in r for r in logged), "which selects the best student"
+
+
+def test_a_resume_does_not_measure_the_start_again(tmp_path):
+    loop = watched_loop(tmp_path, Learner(), Teacher())
+    next(loop.run())
+    state = json.loads(json.dumps(loop.state_dict()))
+    learner, teacher = Learner(), Teacher()
+    loop = watched_loop(tmp_path, learner, teacher)
+    loop.load_state_dict(state)
+    list(loop.run())
+    assert teacher.scored == [[200, 201]] and learner.validated == [[100, 101, 102], [200, 201]] * 2
+    assert ["eval/forward_kl_gold_at_start" in r for r in records(tmp_path)] == [True, False, False]
 
 
 def test_without_a_teacher_nothing_is_scored(tmp_path):
@@ -151,7 +191,7 @@ def test_without_a_teacher_nothing_is_scored(tmp_path):
 
 
 def test_the_sums_of_a_divergence_are_logged_per_target(tmp_path):
-    learner = Learner()
+    learner = SoftLearner()
     learner.more_sums = {"divergence": 6.0, "hard": 3.0}
     list(make_loop(tmp_path, learner, teacher=Teacher(), max_updates=1).run())
     targets = learner.steps[0].divisors.supervised
