@@ -88,9 +88,9 @@ class ChatTemplate:
         turns, tools = [message.as_dict() for message in messages], list(conversation.tools) if conversation.tools else None
         options = {**self.arguments, "tools": tools, "add_generation_prompt": start_answer}
         try:  # a template is a program of the model's author: it may raise anything
-            if not _MARK.search(self._sources):
-                return Rendering(self.tokenizer.apply_chat_template(turns, tokenize=False, **options), None)
             source, special = self.tokenizer.get_chat_template(tools=tools), self.tokenizer.special_tokens_map
+            if not _MARK.search(source):
+                return Rendering(self.tokenizer.apply_chat_template(turns, tokenize=False, **options), None)
             texts, marks = render_jinja_template([turns], chat_template=source, return_assistant_tokens_mask=True, **(special | options))
             return Rendering(texts[0], marks[0])
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -355,6 +356,15 @@ def test_what_a_template_does_not_mark_is_not_learnt():
     template = MARKED.replace("{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and 'no' not in m.content %}")
     encoded = encode(QWEN3, [USER, YES, AGAIN, NO], [USER, YES], jinja=template)
     assert [learnt for _, learnt in encoded.pairs] == ["yes<|im_end|>", "yes<|im_end|>"]
+
+
+def test_a_tokenizer_may_have_one_template_for_tools_and_one_with_marks():
+    tokenizer = QWEN3.tokenizer()
+    tokenizer.chat_template = {"default": MARKED, "tool_use": QWEN3.template}
+    template = make_template("chat", tokenizer, end_tokens(tokenizer), {"enable_thinking": False})
+    record = Conversation(tuple(map(as_message, [USER, YES])))
+    plain, with_tools = (template(r)[-1] for r in (record, replace(record, tools=({"name": "weather"},))))
+    assert tokenizer.decode(plain.tokens[: plain.gold]) == tokenizer.decode(with_tools.tokens[: with_tools.gold]) == "yes<|im_end|>"
 
 
 SPACED = MARKED.replace("{% generation %}", "{{ ' ' }}{% generation %}").replace("m.role + '\n' }}", "m.role }}").replace(
