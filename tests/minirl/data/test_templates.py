@@ -240,6 +240,16 @@ def test_a_thought_that_no_invitation_opens_and_the_template_drops_is_learnt(ans
     assert encoded.pairs == [("<|begin|><|User|>is it blue<|Assistant|>", f"{thought}<|end_of_sentence|>")]
 
 
+def test_a_thought_of_which_the_template_drops_a_part_is_learnt_whole_and_once():
+    content = "<think>a</think>b</think>yes"
+    assert encode(QWEN3, [USER, YES | {"content": content}]).pairs[0][1] == f"{content}<|im_end|>"
+
+
+def test_the_thought_of_an_earlier_turn_that_is_not_learnt_may_be_dropped_from_the_history():
+    ((prompt, learnt),) = encode(QWEN3, [USER, FIELD | {"weight": 0.0}, AGAIN, NO]).pairs
+    assert "it is" not in prompt.replace("is it", "") and learnt.endswith("no<|im_end|>")
+
+
 @pytest.mark.parametrize(
     ("opening", "closing"),
     [
@@ -263,6 +273,8 @@ def test_an_invitation_whose_answers_close_the_thought_at_once():
     )
     on = encode(R1, [USER, YES, AGAIN, FIELD], jinja=template, template_arguments={"thinking": True})
     off = encode(R1, [USER, YES, AGAIN, NO], jinja=template, template_arguments={"thinking": False})
+    with pytest.raises(InputError, match=r"x\.jsonl line 1 has a thought"):
+        encode(R1, [USER, THOUGHT], jinja=template, template_arguments={"thinking": False})
     assert [learnt for _, learnt in on.pairs] == ["</think>yes<|end_of_sentence|>", "it is</think>yes<|end_of_sentence|>"]
     assert off.pairs[0][1] == "yes<|end_of_sentence|>no<|end_of_sentence|>" and off.pairs[0][0].endswith("<|Assistant|></think>")
 
@@ -376,6 +388,11 @@ def test_marks_give_a_prompt_where_invitation_and_answer_differ():
     """The invitation ends with a line break, and an answer begins with a space."""
     ((prompt, learnt),) = encode(QWEN3, [USER, YES], jinja=SPACED).pairs
     assert prompt == "<|im_start|>user\nis it blue<|im_end|>\n<|im_start|>assistant " and learnt == "yes<|im_end|>"
+    with_header = SPACED.replace("{{ ' ' }}{% generation %}{{", "{% generation %}{{ '<|im_start|>assistant ' +").replace(
+        "{{ '<|im_start|>' + m.role }}{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' %}"
+    ).replace("{% else %}", "{% else %}{{ '<|im_start|>' + m.role }}")  # fmt: skip
+    ((prompt, learnt),) = encode(QWEN3, [USER, YES], jinja=with_header).pairs
+    assert prompt == "<|im_start|>user\nis it blue<|im_end|>\n<|im_start|>assistant" and learnt == " yes<|im_end|>"
 
 
 # --- templates that do not work ---
