@@ -142,8 +142,9 @@ def _records_read(config: RunConfig, data: InstructionData, corpus: Corpus | Non
         hashed = hashlib.sha256()
         for split in (data.train, data.validation, data.test):
             for example in split:
-                hashed.update(example.sequence.tokens.tobytes() + example.sequence.is_target.tobytes())
-                hashed.update(json.dumps(example.prompt.references).encode())
+                # Not the prompt's tokens: a template that prints today's date would make every day another run.
+                learnt = example.sequence.tokens[example.sequence.is_target].tobytes()
+                hashed.update(learnt + json.dumps([example.prompt.text, example.prompt.references]).encode())
         content["data"] = {"records": hashed.hexdigest()}
     if corpus and not _files_of(config.corpus.source):
         content["corpus"] = {"text": hashlib.sha256(np.ascontiguousarray(corpus.blocks)).hexdigest()}

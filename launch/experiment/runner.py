@@ -147,7 +147,8 @@ class Experiment:
         file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False))
         code = run_to_end([str(Path(sys.executable).with_name("minirl")), verb, str(file), *options], log)
         if code:
-            raise RunError(f"minirl {verb} in {directory} ended with code {code}; see {log}, then start the experiment again")
+            last_line = next(iter(log.read_text(errors="replace").strip().splitlines()[-1:]), "no output")[:1000]
+            raise RunError(f"minirl {verb} in {directory} ended with code {code}; see {log}, which ends with: {last_line}")
 
     def _row(self, run: Run) -> dict[str, Any]:
         records = read_json_lines(Path(run.config.directory) / "metrics.jsonl")

@@ -159,9 +159,24 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path, models):
     assert started == []
 
 
+def test_a_finished_row_belongs_to_the_content_of_its_data(tmp_path, models, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = tmp_path / "records.jsonl"
+    records.write_text("1\n")
+    experiment, _ = make(tmp_path, models)
+    experiment.run([])
+    (run,) = experiment.runs(["paper"])
+    row = experiment.finished_row(run)
+    assert row
+    records.write_text("22\n")
+    assert experiment.finished_row(run) is None
+    (tmp_path / "rows" / "paper-1.json").write_text(json.dumps({key: value for key, value in row.items() if key != "content"}))
+    assert experiment.finished_row(run)  # a row that an earlier version wrote
+
+
 def test_a_run_that_fails_stops_the_experiment_with_one_message(tmp_path, models):
     experiment = Experiment(validate_config(ExperimentConfig, settings(tmp_path, models)), SilentObserver())
-    with pytest.raises(RunError, match="ended with code 2; see .*run.log"):
+    with pytest.raises(RunError, match="ended with code 2; see .*run.log, which ends with: error: .*records.jsonl"):
         experiment._command("run", experiment.common)  # there is no records.jsonl
     assert "records.jsonl" in (tmp_path / "common" / "run.log").read_text()
 
