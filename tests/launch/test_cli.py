@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma2Config, GPTNeoConfig, GPTNeoForCausalLM
 
 import launch.run.stages
@@ -278,6 +279,21 @@ def test_a_mixture_of_experts_may_teach_but_not_be_trained(minirl, config, start
         code, error = minirl(config, *overrides)
         assert code == 2 and f"{key}: Qwen3MoeForCausalLM is a mixture of experts" in error and not started
     assert minirl(config, f"teacher.model={experts}") == (0, "") and started
+
+
+@pytest.mark.parametrize("key", ["teacher.model", "student.model"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda weights: {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}, "strip `_orig_mod.` from the names"),
+        (lambda weights: weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}, "set tie_word_embeddings: false"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused_before_anything_starts(minirl, config, started, tmp_path, key, change, sentence):
+    model = tiny_model(tmp_path / "model", "llama", vocab=VOCABULARY)
+    save_file(change(load_file(f"{model}/model.safetensors")), f"{model}/model.safetensors", {"format": "pt"})
+    code, error = minirl(config, f"{key}={model}")
+    assert code == 2 and f"{key}: " in error and sentence in error and error.count("\n") == 1 and not started
 
 
 def test_a_family_that_vllm_lacks(minirl, config, started, tmp_path):

@@ -44,6 +44,7 @@ def test_a_name_is_the_shortest_distinguishing_end_of_the_path(prepared, models)
         (["{model}/nothing"], "--model last-nothing: .* is not a model: there is no such directory"),
         (["small={small}"], "--model small: .*tokenizers of student and teacher differ"),
         (["short={short}"], "--model short: the model reads at most 8 tokens"),
+        (["half={half}"], "--model half: .*model.safetensors is no complete safetensors file"),
     ],
 )
 def test_a_model_that_cannot_be_measured_is_refused(prepared, models, tmp_path, arguments, message):
@@ -52,6 +53,9 @@ def test_a_model_that_cannot_be_measured_is_refused(prepared, models, tmp_path, 
         "small": tiny_model(tmp_path / "small", "gpt2", vocab=VOCABULARY - 10) and tmp_path / "small",
         "short": tiny_model(tmp_path / "short", "gpt2", vocab=VOCABULARY, max_positions=8) and tmp_path / "short",
     }
+    directories["half"] = tiny_model(tmp_path / "half", "gpt2", vocab=VOCABULARY) and tmp_path / "half"
+    weights = directories["half"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(InputError, match=message):
         given_models([argument.format(**directories) for argument in arguments], prepared)
 
