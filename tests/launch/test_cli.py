@@ -84,6 +84,10 @@ FROM_THE_CONFIG = {
     "unknown kind of data": (["data.train=records.xml"], "cannot tell what the data source 'records.xml' is"),
     "missing corpus": (["corpus.source=nowhere.txt"], "cannot read the data file nowhere.txt: No such file"),
     "short corpus": (["corpus.block_tokens=400", "corpus.source={short}"], "fewer than one block"),
+    "an argument that no template has": (
+        ["data.template_arguments={thinkng: off}"],
+        "the chat template has no argument thinkng; leave data.",
+    ),
     "overlong prompt": (["data.max_prompt_tokens=6"], "more than data.max_prompt_tokens = 6; raise it, or set data.overlong_prompts: drop"),
     "a directory without a model": (["teacher.model={empty}"], "teacher.model: {empty} is a directory but holds no config.json"),
     "a path that leads nowhere": (["student.model=./nowhere"], "student.model: ./nowhere is not a model: there is no such directory"),
