@@ -193,6 +193,13 @@ def main() -> None:
     except RunError as error:
         errors.print(f"stopped: {error}", markup=False, highlight=False)
         sys.exit(1)
+    except OSError as error:  # while stages run
+        from launch.directory import DISK_ERRORS, os_error_sentence
+
+        if error.errno not in DISK_ERRORS:
+            raise
+        errors.print(f"stopped: {os_error_sentence(error)}", markup=False, highlight=False)
+        sys.exit(1)
     except SystemExit as end:  # typer turns a KeyboardInterrupt into this
         if end.code == INTERRUPTED:
             errors.print("interrupted; start the same command again to resume", highlight=False)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from minirl.errors import InputError, first_line
 CONFIG_RECORD = "config.json"
 # A directory belongs to one experiment: these keys may not change between starts. Workers, limits and lengths of stages may.
 IDENTITY_KEYS = ("seed", "student", "data", "corpus", "objective")
+OS_ERROR_IN_RUST = re.compile(r"\(os error (\d+)\)")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ADVICE = {
     errno.ENOSPC: "the disk is full; free space or use another disk",
     errno.EDQUOT: "your quota of the disk is used up; free space or use another disk",
@@ -34,11 +37,18 @@ ADVICE = {
 
 @contextmanager
 def file_errors_as_sentences(where: str = "") -> Iterator[None]:
-    """Any OSError of the block becomes an InputError with the path and the system's own words. where: the path, if the error has none."""
+    """Any error of the system in the block becomes an InputError with the path and the system's own words.
+
+    where: the path, if the error has none. Libraries written in Rust, as safetensors, raise types of their own with "(os error 28)".
+    """
     try:
         yield
     except OSError as error:
         raise InputError(os_error_sentence(error, where)) from None
+    except Exception as error:
+        if number := OS_ERROR_IN_RUST.search(str(error)):
+            raise InputError(os_error_sentence(OSError(int(number[1]), first_line(error)), where)) from None
+        raise
 
 
 def os_error_sentence(error: OSError, where: str = "") -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Gemma2Config, GPTNeoConfig, GPTNeoForCausalLM
 
@@ -366,6 +367,25 @@ def test_an_error_of_the_disk_while_a_run_is_prepared_is_one_sentence(minirl, co
     monkeypatch.setattr("launch.prepare.write_json", fails)
     code, error = minirl(config)
     assert code == 2 and f"config.json: {os.strerror(number)}; " in error and error.count("\n") == 1 and not started
+
+
+def test_a_full_disk_that_a_library_in_rust_reports(minirl, config, started, monkeypatch):
+    def fails(*arguments):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("launch.prepare.prune_layers", fails)
+    code, error = minirl(config, "student.model=null", "student.layers=[0]")
+    assert code == 2 and "No space left on device" in error and "free space" in error and error.count("\n") == 1 and not started
+
+
+def test_a_disk_that_is_full_while_stages_run_is_one_sentence(minirl, config, monkeypatch):
+    def fails(recipe):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
+
+    monkeypatch.setattr(launch.run.stages.Recipe, "run", fails)
+    assert minirl(config) == (
+        1, "stopped: cannot use run/metrics.jsonl: No space left on device; the disk is full; free space or use another disk\n",
+    )  # fmt: skip
 
 
 def test_an_error_of_our_own_is_still_a_traceback(config, started, monkeypatch):
