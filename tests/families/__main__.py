@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from docs.scripts.generated import replace_between
-from tests.families.models import FAMILIES, Family
+from tests.families.models import FAMILIES
 from tests.families.steps import STUDENT_STEPS, TEACHER_STEPS
 
 DEADLINE_S = 300
@@ -38,23 +38,22 @@ def run(family: str, record: Path) -> None:
 
 
 def table(records: dict[str, dict]) -> str:
-    """The Markdown table, one row for each family that has a record."""
+    """The Markdown table, one row for each family."""
     lines = ["| Family | As student | As teacher | Largest gap, nats |", "|---|---|---|---|"]
-    for family, record in records.items():
+    for name, family in FAMILIES.items():
+        record = records.get(name, {"steps": {}, "gaps": {}})
         steps, gaps = record["steps"], record["gaps"].values()
-        cells = (_student(FAMILIES[family], steps), _verdict(steps, TEACHER_STEPS), f"{max(gaps):.1e}" if gaps else "")
-        lines.append(f"| {FAMILIES[family].title} | {' | '.join(cells)} |")
+        student = _verdict(steps, STUDENT_STEPS) if family.student else "refused: it is a mixture of experts"
+        lines.append(f"| {family.title} | {student} | {_verdict(steps, TEACHER_STEPS)} | {f'{max(gaps):.1e}' if gaps else ''} |")
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return "\n".join([*lines, "", f"Measured on a CPU with {versions}."])
-
-
-def _student(family: Family, steps: dict[str, str]) -> str:
-    return _verdict(steps, STUDENT_STEPS) if family.student else "refused: it is a mixture of experts"
 
 
 def _verdict(steps: dict[str, str], names: tuple[str, ...]) -> str:
     failures = [f"{name}: {steps[name]}" for name in names if steps.get(name) not in ("ok", "not reached", None)]
     not_run = [name for name in names if name not in steps]
+    if len(not_run) == len(names):
+        return "not run"
     verdict = "; ".join(failures).replace("|", r"\|") or "yes"
     return f"{verdict} (not run: {', '.join(not_run)})" if not_run else verdict
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from minirl.model.output_head import check_head, read_head
 from minirl.model.student import StudentModule
 from tests.families.models import FAMILIES, VOCABULARY, family_model
 from tests.families.steps import TOLERANCE, accept, gap, reference, rows, sequences, targets_of
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -73,3 +77,9 @@ def test_a_family_with_a_class_of_its_own_passes_every_step(special, tmp_path):
     subprocess.run(command, timeout=300, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     steps = json.loads((tmp_path / "result.json").read_text())["steps"]
     assert set(steps.values()) == {"ok"}, steps
+
+
+def test_the_page_has_a_row_for_every_family():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows_of_table = re.findall(r"^\| ([^|]+) \|", page.partition("families: begin")[2].partition("families: end")[0], re.M)
+    assert rows_of_table[1:] == [family.title for family in FAMILIES.values()]  # the first row is the header
