@@ -260,7 +260,7 @@ def start_groups(
     setup = LearnerSetup(model="", teacher="", vocabulary=0, config=config, device="cpu", threads=1, seed=0)
     groups = (
         SleepingRolloutGroup(RolloutConfig(workers=processes["rollout"]), cluster, "cpu"),
-        SleepingTeacherGroup(TeacherConfig(workers=processes["teacher"], model="", micro_batch_tokens=tokens_per_call), cluster, "cpu"),
+        SleepingTeacherGroup(TeacherConfig(workers=processes["teacher"], model="none", micro_batch_tokens=tokens_per_call), cluster, "cpu"),
         SleepingLearnerGroup(setup, cluster),
     )
     for group in groups:
