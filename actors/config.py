@@ -145,10 +145,9 @@ class LearnerSetup:
 
     model: directory of the student. teacher: model directory; None if no loss needs a teacher; a tuple for an ensemble, with its
     teacher_weights. vocabulary: size of the vocabulary that student and teacher share. longest_sequence: the run's longest, in tokens, on
-    which the attention kernel is checked. training: None for evaluation only, without an
-    optimizer. soft: learn from the teacher's whole distribution instead of the objective. teacher_dtype, behavior_dtype: of the engines
-    that score and sample. dropout: whether to train with the model's own dropout (SFT does). lora: train adapters only; None: train every
-    weight.
+    which the attention kernel is checked. training: None for evaluation only, without an optimizer. soft: learn from the teacher's
+    whole distribution instead of the objective. teacher_dtype, behavior_dtype: of the engines that score and sample. dropout: whether
+    to train with the model's own dropout (SFT does). lora: train adapters only; None: train every weight.
     """
 
     model: str

@@ -13,9 +13,14 @@ class RunError(Exception):
     """A running system reached a state that it must not continue from (a non-finite loss, a failed checksum). Exit code 1."""
 
 
+def without_colors(text: str) -> str:
+    """The text without a terminal's colour codes."""
+    return _TERMINAL_COLOR.sub("", text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's message without its last full stop, at most 300 characters; the error's type if it has no message."""
-    lines = [line for line in _TERMINAL_COLOR.sub("", str(error)).splitlines() if line.strip()]
+    lines = [line for line in without_colors(str(error)).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].rstrip().endswith(":"):  # a heading
         lines[0] += lines[1]
     return " ".join(lines[0].split())[:300].rstrip(".") if lines else type(error).__name__

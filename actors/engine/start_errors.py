@@ -23,7 +23,8 @@ def memory_problem(error: Exception, config: EngineConfig, device: str, max_mode
     if device == "cpu":
         key = f"{role}.kv_cache_gib = {config.kv_cache_gib:g}"
         if too_small:
-            needed = f" to at least {found[1]}" if (found := NEEDED.search(text)) and float(found[1]) > config.kv_cache_gib else ""
+            gib = NEEDED.search(text)
+            needed = f" to at least {gib[1]}" if gib and float(gib[1]) > config.kv_cache_gib else ""
             return f"{key} is too small for a prompt and response of {max_model_len} tokens ({reason}); raise it{needed}, or {shorter}"
         return f"{key} does not fit into this machine's memory ({reason}); lower it, or end other processes"
     key = f"{role}.gpu_memory_utilization = {config.gpu_memory_utilization:g}"

@@ -1,6 +1,5 @@
 """Group: all Ray processes of one role, started together, called with a deadline and stopped together."""
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +9,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from minirl.errors import InputError, RunError
+from minirl.errors import InputError, RunError, without_colors
 
 PAUSE_S = 1e-4  # pause of `ready` per pending reference; looking at a reference takes a fiftieth of that
-TERMINAL_COLOR = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Group:
@@ -108,7 +106,7 @@ class Group:
         return self.call("peak_memory")
 
     def _failure_message(self, worker: int, phase: str, reason: str, error: Exception) -> str:
-        return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{TERMINAL_COLOR.sub('', str(error))}"
+        return f"{self.role} worker {worker} failed in `{phase}`: {reason}\n{without_colors(str(error))}"
 
     def stop(self) -> None:
         """Kills every process of the group and returns its resources to the cluster."""

@@ -63,7 +63,7 @@ def _leaf_types(annotation: Any) -> set[Any]:
 def _arguments_of(annotation: Any, container: type) -> tuple[Any, ...]:
     """The arguments of `list[...]` or `dict[...]` in the annotation, perhaps one of several alternatives; () if there is none."""
     if get_origin(annotation) in (Union, UnionType):
-        return next((found for a in get_args(annotation) if (found := _arguments_of(a, container))), ())
+        return next((arguments for a in get_args(annotation) if (arguments := _arguments_of(a, container))), ())
     return get_args(annotation) if get_origin(annotation) is container else ()
 
 

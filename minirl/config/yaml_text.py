@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from minirl.config.strict import PlainFloat, PlainInt, PlainWord
+from minirl.errors import first_line
 
 
 class YamlProblem(Exception):
@@ -78,4 +79,4 @@ def read_yaml(text: str) -> Any:
     except RecursionError:
         raise YamlProblem("is nested too deeply to be a config") from None
     except Exception as error:  # a tag such as `!!int` on a text, or a number of thousands of digits, raises what Python raises
-        raise YamlProblem(f"is not valid YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise YamlProblem(f"is not valid YAML: {first_line(error)}") from None

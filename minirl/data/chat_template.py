@@ -21,7 +21,7 @@ from minirl.data.continuation import Continuation
 from minirl.data.conversation import Conversation, Message
 from minirl.data.segment import Segment
 from minirl.data.thoughts import after_opened, answer_of, closing_tag, opened_thought, shows_thought, thought_of, with_thought
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 
 # What `apply_chat_template` gives the template itself, from the records.
 _RESERVED = {"messages", "conversation", "tools", "add_generation_prompt", "tokenize", "chat_template", "continue_final_message"}
@@ -94,7 +94,7 @@ class ChatTemplate:
             texts, marks = render_jinja_template([turns], chat_template=source, return_assistant_tokens_mask=True, **(special | options))
             return Rendering(texts[0], marks[0])
         except Exception as error:
-            raise InputError(f"the chat template{self._place} refuses {conversation.origin}: {_first_line(error)}") from None
+            raise InputError(f"the chat template{self._place} refuses {conversation.origin}: {_reason(error)}") from None
 
     @property
     def _place(self) -> str:
@@ -179,7 +179,7 @@ class ChatTemplate:
         try:
             return encode(text, before)
         except Exception as error:  # text that is no UTF-8 raises errors of several types
-            raise InputError(f"the tokenizer cannot encode {conversation.origin}: {_first_line(error)}") from None
+            raise InputError(f"the tokenizer cannot encode {conversation.origin}: {_reason(error)}") from None
 
 
 def _joined(turns: list[Turn], end_texts: tuple[str, ...]) -> list[Turn] | None:
@@ -229,7 +229,7 @@ def _with_context(conversation: Conversation) -> Sequence[Message]:
     ]
 
 
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    raised = type(error) is jinja2.TemplateError  # by the template's own raise_exception, whose message stands for itself
-    return line if raised and line else ": ".join(filter(None, [type(error).__name__, line]))
+def _reason(error: BaseException) -> str:
+    """The first line of the error, after its type unless it comes from the template's own raise_exception."""
+    line, kind = first_line(error), type(error).__name__
+    return line if type(error) is jinja2.TemplateError or line == kind else f"{kind}: {line}"

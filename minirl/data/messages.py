@@ -5,6 +5,7 @@ from collections.abc import Container
 from typing import Any
 
 from minirl.data.conversation import Message
+from minirl.data.thoughts import THOUGHT_FIELDS
 from minirl.data.values import check_nested, check_text, printable, printable_list, type_name
 from minirl.errors import InputError
 
@@ -14,11 +15,11 @@ MESSAGE_FIELDS = {
     ("role", "content"): "The speaker (system, user, assistant or tool) and the text, or a list of parts of the type text.",
     ("from", "value"): "The same in ShareGPT's words: human, gpt and observation are user, assistant and tool.",
     ("weight",): "1 or 0: an assistant's turn of weight 0 stays in the prompt of later turns and is not learnt; at the end it is left out.",
-    ("reasoning_content", "reasoning", "thinking"): "The thought before an answer. Passed to the chat template, which must render it.",
+    THOUGHT_FIELDS: "The thought before an answer. Passed to the chat template, which must render it.",
     ("tool_calls",): "Calls of tools by the assistant; `arguments` given as JSON text become an object. Passed to the chat template.",
     ("tool_call_id", "name"): "Which call a tool's answer belongs to, and who speaks. Passed to the chat template, which must render it.",
 }
-TEMPLATE_FIELDS = ("reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id", "name")
+TEMPLATE_FIELDS = (*THOUGHT_FIELDS, "tool_calls", "tool_call_id", "name")
 
 
 def parse_messages(value: Any, column: str, origin: str, ignored: Container[str] = ()) -> list[Message]:

@@ -10,7 +10,7 @@ _TAG = re.compile(r"[<\[◁]\|?[\w:.-]*(?:think|thought|reason|reflect|scratchpa
 _CLOSING_WORD = re.compile(r"(?:^|[^a-z])end(?:[^a-z]|$)", re.IGNORECASE)
 _OPENING_WORDS = (("START", "END"), ("BEGIN", "END"), ("start", "end"), ("begin", "end"))
 THINK = "<think>"
-FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message; they hold its thought
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message; they hold its thought
 
 
 class Thought(NamedTuple):
@@ -49,11 +49,11 @@ def opened_thought(prompt: str, start: int = 0) -> OpenedThought | None:
 
 
 def thought_of(message: Message, tag: str | None = None) -> Thought | None:
-    """The thought of an assistant's message, from one of `FIELDS` or from its content. None if it has none.
+    """The thought of an assistant's message, from one of `THOUGHT_FIELDS` or from its content. None if it has none.
 
     tag: what opens a thought, if known; the content may then lack it, because the prompt ended with it.
     """
-    if text := next((message.extra[name] for name in FIELDS if message.extra.get(name)), None):
+    if text := next((message.extra[name] for name in THOUGHT_FIELDS if message.extra.get(name)), None):
         return Thought(tag or THINK, str(text), None)
     opening = _TAG.match(message.content.lstrip())
     tag = opening.group() if opening else tag or THINK

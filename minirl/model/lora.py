@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minirl.config.student import LoraConfig
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 
 ADAPTER = "default"  # the name that peft gives the only adapter
 
@@ -149,4 +149,4 @@ def _weight_of(model: PreTrainedModel, name: str, tensor: Tensor) -> StudentWeig
 
 
 def _first_sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+    return first_line(error).partition(". ")[0]

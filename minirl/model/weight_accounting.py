@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from minirl.errors import InputError
+from minirl.errors import InputError, first_line
 from minirl.model.weight_files import (
     RECOMPUTED,
     StoredTensor,
@@ -70,7 +70,7 @@ def check_weights(path: str, key: str) -> None:
                 None, config=config, state_dict=empty, device_map={"": "meta"}, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, IndexError) as error:  # a conversion that several tensors take part in
-        raise InputError(f"{key}: transformers cannot combine the weights in {path} ({_first_line(error)}); save the model again") from None
+        raise InputError(f"{key}: transformers cannot combine the weights in {path} ({first_line(error)}); save the model again") from None
     check_loaded(model, info, tensors, path, key)
 
 
@@ -136,11 +136,11 @@ def _check_ties(model: PreTrainedModel, sources: dict[str, list[str]], tensors: 
     for tied, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         if tied not in sources or source not in sources or sources[tied] == sources[source]:
             continue
-        own, other = sources[tied][0], sources[source][0]
-        if not torch.equal(tensors[own].read(), tensors[other].read()):
+        tied_name, source_name = sources[tied][0], sources[source][0]
+        if not torch.equal(tensors[tied_name].read(), tensors[source_name].read()):
             raise InputError(
-                f"{key}: the config.json of {path} ties {own} to {other}, but the file holds two different tensors, and vLLM would ignore "
-                f"{own}; set tie_word_embeddings: false in that config.json to use it, or delete it from the file"
+                f"{key}: the config.json of {path} ties {tied_name} to {source_name}, but the file holds two different tensors, and "
+                f"vLLM would ignore {tied_name}; set tie_word_embeddings: false in that config.json to use it, or delete it from the file"
             )
 
 
@@ -202,7 +202,3 @@ def _blocks(names: list[str]) -> set[int]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

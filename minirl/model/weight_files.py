@@ -143,12 +143,12 @@ def head_sources(model: PreTrainedModel, names: list[str]) -> dict[str, str | No
     if head is None or module is None:
         return {"weight": None}
     sources = sources_of_parameters(model, names)
-    found: dict[str, str | None] = {}
+    names_by_attribute: dict[str, str | None] = {}
     for attribute in ("weight", "bias") if getattr(head, "bias", None) is not None else ("weight",):
         target = f"{module}.{attribute}"
         tied = (other for pair in model.all_tied_weights_keys.items() if target in pair for other in pair)
-        found[attribute] = next((sources[name][0] for name in (target, *tied) if name in sources), None)
-    return found
+        names_by_attribute[attribute] = next((sources[name][0] for name in (target, *tied) if name in sources), None)
+    return names_by_attribute
 
 
 @contextmanager

@@ -47,8 +47,8 @@ SAMPLES_PER_PROMPT, TOKENS_PER_CALL, UPDATES = 4, 4096, 4
 SECONDS, SECONDS_PER_ROLLOUT = 8.0, 6e-3  # of the slowest role: realistic times, and enough time for this machine to run all workers
 MEASURED = 2  # iterations
 OBJECT_STORE_BYTES = 8 * 2**30
-# Larger results go through the object store: scores always do with real shapes, and with this limit shrunk scores do, too. Ray would send
-# them within calls otherwise, with at most 16 MiB in transit to one process, which simulates many learner workers here.
+# Results above this size go through the object store. Real scores always exceed Ray's own limit; shrunk ones exceed only this one. Below
+# the limit Ray sends results within calls, with at most 16 MiB in transit to one process, which here simulates many learner workers.
 MESSAGE_BYTES = 2**14
 
 

@@ -1,4 +1,4 @@
-"""What is generated: the file map, the configuration reference and the picture say what the code says, and are noticed when they do not."""
+"""The file map, the configuration reference and the picture match the code, and the check fails on a stale one."""
 
 import re
 import sys

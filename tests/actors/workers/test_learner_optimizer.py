@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 WORKERS, UPDATES = 2, 10
 TRAINING = SftConfig(learning_rate=2e-3, weight_decay=0.1, betas=[0.9, 0.95], max_grad_norm=0.5)
 RATES = [TRAINING.learning_rate * factor for factor in (0.5, 1, 1, 0.9, 0.8, 0.6, 0.5, 0.3, 0.2, 0.1)]  # warm-up, then decay
-# How far the size of a displacement along torch's may be from 1. The float32 displacements themselves agree to DIFFERENCE. In bfloat16, a
-# first update moves a weight by the sign of its gradient, which rounding flips in a few of them.
+# SIZE: how much longer or shorter a displacement may be than torch's, along torch's. DIFFERENCE: how far the displacements may lie apart,
+# relative to torch's. It is large in bfloat16: a first update moves a weight by the sign of its gradient, and rounding flips some signs.
 SIZE = {"float32": 1e-3, "bfloat16": 0.05}
 DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.25}
 

@@ -35,7 +35,7 @@ class Style:
         )  # fmt: skip
 
 
-# The thought of an answer stays until the next user turn, and an answer without one gets an empty one; enable_thinking: false opens none.
+# Thoughts stay until the next user turn. An answer without a thought gets an empty one. With enable_thinking: false no thought is opened.
 QWEN3 = Style(
     """{%- set ns = namespace(query=0) %}
 {%- for message in messages %}{% if message.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor %}
