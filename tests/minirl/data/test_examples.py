@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 
 from minirl.config.data import DataConfig
 from minirl.data.conversation import Conversation, Message
-from minirl.data.examples import load_data, split_of_prompt
+from minirl.data.examples import load_data
+from minirl.data.splits import split_of_prompt
 from minirl.data.templates import end_tokens, make_template
 from minirl.errors import InputError
 from tests.minirl.data.chatml import SPECIAL, TEMPLATE, chatml_tokenizer

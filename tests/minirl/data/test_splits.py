@@ -7,7 +7,8 @@ import pytest
 from minirl.config.data import DataConfig
 from minirl.config.reader import validate_config
 from minirl.data.conversation import Conversation, Message
-from minirl.data.examples import load_data, read_sources
+from minirl.data.examples import load_data
+from minirl.data.splits import read_sources
 from minirl.data.templates import end_tokens
 from minirl.errors import InputError
 from tests.minirl.data.chatml import chatml_tokenizer
