@@ -79,19 +79,8 @@ def prepare(config: RunConfig) -> PreparedRun:
     disable_progress_bar()  # transformers draws one bar per weight file, which would break the panel
     directory = Path(config.directory).resolve()  # workers may have another working directory
     teachers = _teacher_directories(config, directory)
-    teacher, teacher_learns = next(iter(teachers.values())), config.stages.sft_teacher is not None
-    teacher_configs = [check_supported(path, key, learns=teacher_learns) for key, path in teachers.items()]
-    named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
-    student_config = check_supported(named_student or teacher, "student.model" if named_student else "student.layers")
-    for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
-        check_engine_class(network, key)
-        check_positions(config, key, network)
-        if key == "student.model" or config.stages.sft_teacher or config.stages.evaluate:  # the learner computes these
-            check_attention(config, key, network)
-    for key, path in (*teachers.items(), *([] if named_student is None else [("student.model", named_student)])):
-        check_weights(path, key)
-    if config.student.lora is not None:
-        lora.check_targets(named_student or teacher, config.student.lora)
+    teacher = next(iter(teachers.values()))
+    named_student, student_config, teacher_configs = _check_models(config, teachers)
     tokenizers = [read_tokenizer(path, key) for key, path in teachers.items()]
     tokenizer = tokenizers[0]
     student_tokenizer = tokenizer if named_student is None else read_tokenizer(named_student, "student.model")
@@ -112,9 +101,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         task_config = config.data.with_records(config.stages.task_sft.data)
         task_data = load_data(task_config, tokenizer, ends, ids, vocabulary, key="stages.task_sft.data")
         _check_task_responses(config, data, task_data)
-        if evaluate is not None and "task_sft" not in evaluate.sets:
-            about = EvaluationSetConfig(source="stages.task_sft.data, the test split")
-            sets.append(evaluation_set("task_sft", about, task_data.test, evaluate.prompts))
+        sets += _task_set(config, task_data)
     models = teachers | ({} if named_student is None else {"student.model": named_student})
     identity = Identity(config, directory, models, data, corpus)
     identity.check()
@@ -128,6 +115,36 @@ def prepare(config: RunConfig) -> PreparedRun:
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared
+
+
+def _check_models(config: RunConfig, teachers: dict[str, str]) -> tuple[str | None, PretrainedConfig, list[PretrainedConfig]]:
+    """Raises InputError if a model cannot be loaded, sampled from, scored or trained. teachers: config key -> directory.
+
+    Returns the directory of `student.model` (None if the student is made of the teacher's layers), and the configs of student and teachers.
+    """
+    learns, teacher = config.stages.sft_teacher is not None, next(iter(teachers.values()))
+    teacher_configs = [check_supported(path, key, learns=learns) for key, path in teachers.items()]
+    named_student = None if config.student.model is None else resolve_model(config.student.model, "student.model")
+    student_config = check_supported(named_student or teacher, "student.model" if named_student else "student.layers")
+    for key, network in (*zip(teachers, teacher_configs, strict=True), ("student.model", student_config)):
+        check_engine_class(network, key)
+        check_positions(config, key, network)
+        if key == "student.model" or config.stages.sft_teacher or config.stages.evaluate:  # the learner computes these
+            check_attention(config, key, network)
+    for key, path in (*teachers.items(), *([] if named_student is None else [("student.model", named_student)])):
+        check_weights(path, key)
+    if config.student.lora is not None:
+        lora.check_targets(named_student or teacher, config.student.lora)
+    return named_student, student_config, teacher_configs
+
+
+def _task_set(config: RunConfig, task_data: InstructionData) -> list[EvaluationSet]:
+    """The evaluation set of the task's test split; empty if nothing is evaluated, or if the config has a set of that name."""
+    evaluate = config.stages.evaluate
+    if evaluate is None or "task_sft" in evaluate.sets:
+        return []
+    about = EvaluationSetConfig(source="stages.task_sft.data, the test split")
+    return [evaluation_set("task_sft", about, task_data.test, evaluate.prompts)]
 
 
 def _teacher_directories(config: RunConfig, directory: Path) -> dict[str, str]:

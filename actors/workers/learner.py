@@ -19,17 +19,18 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from actors.config import LearnerSetup
 from actors.weights.packed import PackedWeights, pack
+from actors.workers.attention_choice import choose_attention, choose_packing
 from actors.workers.baseline_timing import baseline_seconds, head_seconds
-from actors.workers.deepspeed_config import attention_kernels, deepspeed_config
+from actors.workers.deepspeed_config import deepspeed_config
 from actors.workers.gathered_weights import export, merged_weights, weight_shapes
 from actors.workers.sanity_checks import check_behavior_match, check_finite, check_teacher_match
-from minirl.errors import InputError, RunError
-from minirl.model.attention import KERNEL_TOLERANCE, kernel_gap, use_kernel
+from minirl.errors import RunError
+from minirl.model.attention import use_kernel
 from minirl.model.loading import load_causal_lm
 from minirl.model.lora import attach_adapters, trainable_parameters
 from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import OutputHead, check_head
-from minirl.model.student import StudentModule, packing_gap
+from minirl.model.student import StudentModule
 from minirl.model.teacher_ensemble import read_teacher
 from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.update import (
@@ -45,10 +46,6 @@ from minirl.training.update import (
     soft_update_loss,
     supervised_loss,
 )
-
-# Largest allowed difference between the states of a packed sequence and of the same sequence alone, relative to the largest state.
-# Rounding stays below it; attention to another sequence's tokens does not.
-PACKING_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 class Learner:
@@ -92,48 +89,12 @@ class Learner:
             _restore_buffers(module, buffers)
             _undo_first_step(self.engine.optimizer)
         self.model, self.module = model, module
-        self.notices: list[str] = []
-        self._choose_attention()
-        self._choose_packing()
-
-    def _choose_attention(self) -> None:
-        """Takes the fastest attention kernel that computes this student as the eager kernel does, on a sequence as long as the longest.
-
-        Warns about a kernel that does not. Raises InputError if the config names that kernel. Collective.
-        """
-        config, device, name = self.setup.config, self.setup.device, type(self.model).__name__
-        for kernel in attention_kernels(config, device, self.model.config):
-            gap = torch.tensor(kernel_gap(self.model, kernel, self.setup.longest_sequence), device=device)
-            dist.all_reduce(gap, dist.ReduceOp.MAX)  # so that all ranks take the same kernel
-            if gap <= KERNEL_TOLERANCE[config.dtype]:
-                break
-            finding = f"the {kernel} attention of {name} differs from its eager attention ({gap:.2g} of the output)"
-            if config.attention != "auto":
-                raise InputError(f"learner.attention: {finding}; set learner.attention: auto")
-            self._warn(f"{finding}, so the learner does not use it; set learner.attention: eager to avoid this warning")
-        self.attention = kernel
-        self.module.attention_by_width = (config.attention, device, kernel) == ("auto", "cpu", "sdpa")
-
-    def _choose_packing(self) -> None:
-        """Packs sequences if that pays and if the student computes a packed sequence as it computes the sequence alone.
-
-        Warns if the second condition fails.
-        """
-        config = self.setup.config
-        if config.packing == "off" or (config.packing == "auto" and self.attention != "flash_attention_2"):
-            return
-        gap = packing_gap(self.model)
-        self.module.packed = gap <= PACKING_TOLERANCE[config.dtype]
-        if not self.module.packed:
-            self._warn(
-                f"{type(self.model).__name__} with {self.attention} attention does not keep packed sequences apart (states {gap:.2g} off), "
-                "so the learner pads; set learner.packing: off to avoid this warning"
-            )
-
-    def _warn(self, message: str) -> None:
-        """Warns in this process and in the driver, which reads `notices`."""
-        self.notices.append(message)
-        warnings.warn(message, stacklevel=2)
+        self.attention, attention_warnings = choose_attention(model, config, setup.device, setup.longest_sequence)
+        module.attention_by_width = (config.attention, setup.device, self.attention) == ("auto", "cpu", "sdpa")
+        module.packed, packing_warnings = choose_packing(model, config, self.attention)
+        self.notices = [*attention_warnings, *packing_warnings]  # for the driver, whose output the user sees
+        for notice in self.notices:
+            warnings.warn(notice, stacklevel=2)
 
     def update(self, step: UpdateStep, on_policy: list[list[OnPolicyItem]], supervised: list[list[SupervisedItem]]) -> dict[str, float]:
         """Takes one optimizer step over this worker's micro-batches. Returns this worker's sums; `grad_norm` is global.

@@ -79,12 +79,10 @@ class ModelMeasurer:
             sampled = sample_responses(
                 self.prepared, self.rollout, chunk, seed=seed, teacher_share=teacher_share, weight_version=weight_version
             )
-            fetched, tokens = self.rollout.fetch(sampled), [one.summary.tokens for one in sampled]
+            fetched = self.rollout.fetch(sampled)
             rollouts += fetched
             if not self.config.no_repeat_ngram:
-                scores = self.teacher.score([one.rollout for one in sampled], tokens)
-                items = [SupervisedItem(rollout.sequence, score) for rollout, score in zip(fetched, scores, strict=True)]
-                diagnostics += self.learner.diagnostics(items, tokens, top_k=self.config.top_k)
+                diagnostics += diagnose_rollouts(self.teacher, self.learner, sampled, fetched, top_k=self.config.top_k)
         return rollouts, diagnostics
 
     def _diagnose_teachers_samples(self, evaluation_set: EvaluationSet, samples: list[list[TokenSequence]]) -> DiagnosticsBySeed:
@@ -116,6 +114,16 @@ def sample_responses(
         max_response_tokens=prepared.config.data.max_response_tokens,
         **options,
     )
+
+
+def diagnose_rollouts(
+    teacher: TeacherGroup | EnsembleGroup, learner: LearnerGroup, sampled: list[SampledRollout], rollouts: list[Rollout], *, top_k: int
+) -> list[SequenceDiagnostics]:
+    """Diagnostics of sampled responses: the teacher scores them, then the learner compares. rollouts: those of `sampled`, fetched."""
+    tokens = [each.summary.tokens for each in sampled]
+    scores = teacher.score([each.rollout for each in sampled], tokens)
+    items = [SupervisedItem(rollout.sequence, score) for rollout, score in zip(rollouts, scores, strict=True)]
+    return learner.diagnostics(items, tokens, top_k=top_k)
 
 
 def response_texts(prepared: PreparedRun, rollouts: list[Rollout]) -> list[str]:

@@ -4,7 +4,7 @@ from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
-from launch.evaluation.measure_model import response_texts, sample_responses, with_references
+from launch.evaluation.measure_model import diagnose_rollouts, response_texts, sample_responses, with_references
 from launch.prepare import PreparedRun
 from minirl.config.stages import DistillConfig
 from minirl.evaluation.text import rouge_l
@@ -37,10 +37,8 @@ class OnPolicyValidation:
         sampled = sample_responses(
             self.prepared, self.rollout, self.examples, seed=self.prepared.config.seed, teacher_share=0.0, weight_version=weight_version
         )
-        rollouts, tokens = self.rollout.fetch(sampled), [one.summary.tokens for one in sampled]
-        scores = self.teacher.score([one.rollout for one in sampled], tokens)
-        items = [SupervisedItem(rollout.sequence, score) for rollout, score in zip(rollouts, scores, strict=True)]
-        divergences = [diagnostics.reverse_kl for diagnostics in self.learner.diagnostics(items, tokens, top_k=1)]
+        rollouts = self.rollout.fetch(sampled)
+        divergences = [each.reverse_kl for each in diagnose_rollouts(self.teacher, self.learner, sampled, rollouts, top_k=1)]
         metrics = {"reverse_kl": float(sum(row.sum(dtype="float64") for row in divergences) / sum(map(len, divergences)))}
         if self.examples[0].prompt.references:
             texts = response_texts(self.prepared, rollouts)
