@@ -96,9 +96,10 @@ class Group:
             raise RunError(f"{self.role} worker {worker} was lost in `{phase}`: {str(error).strip().splitlines()[0]}") from None
 
     def timeout_error(self, worker: int, phase: str, limit_s: float) -> RunError:
+        key = "start_timeout_s" if phase == "start" else "step_timeout_s"
         return RunError(
             f"{self.role} worker {worker} did not finish `{phase}` within {limit_s:g} s; "
-            "look at its log under Ray's session directory, or raise cluster.step_timeout_s"
+            f"look at its log under Ray's session directory, or raise cluster.{key}"
         )
 
     def peak_memory(self) -> list[int]:

@@ -16,9 +16,10 @@ from minirl.model.output_head import read_head
 from minirl.training.update import OnPolicyItem, SupervisedItem
 from minirl.types import Rollout, TeacherScores, TokenSequence, numpy_from_tensor
 from tests.actors.conftest import hugging_face
+from tests.deadlines import deadline
 
 VOCABULARY = 256
-CLUSTER = ClusterConfig(step_timeout_s=120, start_timeout_s=400)  # a first start may compile
+CLUSTER = ClusterConfig(step_timeout_s=deadline(12), start_timeout_s=deadline(60))  # a first start may compile
 TRAINING = SftConfig(learning_rate=1.0, max_grad_norm=None)  # no clipping
 
 

@@ -8,17 +8,16 @@ import sys
 import pytest
 
 from tests.benchmarks.contestants import ROOT
+from tests.deadlines import deadline
 
 pytestmark = pytest.mark.slow
-
-SECONDS = 240
 
 
 def test_contestants_take_updates_on_the_same_prompts_and_are_evaluated_alike(tmp_path):
     options = ["--pair", "smallest", "--steps", "1", "--contestants", "ours", "plain", "--quality", "2", "--quality-points", "1"]
     command = [sys.executable, "-m", "tests.benchmarks.side_by_side", *options, "--quality-prompts", "4", "--out", str(tmp_path)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=deadline(60))
     assert ended.returncode == 0, ended.stderr[-3000:]
     report = json.loads((tmp_path / "smallest" / "side_by_side.json").read_text())
     assert list(report["figures"]) == ["ours", "plain"]

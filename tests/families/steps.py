@@ -36,6 +36,7 @@ from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.weight_accounting import check_weights
 from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence, numpy_from_tensor, tensor_from_numpy
+from tests.deadlines import deadline
 from tests.families.models import FAMILIES, TEACHER, VOCABULARY, family_model
 from tests.tiny import END_TOKEN
 
@@ -356,7 +357,7 @@ def run_family(family: str) -> dict[str, dict]:
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    join_process_group(store, "127.0.0.1", store.port, rank=0, workers=1, device="cpu", timeout_s=60)
+    join_process_group(store, "127.0.0.1", store.port, rank=0, workers=1, device="cpu", timeout_s=deadline(6))
     steps, engines = Steps(), Engines()
     with tempfile.TemporaryDirectory() as root:
         if FAMILIES[family].student:

@@ -17,6 +17,7 @@ from minirl.model.lora import student_weights
 from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import check_head, read_head
 from minirl.model.student import StudentModule
+from tests.deadlines import deadline
 from tests.families.models import FAMILIES, VOCABULARY, family_model
 from tests.families.steps import TOLERANCE, accept, gap, reference, rows, sequences, targets_of
 
@@ -74,7 +75,7 @@ def test_saved_weights_load_in_transformers_under_their_own_names(directory, tmp
 def test_a_family_with_a_class_of_its_own_passes_every_step(special, tmp_path):
     """Gemma 2 has no head of its own in vLLM, Bloom's loader renames the head, GPT-NeoX runs on vLLM's transformers backend."""
     command = [sys.executable, "-m", "tests.families.steps", special, str(tmp_path / "result.json")]
-    subprocess.run(command, timeout=300, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    subprocess.run(command, timeout=deadline(60), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     steps = json.loads((tmp_path / "result.json").read_text())["steps"]
     assert set(steps.values()) == {"ok"}, steps
 

@@ -16,12 +16,12 @@ import psutil
 import pytest
 import yaml
 
+from tests.deadlines import deadline, wait_until
 from tests.tiny import tiny_model
 
 VOCABULARY = 192
 COMMAND = [str(Path(sys.executable).with_name("minirl")), "run"]
 MARK = "MINIRL_TEST_RUN"  # environment variable by which a command's processes are recognised
-SECONDS = 300
 NO_CLUSTER = "127.0.0.1:1"  # an address without a Ray cluster: a command that uses no cluster does not notice
 
 
@@ -98,25 +98,25 @@ class Command:
     def text(self) -> str:
         return self.output.read_text()
 
-    def wait(self, seconds: float = SECONDS) -> int:
-        return self.process.wait(seconds)
+    def wait(self) -> int:
+        return self.process.wait(deadline(60))
 
-    def wait_for(self, ready: Callable[[], bool], seconds: float = SECONDS) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
+    def wait_for(self, ready: Callable[[], bool]) -> None:
+        def ready_or_ended() -> bool:
+            if answer := ready():
+                return answer
             assert self.process.poll() is None, f"the command ended early:\n{self.text}"
-            assert time.monotonic() < deadline, f"still waiting after {seconds} s:\n{self.text}"
-            time.sleep(0.01)
+            return False
+
+        assert wait_until(ready_or_ended, 60), f"the command has not come so far:\n{self.text}"
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
-    def leftover_processes(self, seconds: float = 15) -> list[str]:
-        """Command lines of the command's processes, and of their children, that still run after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while (command_lines := self._running_processes()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return command_lines
+    def leftover_processes(self) -> list[str]:
+        """Command lines of the command's processes, and of their children, that still run after a deadline."""
+        wait_until(lambda: not self._running_processes(), 3)
+        return self._running_processes()
 
     def _running_processes(self) -> list[str]:
         command_lines = []

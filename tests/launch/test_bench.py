@@ -13,7 +13,8 @@ from launch.config import RunConfig
 from launch.prepare import prepare
 from minirl.bench.efficiency import ROLES, VERBS
 from minirl.config.reader import read_config
-from tests.launch.conftest import COMMAND, SECONDS, VOCABULARY
+from tests.deadlines import deadline
+from tests.launch.conftest import COMMAND, VOCABULARY
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ def bench(experiment) -> tuple[str, dict]:
     """The command's output, and the JSON that it wrote."""
     command = [MINIRL, "bench", str(experiment.config("bench")), "--iterations=1"]
     environment = {**os.environ, "RAY_ADDRESS": "", "COLUMNS": "80"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=deadline(90), env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout, json.loads((experiment.root / "bench" / "bench" / "bench.json").read_text())
 
@@ -72,6 +73,6 @@ def test_the_student_of_a_later_stage_is_not_measured(experiment):
 
 def test_a_config_without_distillation_is_refused(experiment):
     command = [MINIRL, "bench", str(experiment.config("undistilled")), "stages.distill=null"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=deadline(12))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: bench measures the stage distill")

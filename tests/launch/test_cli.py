@@ -22,6 +22,7 @@ from launch.config import RunConfig
 from launch.directory import claim_directory
 from minirl.config.reader import read_config
 from minirl.errors import RunError
+from tests.deadlines import deadline
 from tests.families.models import family_model
 from tests.launch.conftest import COMMAND, VOCABULARY
 from tests.minirl.data.reference_writer import write_indexed, write_split
@@ -468,10 +469,10 @@ def test_an_interruption_is_one_sentence_and_exit_code_130(minirl, config, monke
 )
 def test_the_command_itself(config, tmp_path, change, sentence):
     bad = lines(tmp_path / "bad.jsonl", {"prompt": "t3", "completion": "t4"}, "oops")
-    result = subprocess.run([*COMMAND, str(config), change.replace("{bad}", bad)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*COMMAND, str(config), change.replace("{bad}", bad)], capture_output=True, text=True, timeout=deadline(12))
     assert (result.returncode, result.stdout, result.stderr) == (2, "", sentence.replace("{bad}", bad))
 
 
 def test_without_arguments_the_command_prints_its_help():
-    result = subprocess.run(COMMAND[:1], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(COMMAND[:1], capture_output=True, text=True, timeout=deadline(12))
     assert "run" in result.stdout + result.stderr and "Traceback" not in result.stderr

@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,11 +18,12 @@ import pytest
 
 from minirl.data.embedded.assets import materialise_teacher
 from minirl.evaluation.llm_judge import LATEST
+from tests.deadlines import deadline, wait_until
 from tests.launch.test_judge import write_samples
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "KMP_BLOCKTIME": "0"}
-NAME, START_SECONDS, QUESTIONS = "smollm2", 240, ["What is the capital of France?", "Name a color.", "How much is 2 plus 2?"]
+NAME, QUESTIONS = "smollm2", ["What is the capital of France?", "Name a color.", "How much is 2 plus 2?"]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def endpoint(tmp_path_factory):
 
 
 def _wait_until_healthy(server: subprocess.Popen, port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    def healthy() -> bool:
         assert server.poll() is None, log.read_text()[-3000:]
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
+                return True
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    pytest.fail(f"the server was not up after {START_SECONDS} s: {log.read_text()[-3000:]}")
+            return False
+
+    assert wait_until(healthy, 40), f"the server did not start in time: {log.read_text()[-3000:]}"
 
 
 def _end(server: subprocess.Popen) -> None:
@@ -64,10 +64,10 @@ def _end(server: subprocess.Popen) -> None:
     processes = [*psutil.Process(server.pid).children(recursive=True), server] if server.poll() is None else []
     server.terminate()
     try:
-        server.wait(30)
+        server.wait(deadline(6))
     except subprocess.TimeoutExpired:
         server.kill()
-        server.wait(30)
+        server.wait(deadline(6))
     for process in processes[:-1]:
         if process.is_running():
             process.kill()
@@ -75,7 +75,7 @@ def _end(server: subprocess.Popen) -> None:
 
 def served(endpoint: str) -> int:
     """Number of requests that the server has finished, from its metrics."""
-    with urllib.request.urlopen(endpoint.replace("/v1", "/metrics"), timeout=30) as answer:
+    with urllib.request.urlopen(endpoint.replace("/v1", "/metrics"), timeout=deadline(3)) as answer:
         counts = re.findall(r"^vllm:request_success_total\{[^}]*\} ([0-9.]+)", answer.read().decode(), re.MULTILINE)
     return int(sum(map(float, counts)))
 
@@ -83,7 +83,7 @@ def served(endpoint: str) -> int:
 def judge(run: Path, endpoint: str, *options: str) -> tuple[dict, str]:
     command = [str(Path(sys.executable).with_name("minirl")), "judge", str(run), "--endpoint", endpoint, "--model", NAME]
     process = subprocess.run(
-        [*command, "--b", "sft", "--max-tokens", "12", *options], capture_output=True, text=True, timeout=240, check=False
+        [*command, "--b", "sft", "--max-tokens", "12", *options], capture_output=True, text=True, timeout=deadline(30), check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return json.loads((run / "judge" / NAME / "test-distill-sft.json").read_text()), process.stdout
@@ -111,5 +111,5 @@ def test_a_real_server_gets_every_pair_in_both_orders_once(endpoint, tmp_path):
 def test_a_model_that_is_not_served_is_one_message(endpoint, tmp_path):
     write_samples(tmp_path, "distill", ["Paris."], QUESTIONS[:1])
     command = [str(Path(sys.executable).with_name("minirl")), "judge", str(tmp_path), "--endpoint", endpoint, "--model", "another"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=deadline(12), check=False)
     assert process.returncode == 2 and "refuses a request with 404" in process.stderr and "check --model" in process.stderr

@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 
 from launch.progress import summary_table
+from tests.deadlines import deadline
 
 PRINT = """
 from launch.progress import ProgressPanel, make_console, rich_table, summary_table
@@ -25,7 +26,7 @@ console.print(rich_table(Table("in " + "/a/long/directory" * 12, ["row", *"abcde
 
 def test_a_line_stays_a_line_through_a_pipe():
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE")}
-    result = subprocess.run([sys.executable, "-c", PRINT], capture_output=True, text=True, env=environment, timeout=120, check=True)
+    result = subprocess.run([sys.executable, "-c", PRINT], capture_output=True, text=True, env=environment, timeout=deadline(5), check=True)
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == "distill: starting " + "x" * 200
     assert lines[1].startswith("distill 3: loss 1.5") and lines[1].endswith("learner tok/s 1000")

@@ -12,6 +12,7 @@ from actors.config import ClusterConfig, LearnerConfig
 from actors.groups.base import Group
 from actors.groups.placement import bundle, share_all_cores, worker_environment
 from minirl.errors import InputError, RunError
+from tests.deadlines import deadline, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ def groups():
     started: list[Group] = []
 
     def start_group(workers: int = 2, *, cpus: float = 1, broken: dict[int, Exception] | None = None, **limits) -> Group:
-        limits = {"start_timeout_s": 60.0, "step_timeout_s": 30.0} | limits
+        limits = {"start_timeout_s": deadline(20), "step_timeout_s": deadline(5)} | limits
         group = Group(
             "rollout",
             Worker,
@@ -102,16 +103,6 @@ def shared_group(ray_cluster):
         yield group
 
 
-def all_end(pids: list[int], seconds: float = 20) -> bool:
-    """Whether all processes end within this time."""
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -151,7 +142,13 @@ def test_a_worker_that_hangs_is_named_when_its_time_is_up(group):
     began = time.monotonic()
     with pytest.raises(RunError, match=r"^rollout worker 1 did not finish `score` within 1 s; .*raise cluster.step_timeout_s$"):
         group.call("hang", 1, phase="score", timeout_s=1.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < deadline(3)
+
+
+def test_a_start_that_takes_too_long_names_the_key_that_limits_it(start_group):
+    group = start_group(1, start_timeout_s=0.01)
+    with pytest.raises(RunError, match=r"^rollout worker 0 did not finish `start` within 0.01 s; .* raise cluster.start_timeout_s$"):
+        group.wait_started()
 
 
 def test_the_default_deadline_of_a_call_is_the_step_timeout_of_the_group(start_group):
@@ -165,7 +162,7 @@ def test_a_failure_is_reported_while_another_worker_still_waits(group):
     began = time.monotonic()
     with pytest.raises(RunError, match="rollout worker 1 failed"):
         group.call("fail_while_the_others_wait", 1, ValueError("boom"))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < deadline(3)
 
 
 def test_a_worker_that_does_not_start_is_named(start_group):
@@ -191,8 +188,8 @@ def test_stop_ends_every_process_and_frees_the_resources(start_group):
     group.workers[0].hang.remote(0)  # one worker is busy
     assert all(alive(pid) for pid in pids)
     group.stop()
-    assert all_end(pids)
-    start_group(cpus=5, start_timeout_s=10.0)  # 10 of the cluster's 16 CPUs: refused if the first group still held its 10
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), 5)
+    start_group(cpus=5, start_timeout_s=deadline(5))  # 10 of the cluster's 16 CPUs: refused if the first group still held its 10
 
 
 def test_stop_after_a_death_and_stop_twice(group):

@@ -14,24 +14,25 @@ from actors.object_batches import fetch
 from actors.workers.ray_workers import RolloutRayWorker, TeacherRayWorker
 from minirl.errors import RunError
 from minirl.types import Rollout, SamplingRequest, TeacherScores
+from tests.deadlines import deadline, wait_until
 
 pytestmark = pytest.mark.slow
 
-CLUSTER = ClusterConfig(start_timeout_s=60, step_timeout_s=6)
+CLUSTER = ClusterConfig(start_timeout_s=deadline(20), step_timeout_s=deadline(6))
 REQUESTS = [SamplingRequest(np.arange(4), number, 0, number) for number in range(24)]
 
 
 class Sampler(RolloutRayWorker):
-    """Returns responses of 1 + prompt_index tokens. Before the last one it sleeps `slow` seconds, then does what `then` names."""
+    """Returns responses of 1 + prompt_index tokens. Before the last one it waits for the file `gate`, then does `then`."""
 
     def __init__(self, **_):
         pass
 
-    def sample_each(self, requests, *, slow=0.0, then="end", **_):
+    def sample_each(self, requests, *, gate=None, then="end", **_):
         for position, request in enumerate(requests):
             if position == len(requests) - 1:
-                time.sleep(slow)
-                {"end": lambda: None, "fail": self.fail, "die": lambda: os._exit(3), "hang": lambda: time.sleep(60)}[then]()
+                assert gate is None or wait_until(gate.is_file, 20)
+                {"end": lambda: None, "fail": self.fail, "die": lambda: os._exit(3), "hang": lambda: time.sleep(600)}[then]()
             response = np.arange(1 + request.prompt_index)
             yield [(position, Rollout(request.prompt_tokens, response, response.astype(np.float32), False, 7, request.prompt_index, 0))]
 
@@ -40,7 +41,7 @@ class Sampler(RolloutRayWorker):
 
 
 class Scorer(TeacherRayWorker):
-    """Records when it scores and how many. Every score is the length of the response."""
+    """Records how many sequences each call scores. Every score is the length of the response."""
 
     temperature = 1.0
 
@@ -48,10 +49,10 @@ class Scorer(TeacherRayWorker):
         self.calls = []
 
     def score(self, sequences, temperatures):
-        self.calls.append((time.time(), len(sequences)))
+        self.calls.append(len(sequences))
         return [TeacherScores(*(np.full(s.targets, s.targets, np.float32) for _ in range(2)), np.zeros((s.targets, 2))) for s in sequences]
 
-    def take_calls(self):
+    def sequences_of_calls(self):
         return self.calls
 
 
@@ -64,10 +65,10 @@ class Scorers(TeacherGroup):
 
 
 @contextmanager
-def groups(as_finished: bool = True, micro_batch_tokens: int = 64):
-    rollout = Samplers(RolloutConfig(workers=2), CLUSTER, "cpu")
+def groups(as_finished: bool = True, micro_batch_tokens: int = 64, cluster: ClusterConfig = CLUSTER):
+    rollout = Samplers(RolloutConfig(workers=2), cluster, "cpu")
     teacher = Scorers(
-        TeacherConfig(model="none", workers=2, micro_batch_tokens=micro_batch_tokens), CLUSTER, "cpu", as_finished=as_finished
+        TeacherConfig(model="none", workers=2, micro_batch_tokens=micro_batch_tokens), cluster, "cpu", as_finished=as_finished
     )
     try:
         rollout.wait_started()
@@ -84,7 +85,7 @@ def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_fi
         first, second = (rollout.begin(REQUESTS, teacher) for _ in range(2))  # the second starts before the results of the first are taken
         for collection in (first, second):
             assert [rollout.summary.response_tokens for rollout in collection.sampled()] == list(range(1, 25))
-            items = fetch(collection.scores(), 30)
+            items = fetch(collection.scores(), deadline(3))
             assert [item.rollout.prompt_index for item in items] == list(range(24))
             assert [item.scores.logprobs.tolist() for item in items] == [[n] * n for n in range(1, 25)]
             assert collection.call_costs["rollout/busy_seconds"] > 0 and collection.call_costs["teacher/busy_seconds"] > 0
@@ -92,17 +93,20 @@ def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_fi
         assert rollout.begin([], teacher).scores() == []
 
 
-def test_rollouts_are_scored_as_they_finish_or_all_at_the_end(ray_cluster):
-    for as_finished in (True, False):
-        with groups(as_finished) as (rollout, teacher):
-            collection = rollout.begin(REQUESTS, teacher, slow=1.5)
-            collection.scores()
-            calls = [call for worker in teacher.call("take_calls") for call in worker]
-            last = max(moment for moment, _ in calls)
-            scored_early = sum(count for moment, count in calls if moment < last - 0.7)
-            assert sum(count for _, count in calls) == 24
-            assert scored_early >= 16 if as_finished else scored_early == 0
-            assert as_finished or len(calls) == 2, "one call per worker, whatever the order of finishing"
+@pytest.mark.parametrize("as_finished", [True, False])
+def test_rollouts_are_scored_as_they_finish_or_all_at_the_end(ray_cluster, as_finished, tmp_path):
+    with groups(as_finished) as (rollout, teacher):
+
+        def calls() -> list[int]:
+            return sum(teacher.call("sequences_of_calls"), [])
+
+        collection = rollout.begin(REQUESTS, teacher, gate=tmp_path / "gate")
+        # 22 of 24 rollouts arrive before the gate opens
+        assert wait_until(lambda: sum(calls()) >= 16, 6) if as_finished else (time.sleep(1.0), calls())[1] == []
+        (tmp_path / "gate").touch()
+        collection.scores()
+        assert sum(calls()) == 24
+        assert as_finished or len(calls()) == 2, "one call per worker, whatever the order of finishing"
 
 
 @pytest.mark.parametrize(
@@ -110,11 +114,12 @@ def test_rollouts_are_scored_as_they_finish_or_all_at_the_end(ray_cluster):
     [
         ("fail", "the engine has had enough"),
         ("die", "rollout worker . died in `sample`"),
-        ("hang", "rollout worker . did not finish `sample` within 6 s"),
+        ("hang", "rollout worker . did not finish `sample` within 6 s.* raise cluster.step_timeout_s"),
     ],
 )
 def test_a_worker_that_fails_while_sampling_is_one_clear_error(ray_cluster, then, message):
-    with groups() as (rollout, teacher):
+    limit = 6.0 if then == "hang" else CLUSTER.step_timeout_s
+    with groups(cluster=CLUSTER.model_copy(update={"step_timeout_s": limit})) as (rollout, teacher):
         collection = rollout.begin(REQUESTS, teacher, then=then)
         for wait in (collection.sampled, collection.scores):
             with pytest.raises(RunError, match=message):

@@ -24,6 +24,7 @@ from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, U
 from minirl.types import Prompt, Rollout, TokenSequence
 from tests.actors.conftest import MAX_LENGTH, hugging_face, requests, worst_gap
 from tests.actors.learners import CLUSTER, blocks, learner_group, lengths_of, random_rollouts, teacher_scores
+from tests.deadlines import deadline
 from tests.tiny import END_TOKEN
 
 pytestmark = pytest.mark.slow
@@ -102,10 +103,10 @@ def test_teacher_scores_are_in_the_order_of_the_inputs(engines, pair):
     sequences = [rollout.sequence for rollout in rollouts]
     tokens = [len(sequence.tokens) for sequence in sequences]
     refs = batched_refs([ray.put(rollouts[:4]), ray.put(rollouts[4:])], 7)
-    by_value = fetch(engines[1].score(sequences, tokens), 60)
-    by_reference = fetch(engines[1].score(refs, tokens), 60)
+    by_value = fetch(engines[1].score(sequences, tokens), deadline(6))
+    by_reference = fetch(engines[1].score(refs, tokens), deadline(6))
     with started(teacher_group(pair[1], 1)) as single:
-        with_one = fetch(single.score(sequences, tokens), 60)
+        with_one = fetch(single.score(sequences, tokens), deadline(6))
     for *items, expected in zip(by_value, by_reference, with_one, teacher_scores(pair[1], sequences, VOCABULARY), strict=True):
         for item in items:
             for name in ("logprobs", "log_normalizers", "hidden"):

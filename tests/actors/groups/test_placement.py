@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from actors.groups.placement import bundle, cluster, divide_cores, share_all_cor
 from actors.weights.nccl_channel import NcclChannel
 from actors.workers.rollout import weight_transfer
 from minirl.errors import InputError
+from tests.deadlines import deadline, wait_until
 
 # Runs in a separate process, because the test suite has a cluster in this one. Prints the cluster's address and number of CPUs as JSON.
 RUN = """
@@ -57,17 +57,15 @@ def other_cluster(machine: dict[str, str]) -> Iterator[str]:
     process = subprocess.Popen(command, env=machine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address_file = Path(machine["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"
     try:
-        deadline = time.monotonic() + 60
-        while not address_file.is_file() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        assert wait_until(address_file.is_file, 10)
         yield address_file.read_text().strip()
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=deadline(6))
 
 
 def run_on(machine: dict[str, str], **variables: str) -> dict:
-    process = subprocess.run([sys.executable, "-c", RUN], env=machine | variables, capture_output=True, text=True, timeout=120)
+    process = subprocess.run([sys.executable, "-c", RUN], env=machine | variables, capture_output=True, text=True, timeout=deadline(15))
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from launch.experiment.subprocess import run_to_end
+from tests.deadlines import wait_until
 
 OBEYS = """
 import signal, sys, time
@@ -18,22 +19,20 @@ def end(*_):
     sys.exit(3)
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 IGNORES = """
 import signal, time
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def interrupt_when_ready(log) -> None:
     def wait_and_send() -> None:
-        deadline = time.monotonic() + 30
-        while "ready" not in (log.read_text() if log.exists() else "") and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: log.exists() and "ready" in log.read_text(), 3)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=wait_and_send, daemon=True).start()

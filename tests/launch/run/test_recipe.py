@@ -191,7 +191,7 @@ def test_an_interrupted_killed_and_diverged_run_ends_with_the_same_bits(whole, f
     interrupted = start(config)
     interrupted.wait_for(lambda: newest(directory) >= 1)
     interrupted.signal(signal.SIGINT)
-    assert interrupted.wait(60) == 130, interrupted.text
+    assert interrupted.wait() == 130, interrupted.text
     assert interrupted.text.endswith("interrupted; start the same command again to resume\n")
     assert interrupted.leftover_processes() == []
     reached = newest(directory)
@@ -199,7 +199,7 @@ def test_an_interrupted_killed_and_diverged_run_ends_with_the_same_bits(whole, f
     killed = start(config)
     killed.wait_for(lambda: newest(directory) > reached)
     killed.signal(signal.SIGKILL)
-    killed.wait(60)
+    killed.wait()
     assert killed.leftover_processes() == []
     reached = newest(directory)
     assert 2 <= reached < 4, "the kill came too late to test a resume"

