@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from actors.config import LearnerSetup
-from actors.engine.engine import check_head_size
+from actors.engine.engine import check_environment, check_head_size
 from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
@@ -48,6 +48,7 @@ class Groups:
     @cached_property
     def device(self) -> str:
         """The cluster's device, "cpu" or "cuda". Joins or starts the cluster. Raises InputError if it does not fit the config."""
+        check_environment()
         self._cluster.enter_context(cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)))
         device = device_of(self.config.cluster)
         # These raise InputError now instead of after the fine-tuning stages, which need no engine.

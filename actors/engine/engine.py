@@ -15,6 +15,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
 from actors.config import EngineConfig
+from actors.engine.model_runner import RUNNER_ENVIRONMENT, check_runner
+from actors.engine.plugin import WORKER_EXTENSION
 from actors.engine.start_errors import memory_problem
 from minirl.errors import InputError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 GIB = 2**30
+BREAKABLE_GRAPHS = "VLLM_USE_BREAKABLE_CUDAGRAPH"
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # those of vLLM's attention kernel for CPUs
 
 
@@ -29,6 +32,7 @@ def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[
     """Environment of a process that holds an engine. Ray workers should get it when they start; `start_engine` sets it in any case."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler runs in our process and dies with it
+    environment |= RUNNER_ENVIRONMENT | {BREAKABLE_GRAPHS: "0"}  # vLLM would otherwise switch the latter on for some models
     if tensor_parallel > 1:
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if device == "cpu":
@@ -55,8 +59,9 @@ def start_engine(
     """Starts an engine on the model in the directory `model`.
 
     overrides: entries that replace those of the model's config. mixed: the engine holds two networks. `arguments` go to `vllm.LLM`
-    unchanged. Raises InputError, which names our own key, if memory does not suffice.
+    unchanged. Raises InputError, which names our own key, if memory does not suffice; RunError if vLLM runs another model runner than V1.
     """
+    check_environment()
     os.environ.update(engine_environment(device, threads, config.tensor_parallel))
     torch.set_num_threads(threads)
     set_num_threads = torch.set_num_threads
@@ -64,7 +69,7 @@ def start_engine(
 
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     try:
-        return LLM(
+        engine = LLM(
             model,
             dtype=config.dtype,
             max_model_len=max_model_len,
@@ -74,6 +79,7 @@ def start_engine(
             use_tqdm_on_load=False,
             generation_config="vllm",  # ignores the sampling defaults in the model's directory
             seed=0,
+            worker_extension_cls=WORKER_EXTENSION,
             **_device_arguments(config, device, mixed) | arguments,
         )
     except (ValueError, RuntimeError, MemoryError) as error:
@@ -82,11 +88,25 @@ def start_engine(
         raise
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, process-wide, with a function that refuses
+    check_runner(engine)
+    return engine
 
 
 def stop_engine(engine: "LLM") -> None:
     """Ends the engine's processes, if it has any, and frees its memory."""
     engine.llm_engine.engine_core.shutdown()
+
+
+def check_environment() -> None:
+    """Raises InputError if this process's environment asks for breakable CUDA graphs.
+
+    They would capture the mixture's whole step, and with it the teacher share of that moment.
+    """
+    if os.environ.get(BREAKABLE_GRAPHS) == "1":
+        raise InputError(
+            f"{BREAKABLE_GRAPHS}=1 would freeze the teacher share of an engine that holds student and teacher into its CUDA graphs; "
+            "unset it"
+        )
 
 
 def read_model_config(model: str, max_model_len: int) -> PreTrainedConfig:

@@ -53,13 +53,22 @@ class MixtureForCausalLM(nn.Module):
         """Final hidden states [tokens, student width + teacher width]; a skipped network has zeros."""
         if self.teacher is None:
             return self.student(input_ids, positions, intermediate_tensors, None)
-        hidden = [
-            network(input_ids, positions, intermediate_tensors, None) if share > 0 else None
-            for network, share in ((self.student, 1 - self.teacher_share), (self.teacher, self.teacher_share))
-        ]
-        present = next(states for states in hidden if states is not None)
-        widths = (self.student_width, self.teacher_width)
-        return torch.cat([present.new_zeros(len(present), w) if h is None else h for h, w in zip(hidden, widths, strict=True)], dim=-1)
+        # A network's output is copied before the other network runs. Their CUDA graphs share one memory pool, and vLLM gives the memory of
+        # an output back to it, so the teacher's graphs may overwrite the student's states.
+        joint = None
+        for network, share, columns in (
+            (self.student, 1 - self.teacher_share, slice(self.student_width)),
+            (self.teacher, self.teacher_share, slice(self.student_width, None)),
+        ):
+            if share > 0:
+                states = network(input_ids, positions, intermediate_tensors, None)
+                joint = self._joint_tensor(states) if joint is None else joint
+                joint[:, columns] = states
+        return joint
+
+    def _joint_tensor(self, states: torch.Tensor) -> torch.Tensor:
+        new = states.new_zeros if self.teacher_share in (0, 1) else states.new_empty  # a skipped network leaves its part as it is
+        return new(len(states), self.student_width + self.teacher_width)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Log-probs of the mixture, float32 [tokens, student vocabulary], -inf above the shared one. None on a rank without logits."""

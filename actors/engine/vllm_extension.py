@@ -6,6 +6,7 @@ from torch import nn
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from actors.engine.model_runner import loaded_model, runner_class
 from actors.weights.loaded_model import engine_name, head_rows, head_width, output_head, student_of
 from actors.weights.packed import SentSample
 
@@ -13,12 +14,15 @@ from actors.weights.packed import SentSample
 class WorkerExtension:
     """Mixed into vLLM's worker class. The workers call each method on all ranks through `collective_rpc`."""
 
+    def runner_class(self) -> str:
+        return runner_class(self)
+
     def set_teacher_share(self, teacher_share: float) -> None:
-        self.model_runner.model.teacher_share = teacher_share
+        loaded_model(self).teacher_share = teacher_share
 
     def scored_width(self) -> int:
         """Elements of the hidden states that a scoring engine returns."""
-        return head_width(self.model_runner.model.network)
+        return head_width(loaded_model(self).network)
 
     def compare_loaded(self, samples: list[SentSample]) -> tuple[bool, list[str]]:
         """Compares the sent samples with the weights that this rank computes with.
@@ -26,7 +30,7 @@ class WorkerExtension:
         Returns whether the output head was among them, and the names of those that differ. It compares only tensors that vLLM keeps in
         their layout: norms, embeddings, and the head. The head is read through its own kernel, which may hold a packed copy.
         """
-        student = student_of(self.model_runner.model)
+        student = student_of(loaded_model(self))
         head = output_head(student)
         parameters, modules = dict(student.named_parameters(remove_duplicate=False)), dict(student.named_modules())
         head_compared, different = False, []

@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.config import RolloutConfig
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
-from actors.engine.plugin import HOST_MEMORY_TRANSFER, NCCL_TRANSFER, WORKER_EXTENSION
+from actors.engine.plugin import HOST_MEMORY_TRANSFER, NCCL_TRANSFER
 from actors.weights.packed import PackedWeights, SentSample, checksum, sent_samples
 from minirl.errors import InputError, RunError
 from minirl.types import Rollout, SamplingRequest
@@ -247,7 +247,6 @@ def _start(model: str, config: RolloutConfig, overrides: dict[str, Any], transfe
         enable_prefix_caching=True,
         skip_tokenizer_init=True,
         weight_transfer_config=WeightTransferConfig(backend=NCCL_TRANSFER if transfer == "nccl" else HOST_MEMORY_TRANSFER),
-        worker_extension_cls=WORKER_EXTENSION,
         **arguments,
     )
     if transfer == HOST_MEMORY_TRANSFER:

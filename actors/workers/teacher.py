@@ -5,7 +5,6 @@ import torch
 
 from actors.config import TeacherConfig
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
-from actors.engine.plugin import WORKER_EXTENSION
 from minirl.errors import RunError
 from minirl.types import TeacherScores, TokenSequence, numpy_from_tensor
 
@@ -46,7 +45,6 @@ class TeacherWorker:
             enable_prefix_caching=False,  # a cached token would have no hidden state
             enable_chunked_prefill=False,  # every sequence in one pass
             max_num_batched_tokens=max(config.micro_batch_tokens, max_model_len),
-            worker_extension_cls=WORKER_EXTENSION,
         )
         self._width = self._engine.collective_rpc("scored_width")[0]
 
