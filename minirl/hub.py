@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from minirl.errors import first_line
+from minirl.errors import first_line, without_colors
 
 CERTIFICATE = ("certificate", "ssl", "tls")
 PROXY = ("proxy", "407")
@@ -22,6 +22,8 @@ def hub_problem(error: BaseException, kind: str = "model") -> str:
         for cause in chain:
             if sentence := problem(cause, kind):
                 return sentence
+    if kind == "data set":  # the library `datasets` lists the configurations and splits that exist at the end of its message
+        return f"{' '.join(without_colors(str(error)).split())[:400].rstrip('.')}; check its name, configuration and split"
     return f"the hub's client says: {first_line(chain[-1])}; check the name and the network"
 
 

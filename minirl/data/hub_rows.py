@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from minirl.data.values import printable, without_nulls
 from minirl.errors import InputError
+from minirl.hub import hub_problem
 
 FORM = "owner/name, owner/name:split, owner/name:config/split or owner/name@revision:config/split"
 _NAME = re.compile(
@@ -38,23 +39,20 @@ def read_hub(source: str, streaming: bool) -> Iterator[tuple[str, dict[str, Any]
         for number, row in enumerate(rows, start=1):
             yield f"{source} row {number}", {name: without_nulls(value) for name, value in row.items()}
     except Exception as error:
+        problem = printable(hub_problem(_cause(error, parts.name), "data set"), 600)
         raise InputError(
-            f"cannot load the data set {source} from the Hugging Face hub ({_reason(error)}); it was taken for a hub data set, because no "
-            f"such file exists and it has the form {FORM}; {_advice(error)}"
+            f"{source} is no file, and the Hugging Face hub does not provide it: {problem} (a data set on the hub has the form {FORM})"
         ) from None
 
 
-def _reason(error: Exception) -> str:
-    """The whole message in one line: the names of the configurations and splits that exist stand at its end."""
-    return printable(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 300)
+def _cause(error: Exception, name: str) -> Exception:
+    """The hub client's own error. `datasets` drops it from some of its errors, so the client is asked again."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
 
-
-def _advice(error: Exception) -> str:
-    text = str(error).lower()
-    if "gated" in text or "restricted" in text:
-        return "ask for access on its page and log in with hf auth login"
-    if "no space left" in text:
-        return "make space on the disk of the hub's cache (HF_HOME)"
-    if "certificate" in text:
-        return "name the certificate of your proxy in SSL_CERT_FILE"
-    return "check its name, configuration and split and the network, or give a file"
+    if isinstance(error, DatasetNotFoundError | ConnectionError):
+        try:
+            HfApi().auth_check(name, repo_type="dataset")
+        except Exception as cause:
+            return cause
+    return error

@@ -1,13 +1,16 @@
 """Data files: every format and compression gives the same rows, and every damaged file is one sentence that says what it was taken for."""
 
 import csv
+import errno
 import gzip
 import io
 import json
 
+import httpx
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import errors
 
 from minirl.data.corpus import read_documents
 from minirl.data.hub_rows import HubSource, parse_hub_source
@@ -205,26 +208,37 @@ def test_the_parts_reach_the_library_and_its_whole_reason_the_user(monkeypatch):
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"a/b .*Config name is missing. Please pick one .*'socratic'.*taken for a hub data set, because"):
+    with pytest.raises(InputError, match=r"^a/b is no file, .*Config name is missing. Please pick one .*'socratic'.*form owner/name"):
         read_conversations("a/b")
+
+
+GATED = errors.GatedRepoError(
+    "Access to dataset a/b is restricted.", response=httpx.Response(403, request=httpx.Request("GET", "https://h"))
+)
 
 
 @pytest.mark.parametrize(
-    ("reason", "advice"),
+    ("cause", "advice"),
     [
-        ("Dataset 'a/b' is a gated dataset on the Hub. Visit the page to ask for access.", "log in with hf auth login"),
-        ("[Errno 28] No space left on device", "make space on the disk"),
-        ("certificate verify failed", "SSL_CERT_FILE"),
-        ("Dataset 'a/b' doesn't exist on the Hub", "check its name, configuration and split"),
+        (GATED, "the data set is gated (Access to dataset a/b is restricted); accept its licence"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free space, or set HF_HOME"),
+        (httpx.ConnectError("certificate verify failed"), "set SSL_CERT_FILE"),
+        (ValueError("Bad split: dev. Available splits: ['train']"), "['train']; check its name, configuration and split"),
     ],
 )
-def test_the_advice_about_the_hub_fits_the_reason(monkeypatch, reason, advice):
+def test_the_advice_about_the_hub_fits_the_cause(monkeypatch, cause, advice):
+    """`datasets` raises the cause as it is, or an error of its own in its place."""
     import datasets
 
     def fail(*_, **__):
-        raise OSError(reason)
+        raise cause
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match="cannot load the data set a/b") as refused:
-        read_conversations("a/b")
-    assert reason.rstrip(".") in str(refused.value) and str(refused.value).rpartition(";")[2].count(advice) == 1
+    def hide(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' cannot be accessed.")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", fail)
+    for failing in (fail, hide):
+        monkeypatch.setattr(datasets, "load_dataset", failing)
+        with pytest.raises(InputError, match="^a/b is no file, and the Hugging Face hub does not provide it: ") as refused:
+            read_conversations("a/b")
+        assert advice in str(refused.value)
