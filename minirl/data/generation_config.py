@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 from minirl.errors import InputError
+from minirl.quiet import quiet_transformers
 
 FILE = "generation_config.json"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -45,14 +45,10 @@ def read_generation_config(model: str) -> GenerationConfig | None:
 
 
 def _is_valid(settings: GenerationConfig) -> bool:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             settings.validate(strict=True)
     except ValueError:
         return False
-    finally:
-        logging.set_verbosity(verbosity)
     return True

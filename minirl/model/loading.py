@@ -16,7 +16,8 @@ from minirl.errors import InputError, RunError, first_line
 from minirl.hub import hub_problem
 from minirl.model.attention import default_kernel
 from minirl.model.weight_accounting import check_loaded, check_weights
-from minirl.model.weight_files import WEIGHTS, quiet_transformers, skeleton_of, stored_tensors
+from minirl.model.weight_files import WEIGHTS, skeleton_of, stored_tensors
+from minirl.quiet import quiet_transformers
 
 FINGERPRINT_PARTS, FINGERPRINT_BYTES = 64, 16384
 DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "activation_dropout", "layerdrop", "resid_pdrop")

@@ -13,7 +13,8 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from minirl.data.generation_config import read_generation_config
 from minirl.errors import InputError
 from minirl.model.loading import copy_tokenizer_files, load_configured
-from minirl.model.weight_files import quiet_transformers, stored_tensors
+from minirl.model.weight_files import stored_tensors
+from minirl.quiet import quiet_transformers
 
 PROBE_TOKENS = 16
 PROBE_WINDOW = 4  # windows of the models that are compared, so that a few tokens reach past them

@@ -12,11 +12,11 @@ from minirl.model.weight_files import (
     RECOMPUTED,
     StoredTensor,
     head_sources,
-    quiet_transformers,
     skeleton_of,
     sources_of_parameters,
     stored_tensors,
 )
+from minirl.quiet import quiet_transformers
 
 NAMES_SHOWN = 3
 HEADLESS = "save the model with its head, or set tie_word_embeddings: true in its config.json if its head is the embedding"

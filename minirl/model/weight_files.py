@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import logging
 
 from minirl.errors import InputError
 
@@ -149,17 +146,3 @@ def head_sources(model: PreTrainedModel, names: list[str]) -> dict[str, str | No
         tied = (other for pair in model.all_tied_weights_keys.items() if target in pair for other in pair)
         names_by_attribute[attribute] = next((sources[name][0] for name in (target, *tied) if name in sources), None)
     return names_by_attribute
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hides the progress bars and load reports of transformers, whose contents become one sentence of ours."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
