@@ -56,6 +56,7 @@ class ChatTemplate:
         """arguments: `data.template_arguments`. Raises InputError if the template reads no argument of such a name."""
         self.tokenizer, self.end_tokens, self.arguments = tokenizer, end_tokens, dict(arguments or {})
         self.continuation = Continuation(tokenizer)
+        self._rendered: dict[Conversation, list[Turn]] = {}  # by `is_one_sequence`, until they become segments
         self.end_texts = tuple(tokenizer.convert_ids_to_tokens(list(end_tokens)))
         for name in self.arguments:
             if name in _RESERVED:
@@ -65,9 +66,8 @@ class ChatTemplate:
 
     def __call__(self, conversation: Conversation) -> list[Segment]:
         """The segments of all turns if they are one sequence, else of the last turn. A gold response is the last segment."""
-        rendered = self._turns(conversation)
-        self._refuse_vanished_turns(conversation, rendered[-1].prompt + rendered[-1].response)
-        turns = _joined(rendered, self.end_texts) or self._turns(conversation.by_turn()[-1])
+        turns = self._rendered.pop(conversation, None) or self._learnable(conversation)
+        self._refuse_vanished_turns(conversation, "".join(turn.prompt + turn.response for turn in turns))
         segments, text = [], ""
         for turn in turns:
             segments.append(Segment.of(self._encoded(self.continuation.encode, turn.prompt, text, conversation)))
@@ -81,7 +81,13 @@ class ChatTemplate:
     def is_one_sequence(self, conversation: Conversation) -> bool:
         """Whether the prompt of each learnt turn begins with the learnt turns before it. Otherwise each needs an example of its own."""
         prompts = len(conversation.learnt_turns) + (not conversation.messages[-1].is_learnt)
-        return prompts < 2 or _joined(self._turns(conversation), self.end_texts) is not None
+        if prompts < 2:
+            return True
+        rendered = self._turns(conversation)
+        joined = _joined(rendered, self.end_texts)
+        parts = zip(conversation.by_turn(), rendered, strict=True)
+        self._rendered |= {conversation: joined} if joined else {part: [turn] for part, turn in parts}
+        return joined is not None
 
     def render(self, messages: Sequence[Message], conversation: Conversation, start_answer: bool) -> Rendering:
         """start_answer: whether the text ends with the invitation to answer."""
@@ -105,6 +111,11 @@ class ChatTemplate:
         """The text of all templates of the tokenizer: some have another for tools."""
         template = self.tokenizer.chat_template
         return "\n".join(template.values()) if isinstance(template, dict) else template
+
+    def _learnable(self, conversation: Conversation) -> list[Turn]:
+        """All turns as pieces of one text, else the last turn alone."""
+        rendered = self._turns(conversation)
+        return _joined(rendered, self.end_texts) or rendered[-1:]
 
     def _turns(self, conversation: Conversation) -> list[Turn]:
         """One for each learnt turn, and one without a response if the last turn is not learnt."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minirl.config.data import DataConfig
 from minirl.config.reader import read_config
+from minirl.data.chat_template import ChatTemplate
 from minirl.data.conversation import Conversation, Message
 from minirl.data.examples import _Encoder, load_data, load_examples
 from minirl.data.templates import end_tokens, make_template
@@ -145,6 +146,22 @@ def test_no_prompt_is_in_two_splits_where_turns_come_apart(load):
     data = load(QWEN3, *rows, **settings)
     splits = [{tuple(e.prompt.tokens) for e in split} for split in (data.train, data.validation, data.test)]
     assert sum(map(len, splits)) == len(set().union(*splits)) == 7 + 77 and data.report["turns_apart"] == 77
+
+
+@pytest.mark.parametrize("style", [LLAMA3, QWEN3])
+@pytest.mark.parametrize("last", [[NO], []])
+def test_a_conversation_is_rendered_once(load, monkeypatch, style, last):
+    """Where its turns are one sequence, where they come apart, and where the last one has no answer."""
+    renderings, render = [], ChatTemplate.render
+
+    def recording(self, messages, conversation, start_answer):
+        renderings.append((tuple(messages), start_answer))
+        return render(self, messages, conversation, start_answer)
+
+    monkeypatch.setattr(ChatTemplate, "render", recording)
+    load(style, [USER, YES, AGAIN, *last], system_prompt="Be brief.")
+    of_first_turn = [(messages, start) for messages, start in renderings if messages[1].content == USER["content"]]
+    assert len(of_first_turn) == len({(tuple(m.content for m in messages), start) for messages, start in of_first_turn}) == 3 + bool(last)
 
 
 def test_the_turns_of_a_held_out_source_come_apart_too(tmp_path):
