@@ -129,13 +129,15 @@ class LearnerConfig(StrictModel):
 class ClusterConfig(StrictModel):
     """The Ray cluster: devices, deadlines and CPU threads of all groups."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of all groups; `auto`: `cuda` if the Ray cluster has a GPU, else `cpu`
+    # Device of all groups. `auto`: `cuda` if Ray counts a GPU that torch and vLLM of its node can compute on, else `cpu`.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     start_timeout_s: PositiveFloat = 600.0  # seconds that a group may take to start
     # Seconds that one call of a worker may take.
     # While responses are sampled and scored: seconds until the next result.
     step_timeout_s: PositiveFloat = 1800.0
     # CPU threads of each worker process.
-    # 0: the machine's cores, divided evenly among the processes that compute at the same time.
+    # 0: the cores that the worker's node gives it (affinity and cgroup quota), divided evenly among the processes that compute there
+    # at the same time.
     threads_per_worker: NonNegativeInt = 0
 
 

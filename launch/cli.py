@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from actors.environment import DRIVER_ENVIRONMENT
 from launch.config import RunConfig
 from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
@@ -20,14 +22,6 @@ from minirl.errors import InputError, RunError
 from minirl.evaluation.llm_judge import LATEST
 
 INTERRUPTED = 130  # exit code
-# The libraries' own bars and banners would overwrite the progress panel. The driver itself uses no accelerator.
-QUIET_ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 CONFIG = typer.Argument(help="YAML file of a run, for example configs/quickstart.yaml.")
 OVERRIDES = typer.Argument(help="Config values to replace, as key.path=value, for example stages.distill.learning_rate=5e-6.")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -45,7 +39,7 @@ def run(
 ) -> None:
     """Run the stages of a config, or resume them where the last run in the same directory stopped."""
     settings = read_config(RunConfig, config, overrides or [])
-    os.environ |= QUIET_ENVIRONMENT
+    os.environ |= DRIVER_ENVIRONMENT
     from launch.directory import claim_directory
     from launch.prepare import prepare
     from launch.progress import ProgressPanel, make_console, summary_table
@@ -74,7 +68,7 @@ def evaluate(
     settings = read_config(RunConfig, config, overrides or []).with_evaluation()
     if not model:
         raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
-    os.environ |= QUIET_ENVIRONMENT
+    os.environ |= DRIVER_ENVIRONMENT
     from launch.directory import claim_directory, file_errors_as_sentences, path_argument
     from launch.evaluation.evaluate import evaluate_models
     from launch.prepare import prepare
@@ -97,7 +91,7 @@ def experiment(
 ) -> None:
     """Compare methods: train each row with each of its seeds, then measure all students together; a repeated command resumes."""
     settings = read_config(ExperimentConfig, config, overrides or [])
-    os.environ |= QUIET_ENVIRONMENT
+    os.environ |= DRIVER_ENVIRONMENT
     from launch.directory import file_errors_as_sentences
     from launch.experiment.runner import Experiment
     from launch.progress import ProgressPanel, make_console, rich_table
@@ -128,7 +122,7 @@ def bench(
         raise InputError("bench measures the stage distill, and this config has none; give stages.distill")
     if settings.teacher.ensemble is not None:
         raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
-    os.environ |= QUIET_ENVIRONMENT
+    os.environ |= DRIVER_ENVIRONMENT
     from launch.bench import Bench
     from launch.directory import claim_directory
     from launch.prepare import prepare
@@ -185,6 +179,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
     errors = Console(stderr=True, soft_wrap=True)
+    warnings.showwarning = lambda message, *where: errors.print(f"warning: {message}", markup=False, highlight=False)  # one line each
     try:
         app()
     except InputError as error:

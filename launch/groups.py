@@ -3,8 +3,8 @@
 The groups of a stage start at the same time and stop when their `with` block ends.
 """
 
-import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -14,7 +14,8 @@ from actors.engine.engine import check_environment, check_head_size
 from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
-from actors.groups.placement import CoreShare, cluster, device_of, divide_cores
+from actors.groups.nodes import choose_device, usable_nodes
+from actors.groups.placement import Places, cluster, reserved_together
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.workers.rollout import weight_transfer
@@ -50,7 +51,9 @@ class Groups:
         """The cluster's device, "cpu" or "cuda". Joins or starts the cluster. Raises InputError if it does not fit the config."""
         check_environment()
         self._cluster.enter_context(cluster(logical_cpus(self.prepared), object_store_bytes(self.prepared)))
-        device = device_of(self.config.cluster)
+        device, notice = choose_device(self.config.cluster.device, usable_nodes(self.config.cluster.start_timeout_s))
+        if notice:
+            warnings.warn(notice, stacklevel=2)
         # These raise InputError now instead of after the fine-tuning stages, which need no engine.
         weight_transfer(self.config.rollout, device)
         if self.config.stages.model_dump(exclude_none=True).keys() - {"sft_teacher", "sft"}:
@@ -97,28 +100,29 @@ class Groups:
         # A divergence does not weight the student's samples, so their temperature is not part of the loss.
         loss_temperature = sampling_temperature if on_policy and on_policy.soft is None else 1.0
         rollout_teacher = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
-        core_shares = self._core_shares(on_policy.config if on_policy else None)
         settings = {} if on_policy is None else {
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft, "lora": self.config.student.lora,
         }  # fmt: skip
-        with _running(
-            lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, core_shares.get("rollout"), no_repeat_ngram),
-            lambda: self._start_learner(
-                self._learner_setup(student, teachers, temperature=loss_temperature, **settings), core_shares.get("learner")
-            ),
-            *self._teacher_starts(teachers, loss_temperature, core_shares.get("teacher")),
-        ) as (rollout, learner, *teacher_groups):
+        setup = self._learner_setup(student, teachers, temperature=loss_temperature, **settings)
+        with (
+            self._places(on_policy.config if on_policy else None, teachers) as places,
+            _running(
+                lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, places["rollout"][0], no_repeat_ngram),
+                lambda: self._start_learner(setup, places["learner"][0]),
+                *self._teacher_starts(teachers, loss_temperature, places["teacher"]),
+            ) as (rollout, learner, *teacher_groups),
+        ):
             yield rollout, _one_teacher_group(teacher_groups), learner
 
     def _start_rollout(
-        self, student: str, teacher: str | None, temperature: float, share: CoreShare | None = None, no_repeat_ngram: int = 0
+        self, student: str, teacher: str | None, temperature: float, places: Places | None = None, no_repeat_ngram: int = 0
     ) -> RolloutGroup:
         prepared = self.prepared
         return RolloutGroup(
             self.config.rollout,
             self.config.cluster,
             self.device,
-            share=share,
+            places=places,
             model=student,
             teacher=teacher,
             end_tokens=prepared.end_tokens,
@@ -129,47 +133,51 @@ class Groups:
         )
 
     def _teacher_starts(
-        self, models: tuple[str, ...], temperature: float, share: CoreShare | None = None
+        self, models: tuple[str, ...], temperature: float, places: Sequence[Places | None] | None = None
     ) -> list[Callable[[], TeacherGroup]]:
         """For each teacher, the function that starts its group."""
         config, prepared = self.config, self.prepared
         settings = {
             "cluster": config.cluster,
             "device": self.device,
-            "share": share,
             "as_finished": config.teacher.score_as_finished and not config.deterministic,
             "max_model_len": self._longest_sequence,
             "shared_vocabulary": prepared.vocabulary,
             "temperature": temperature,
         }
+        places = places or [None] * len(models)
         if len(models) == 1:
-            return [partial(TeacherGroup, config.teacher, model=models[0], **settings)]
+            return [partial(TeacherGroup, config.teacher, model=models[0], places=places[0], **settings)]
         return [
             partial(
-                TeacherGroup, config.teacher, role=f"teacher {index}", model=model, member_index=index, teacher_id=member.id, **settings
+                TeacherGroup, config.teacher, role=f"teacher {index}", model=model, member_index=index, teacher_id=member.id,
+                places=places[index], **settings,
             )
             for index, (model, member) in enumerate(zip(models, config.teacher.members, strict=True))
-        ]
+        ]  # fmt: skip
 
     @property
     def _longest_sequence(self) -> int:
         """Tokens of the longest sequence that teacher and learner compute."""
         return max(self.prepared.max_model_len, self.config.corpus.block_tokens if self.config.corpus else 0)
 
-    def _start_learner(self, setup: LearnerSetup, share: CoreShare | None = None) -> LearnerGroup:
-        return LearnerGroup(setup, self.config.cluster, share)
+    def _start_learner(self, setup: LearnerSetup, places: Places | None = None) -> LearnerGroup:
+        return LearnerGroup(setup, self.config.cluster, places)
 
-    def _core_shares(self, training: DistillConfig | None) -> dict[str, CoreShare]:
-        """The cores of each role where the roles compute at the same time on this machine's CPU.
+    @contextmanager
+    def _places(self, training: DistillConfig | None, teachers: tuple[str, ...]) -> Iterator[dict[str, list[Places | None]]]:
+        """The places of each role's groups where the roles compute at the same time on CPUs, and therefore divide the cores.
 
-        Empty if the roles take turns, if each has its own devices, or if Ray spreads them over other machines.
+        None for every group if the roles take turns, or if each has its own devices: it then reserves its place itself.
         """
-        config = self.config
-        roles_overlap = training is not None and training.max_staleness > 0
-        if not roles_overlap or self.device != "cpu" or os.environ.get("RAY_ADDRESS"):
-            return {}
-        roles = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
-        return divide_cores(config.cluster, roles, sorted(os.sched_getaffinity(0)))
+        config, alone = self.config, len(teachers) == 1
+        teacher_groups = [("teacher" if alone else f"teacher {index}", config.teacher) for index in range(len(teachers))]
+        roles = {"rollout": [("rollout", config.rollout)], "teacher": teacher_groups, "learner": [("learner", config.learner)]}
+        if training is None or training.max_staleness == 0 or self.device != "cpu":
+            yield {role: [None] * len(groups) for role, groups in roles.items()}
+            return
+        with reserved_together(roles, config.cluster, self.device) as places:
+            yield places
 
     def _learner_setup(self, model: str, teachers: tuple[str, ...] | None, **stage: Any) -> LearnerSetup:
         """stage: the fields of `LearnerSetup` that differ between stages."""

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from actors.engine.engine import check_engine_class
+from actors.engine.tensor_parallel import check_tensor_parallel
 from launch.config import RunConfig
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
 from launch.identity import PRUNED_STUDENT, Identity
@@ -131,11 +132,28 @@ def _check_models(config: RunConfig, teachers: dict[str, str]) -> tuple[str | No
         check_positions(config, key, network)
         if key == "student.model" or config.stages.sft_teacher or config.stages.evaluate:  # the learner computes these
             check_attention(config, key, network)
+    _check_engine_sizes(
+        config, "student.model" if named_student else "student.layers", student_config, dict(zip(teachers, teacher_configs, strict=True))
+    )
     for key, path in (*teachers.items(), *([] if named_student is None else [("student.model", named_student)])):
         check_weights(path, key)
     if config.student.lora is not None:
         lora.check_targets(named_student or teacher, config.student.lora)
     return named_student, student_config, teacher_configs
+
+
+def _check_engine_sizes(config: RunConfig, student_key: str, student: PretrainedConfig, teachers: dict[str, PretrainedConfig]) -> None:
+    """Raises InputError if the engines of the config's stages hold a model that does not divide among their processes."""
+    stages = config.stages
+    loops = stages.gkd or stages.opd or stages.distill or stages.evaluate
+    sampled = {student_key: student} if loops else {}
+    mixed = stages.distill and config.rollout.teacher_share > 0
+    if mixed or stages.seqkd or (stages.evaluate and len(teachers) == 1):
+        sampled |= teachers
+    scoring = loops or stages.kd or (stages.seqkd and stages.seqkd.soft) or (stages.task_sft and stages.task_sft.teacher_kl_sequences)
+    for role, models in (("rollout", sampled), ("teacher", teachers if scoring else {})):
+        for key, network in models.items():
+            check_tensor_parallel(network, key, getattr(config, role).tensor_parallel, f"{role}.tensor_parallel")
 
 
 def _task_set(config: RunConfig, task_data: InstructionData) -> list[EvaluationSet]:

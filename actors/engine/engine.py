@@ -29,7 +29,10 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # those of
 
 
 def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[str, str]:
-    """Environment of a process that holds an engine. Ray workers should get it when they start; `start_engine` sets it in any case."""
+    """Environment of a process that holds an engine. threads: of each of its `tensor_parallel` processes.
+
+    Ray workers get it when they start; `start_engine` sets it in any case.
+    """
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler runs in our process and dies with it
     environment |= RUNNER_ENVIRONMENT | {BREAKABLE_GRAPHS: "0"}  # vLLM would otherwise switch the latter on for some models
@@ -40,7 +43,7 @@ def engine_environment(device: str, threads: int, tensor_parallel: int) -> dict[
         environment |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "KMP_BLOCKTIME": "0",
-            "OMP_NUM_THREADS": str(max(threads // tensor_parallel, 1)),
+            "OMP_NUM_THREADS": str(threads),
         }
     return environment
 

@@ -5,20 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from actors.groups.placement import Places
 from minirl.errors import InputError, RunError, without_colors
 
 PAUSE_S = 1e-4  # pause of `ready` per pending reference; looking at a reference takes a fiftieth of that
 
 
 class Group:
-    """`workers` Ray processes that each hold one `worker_class(**keywords(index))`.
+    """Ray processes that each hold one `worker_class(**keywords(index))`, at the places that were reserved for them.
 
-    bundle: the Ray resources that one worker reserves. environment: variables of the worker processes. Raises InputError if the cluster has
-    no room for the group.
+    environment: variables of each worker process.
     """
 
     def __init__(
@@ -27,29 +25,16 @@ class Group:
         worker_class: type,
         keywords: Callable[[int], dict[str, Any]],
         *,
-        workers: int,
-        bundle: dict[str, float],
-        environment: dict[str, str],
+        places: Places,
+        environment: Callable[[int], dict[str, str]],
         start_timeout_s: float,
         step_timeout_s: float,
     ):
         self.role, self.step_timeout_s, self.start_timeout_s = role, step_timeout_s, start_timeout_s
-        self._placement = placement_group([dict(bundle) for _ in range(workers)], strategy="PACK")
-        try:
-            ray.get(self._placement.ready(), timeout=min(60.0, start_timeout_s))
-        except GetTimeoutError:
-            remove_placement_group(self._placement)
-            needed = ", ".join(f"{workers} x {amount:g} {kind}" for kind, amount in bundle.items())
-            raise InputError(f"the Ray cluster has no room for the {role} group ({needed}); lower {role}.workers or add nodes") from None
-        remote = self.remote_class(worker_class)
+        self._places, remote = places, self.remote_class(worker_class)
         self.workers = [
-            remote.options(
-                num_cpus=bundle["CPU"],
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, index),
-                runtime_env={"env_vars": environment},
-            ).remote(**keywords(index))
-            for index in range(workers)
+            remote.options(**places.of_worker(index), runtime_env={"env_vars": environment(index)}).remote(**keywords(index))
+            for index in range(places.workers)
         ]
 
     def remote_class(self, worker_class: type) -> Any:
@@ -113,7 +98,7 @@ class Group:
         """Kills every process of the group and returns its resources to the cluster."""
         for worker in self.workers:
             ray.kill(worker)
-        remove_placement_group(self._placement)
+        self._places.release()
 
 
 def gather(calls: list[tuple[Group, list[ray.ObjectRef]]], phase: str, timeout_s: float | None = None) -> list[list[Any]]:

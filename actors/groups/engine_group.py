@@ -3,29 +3,32 @@
 from typing import Any
 
 from actors.config import ClusterConfig, EngineConfig
+from actors.engine.engine import engine_environment
+from actors.environment import worker_environment
 from actors.groups.base import Group
-from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_environment
+from actors.groups.placement import Places
 
 
 class EngineGroup(Group):
-    """A group of vLLM workers. engine: further arguments of every worker. share: the cores of the group; None if the roles take turns."""
+    """A group of vLLM workers. engine: further arguments of every worker. places: reserved places; None to reserve them here."""
 
     worker_class: type
 
-    def __init__(
-        self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, share: CoreShare | None, engine: dict[str, Any]
-    ):
+    def __init__(self, role: str, config: EngineConfig, cluster: ClusterConfig, device: str, places: Places | None, engine: dict[str, Any]):
         self.config, self.device = config, device
-        share = share or share_all_cores(cluster, config)
+        places = places or Places(role, config, cluster, device)
+        shares = places.shares
+
+        def environment(index: int) -> dict[str, str]:
+            threads = shares[index].threads
+            return worker_environment(device, threads) | engine_environment(device, threads, config.tensor_parallel)
+
         super().__init__(
             role,
             self.worker_class,
-            lambda index: (
-                engine | {"config": config, "device": device, "threads": share.threads, "cores": share.cores and share.cores[index]}
-            ),
-            workers=config.workers,
-            bundle=bundle(config, device),
-            environment=worker_environment(share.threads),
+            lambda index: engine | {"config": config, "device": device, "threads": shares[index].threads, "cores": shares[index].cores},
+            places=places,
+            environment=environment,
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )

@@ -9,8 +9,9 @@ import numpy as np
 import ray
 
 from actors.config import ClusterConfig, LearnerSetup
+from actors.environment import worker_environment
 from actors.groups.base import Group
-from actors.groups.placement import CoreShare, bundle, share_all_cores, worker_environment
+from actors.groups.placement import Places
 from actors.object_batches import CallArguments
 from actors.workers.ray_workers import LearnerRayWorker, Ref
 from minirl.model.microbatch import plan_microbatches, restore_order
@@ -23,22 +24,21 @@ class LearnerGroup(Group):
 
     worker_class = LearnerRayWorker
 
-    def __init__(self, setup: LearnerSetup, cluster: ClusterConfig, share: CoreShare | None = None):
-        self.config = config = setup.config
-        share = share or share_all_cores(cluster, config)
-        self._setup = replace(setup, threads=share.threads)
+    def __init__(self, setup: LearnerSetup, cluster: ClusterConfig, places: Places | None = None):
+        self.config, self._setup = setup.config, setup
+        places = places or Places("learner", setup.config, cluster, setup.device)
+        self._threads = [share.threads for share in places.shares]
         super().__init__(
             "learner",
             self.worker_class,
             lambda rank: {
                 "rank": rank,
-                "workers": config.workers,
+                "workers": places.workers,
                 "timeout_s": cluster.step_timeout_s,
-                "cores": share.cores and share.cores[rank],
+                "cores": places.shares[rank].cores,
             },
-            workers=config.workers,
-            bundle=bundle(config, setup.device),
-            environment=worker_environment(self._setup.threads),
+            places=places,
+            environment=lambda rank: worker_environment(setup.device, self._threads[rank]),
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )
@@ -46,7 +46,9 @@ class LearnerGroup(Group):
 
     def wait_started(self) -> None:
         address, port = self.get([self._rendezvous_call], "start", self.start_timeout_s)[0]
-        _show(self.call("start", address, port, self._setup, timeout_s=self.start_timeout_s))
+        setups = [replace(self._setup, threads=threads) for threads in self._threads]
+        calls = [worker.start.remote(address, port, setup) for worker, setup in zip(self.workers, setups, strict=True)]
+        _show(self.get(calls, "start", self.start_timeout_s))
 
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Sequence[int]

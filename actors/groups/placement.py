@@ -1,17 +1,22 @@
-"""Placement: the Ray cluster of a run, and the CPUs, GPUs, cores and environment of each worker."""
+"""Placement: the Ray cluster of a run, and the places of the groups' workers in it, with their shares of the cores."""
 
 import os
 import signal
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig
+from actors.groups.core_shares import CoreShare, RolePlaces, divide_cores, share_all_cores
+from actors.groups.nodes import usable_nodes
+from actors.node_facts import NodeFacts
 from minirl.errors import InputError, first_line
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,16 +64,6 @@ def _why_ray_does_not_start(error: Exception, address: str | None) -> str:
     return f"Ray does not start with {joined}: {line}; look at Ray's logs under {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}/ray"
 
 
-def device_of(config: ClusterConfig) -> str:
-    """The device of the run, "cpu" or "cuda". Raises InputError if cuda is configured and the cluster has no GPU."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if config.device == "cuda" and not gpus:
-        raise InputError("cluster.device is cuda but the Ray cluster has no GPU; set cluster.device: cpu or add a GPU node")
-    if config.device == "auto":
-        return "cuda" if gpus else "cpu"
-    return config.device
-
-
 def bundle(config: EngineConfig | LearnerConfig, device: str) -> dict[str, float]:
     """The Ray resources that one worker reserves. A tensor-parallel engine is one bundle, so that all its devices are on one node."""
     devices = getattr(config, "tensor_parallel", 1)
@@ -76,50 +71,60 @@ def bundle(config: EngineConfig | LearnerConfig, device: str) -> dict[str, float
     return reserved | {"GPU": devices} if device == "cuda" else reserved
 
 
-@dataclass(frozen=True)
-class CoreShare:
-    """The cores that a role's workers use on one machine. threads: of each process. cores: the core ids of each worker; None: all cores."""
+class Places:
+    """The places of a group's workers in the Ray cluster, reserved until `release`, and the share that each worker has of its node's cores.
 
-    threads: int
-    cores: tuple[tuple[int, ...], ...] | None = None
-
-
-def share_all_cores(config: ClusterConfig, role: EngineConfig | LearnerConfig) -> CoreShare:
-    """For roles that take turns: each role uses all cores, and its processes divide them."""
-    processes = role.workers * getattr(role, "tensor_parallel", 1)
-    return CoreShare(config.threads_per_worker or max(1, (os.cpu_count() or 1) // processes))
-
-
-def divide_cores(config: ClusterConfig, roles: dict[str, EngineConfig | LearnerConfig], cores: Sequence[int]) -> dict[str, CoreShare]:
-    """For roles that compute at the same time (`max_staleness` above 0 on a CPU): pins each role to its own part of the cores.
-
-    The learner gets half of the cores. Rollout and teacher divide the other half, or share it if it is a single core. Each worker gets
-    different cores if there are enough.
+    role: the group's name in messages. config: the section with its number of workers and what each reserves. The shares are those of a
+    role that takes turns with the others, until someone replaces them. Raises InputError if the cluster has no room.
     """
-    engine_count = max(1, len(cores) - len(cores) // 2)
-    engines, learner = cores[:engine_count], cores[engine_count:] or cores
-    middle = -(-len(engines) // 2)
-    role_cores = {"rollout": engines[:middle], "teacher": engines[middle:] or engines, "learner": learner}
-    return {name: _divide_among_workers(config, role, role_cores[name]) for name, role in roles.items()}
+
+    shares: list[CoreShare]
+
+    def __init__(self, role: str, config: EngineConfig | LearnerConfig, cluster_config: ClusterConfig, device: str):
+        self.bundle, self.workers = bundle(config, device), config.workers
+        self._group = placement_group([dict(self.bundle) for _ in range(self.workers)], strategy="PACK")
+        try:
+            ray.get(self._group.ready(), timeout=min(60.0, cluster_config.start_timeout_s))
+        except GetTimeoutError:
+            self.release()
+            needed = ", ".join(f"{self.workers} x {amount:g} {kind}" for kind, amount in self.bundle.items())
+            raise InputError(f"the Ray cluster has no room for the {role} group ({needed}); lower {role}.workers or add nodes") from None
+        node_of = placement_group_table(self._group)["bundles_to_node_id"]
+        self.nodes = RolePlaces([node_of[worker] for worker in range(self.workers)], getattr(config, "tensor_parallel", 1))
+        self.shares = share_all_cores(cluster_config, self.nodes, facts_of_nodes(cluster_config))
+
+    def of_worker(self, index: int) -> dict[str, Any]:
+        """Ray's options that put one worker into its place."""
+        strategy = PlacementGroupSchedulingStrategy(self._group, index)
+        return {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0), "scheduling_strategy": strategy}
+
+    def release(self) -> None:
+        """Returns the resources to the cluster. Ray ends workers that are still there. A second call does nothing."""
+        remove_placement_group(self._group)
 
 
-def _divide_among_workers(config: ClusterConfig, role: EngineConfig | LearnerConfig, cores: Sequence[int]) -> CoreShare:
-    size = max(1, len(cores) // role.workers)  # cores of each worker
-    worker_cores = tuple(tuple(cores[(worker * size + i) % len(cores)] for i in range(size)) for worker in range(role.workers))
-    return CoreShare(config.threads_per_worker or max(1, size // getattr(role, "tensor_parallel", 1)), worker_cores)
+@contextmanager
+def reserved_together(
+    roles: Mapping[str, Sequence[tuple[str, EngineConfig | LearnerConfig]]], config: ClusterConfig, device: str
+) -> Iterator[dict[str, list[Places]]]:
+    """Places of roles that compute at the same time on CPUs: the roles divide the cores of each node. They are released with the block.
+
+    roles: "rollout", "teacher" or "learner" -> name in messages and section of each of the role's groups.
+    """
+    with ExitStack() as stack:
+        places: dict[str, list[Places]] = {role: [] for role in roles}
+        for role, groups in roles.items():
+            for name, section in groups:
+                places[role].append(Places(name, section, config, device))
+                stack.callback(places[role][-1].release)
+        nodes = {role: RolePlaces([node for p in own for node in p.nodes.nodes], own[0].nodes.processes) for role, own in places.items()}
+        for role, shares in divide_cores(config, nodes, facts_of_nodes(config)).items():
+            remaining = iter(shares)
+            for own in places[role]:
+                own.shares = list(islice(remaining, own.workers))
+        yield places
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """Environment variables of every worker process. threads: of its CPU kernels."""
-    python_directory = str(Path(sys.executable).parent)  # holds ninja, which DeepSpeed needs to build its CPU optimizer
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "KMP_BLOCKTIME": "0",  # idle threads of one role must not spin while another computes
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "10000",  # spin for a fraction of a millisecond between parallel regions, then release the core
-        "TOKENIZERS_PARALLELISM": "false",
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": python_directory + os.pathsep + os.environ.get("PATH", os.defpath),
-    }
+def facts_of_nodes(config: ClusterConfig) -> dict[str, NodeFacts]:
+    """Node id -> facts."""
+    return {node.id: node.facts for node in usable_nodes(config.start_timeout_s)}

@@ -6,7 +6,7 @@ from typing import Any
 from actors.config import ClusterConfig, RolloutConfig
 from actors.groups.collection import Collection, SamplingCall, ScoringGroup
 from actors.groups.engine_group import EngineGroup
-from actors.groups.placement import CoreShare
+from actors.groups.placement import Places
 from actors.object_batches import fetch
 from actors.workers.ray_workers import RolloutRayWorker
 from actors.workers.rollout import weight_transfer
@@ -23,9 +23,9 @@ class RolloutGroup(EngineGroup):
     worker_class = RolloutRayWorker
     config: RolloutConfig
 
-    def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, *, share: CoreShare | None = None, **engine: Any):
+    def __init__(self, config: RolloutConfig, cluster: ClusterConfig, device: str, *, places: Places | None = None, **engine: Any):
         weight_transfer(config, device)
-        super().__init__("rollout", config, cluster, device, share, engine)
+        super().__init__("rollout", config, cluster, device, places, engine)
 
     def begin(self, requests: list[SamplingRequest], teacher: ScoringGroup | None, **options: Any) -> Collection:
         """Starts sampling the requests, behind all earlier calls, and scoring the rollouts with `teacher`. Does not wait.

@@ -5,7 +5,7 @@ from typing import Any
 
 from actors.config import ClusterConfig, TeacherConfig
 from actors.groups.engine_group import EngineGroup
-from actors.groups.placement import CoreShare
+from actors.groups.placement import Places
 from actors.object_batches import VALUES_PER_BATCH, BatchedRef, CallArguments, batched_refs
 from actors.workers.ray_workers import Ref, TeacherRayWorker
 from minirl.model.microbatch import plan_microbatches, restore_order
@@ -28,13 +28,13 @@ class TeacherGroup(EngineGroup):
         cluster: ClusterConfig,
         device: str,
         *,
-        share: CoreShare | None = None,
+        places: Places | None = None,
         as_finished: bool = True,
         role: str = "teacher",
         **engine: Any,
     ):
         self.as_finished = as_finished
-        super().__init__(role, config, cluster, device, share, engine)
+        super().__init__(role, config, cluster, device, places, engine)
 
     def begin_score(self, worker: int, inputs: Sequence[BatchedRef | TokenSequence]) -> tuple[Ref, list[BatchedRef]]:
         """Starts scoring rollouts (by reference) or sequences (by value) on one worker, without waiting.

@@ -136,9 +136,10 @@ class LearnerRayWorker(RayWorker):
 
     def start(self, address: str, port: int, setup: LearnerSetup) -> list[str]:
         """Joins the other ranks and builds the learner. Returns its warnings, which the user should see."""
-        from actors.workers.learner import Learner  # importing DeepSpeed takes seconds, and only the ranks need it
-
         join_process_group(self._store, address, port, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
+        # After the process has joined, because that fixes DeepSpeed's accelerator. The import takes seconds, and only the ranks need it.
+        from actors.workers.learner import Learner
+
         self.learner = Learner(setup)
         return self.learner.notices
 

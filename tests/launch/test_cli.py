@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_the_tiny_experiment_is_accepted(minirl, config, started):
     assert minirl(config) == (0, "") and len(started) == 1
 
 
+def test_a_warning_is_one_line_without_the_code_that_gave_it(minirl, config, started, monkeypatch):
+    """The driver repeats the warnings of workers, and says if GPUs stay unused."""
+    monkeypatch.setattr(launch.run.stages.Recipe, "run", lambda recipe: warnings.warn("node a has a GPU [unused]", stacklevel=1))
+    assert minirl(config) == (0, "warning: node a has a GPU [unused]\n")
+
+
 # --- mistakes in the config ---
 
 FROM_THE_CONFIG = {
@@ -100,6 +107,14 @@ FROM_THE_CONFIG = {
     "adapters on no layer": (["student.lora={target_modules: [nowhere]}"], "student.lora.target_modules does not fit the student"),
     "adapters on the head": (["student.lora={target_modules: [lm_head]}"], "includes lm_head, the student's output head"),
     "longer than the model reads": (["data.max_response_tokens=500"], "the model reads at most 512 tokens, but data.max_prompt_tokens"),
+    "an engine of more parts than heads": (
+        ["rollout.tensor_parallel=3"],
+        "rollout.tensor_parallel = 3 does not divide the 2 attention heads of student.model; possible values are 1, 2",
+    ),
+    "a teacher's engine of more parts than heads": (
+        ["teacher.tensor_parallel=4"],
+        "teacher.tensor_parallel = 4 does not divide the 2 attention heads of teacher.model; possible values are 1, 2",
+    ),
     "blocks longer than the model reads": (
         ["corpus.block_tokens=600"],
         "reads at most 512 tokens, but corpus.block_tokens = 600",

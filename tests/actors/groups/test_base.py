@@ -8,9 +8,10 @@ import time
 import psutil
 import pytest
 
-from actors.config import ClusterConfig, LearnerConfig
+from actors.config import ClusterConfig, EngineConfig
+from actors.environment import worker_environment
 from actors.groups.base import Group
-from actors.groups.placement import bundle, share_all_cores, worker_environment
+from actors.groups.placement import Places
 from minirl.errors import InputError, RunError
 from tests.deadlines import deadline, wait_until
 
@@ -65,9 +66,8 @@ def groups():
             "rollout",
             Worker,
             lambda index: {"index": index, "broken": (broken or {}).get(index)},
-            workers=workers,
-            bundle={"CPU": cpus},
-            environment=worker_environment(3),
+            places=Places("rollout", EngineConfig(workers=workers, cpus_per_worker=cpus), ClusterConfig(**limits), "cpu"),
+            environment=lambda index: worker_environment("cpu", 3),
             **limits,
         )
         started.append(group)
@@ -210,14 +210,3 @@ def test_a_group_that_the_cluster_cannot_hold_is_refused(start_group, workers, c
     assert str(error.value) == message
     smaller_group = start_group(1)
     smaller_group.wait_started()
-
-
-def test_what_a_worker_reserves():
-    assert bundle(LearnerConfig(cpus_per_worker=3), "cpu") == {"CPU": 3}
-    assert bundle(LearnerConfig(), "cuda") == {"CPU": 1, "GPU": 1}
-
-
-def test_the_workers_of_a_role_divide_the_threads(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [share_all_cores(ClusterConfig(), LearnerConfig(workers=n)).threads for n in (1, 2, 3, 20)] == [8, 4, 2, 1]
-    assert share_all_cores(ClusterConfig(threads_per_worker=5), LearnerConfig(workers=2)).threads == 5

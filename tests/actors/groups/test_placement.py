@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.config import ClusterConfig, EngineConfig, LearnerConfig, RolloutConfig
-from actors.groups.placement import bundle, cluster, divide_cores, share_all_cores, worker_environment
+from actors.config import EngineConfig, LearnerConfig, RolloutConfig
+from actors.groups.placement import bundle, cluster
 from actors.weights.nccl_channel import NcclChannel
 from actors.workers.rollout import weight_transfer
 from minirl.errors import InputError
@@ -24,15 +23,15 @@ from tests.deadlines import deadline, wait_until
 # Runs in a separate process, because the test suite has a cluster in this one. Prints the cluster's address and number of CPUs as JSON.
 RUN = """
 import json, ray
-from actors.groups.placement import cluster, device_of
-from actors.config import ClusterConfig
+from actors.groups.nodes import choose_device, usable_nodes
+from actors.groups.placement import cluster
 from minirl.errors import InputError
 report = {}
 try:
     with cluster(3, 2**27):
         report = {"address": ray.get_runtime_context().gcs_address, "cpus": ray.cluster_resources()["CPU"]}
-        report["device"] = device_of(ClusterConfig())
-        device_of(ClusterConfig(device="cuda"))
+        report["device"], _ = choose_device("auto", usable_nodes(60))
+        choose_device("cuda", usable_nodes(60))
 except InputError as error:
     report["refused"] = str(error)
 print(json.dumps(report | {"running": ray.is_initialized()}))
@@ -133,21 +132,9 @@ def test_a_tensor_parallel_worker_is_one_bundle():
     assert bundle(EngineConfig(tensor_parallel=4), "cpu") == {"CPU": 1}
 
 
-def test_the_processes_of_a_tensor_parallel_worker_divide_the_cores_too(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [share_all_cores(ClusterConfig(), EngineConfig(workers=w, tensor_parallel=t)).threads for w, t in ((1, 2), (2, 2), (4, 4))] == [
-        4,
-        2,
-        1,
-    ]
-    assert share_all_cores(ClusterConfig(), LearnerConfig(workers=2)).threads == 4
-
-
-def test_workers_find_the_programs_in_the_directory_of_their_python():
-    """DeepSpeed builds the offloaded optimizer with ninja, which is installed only in the virtual environment."""
-    path = worker_environment(2)["PATH"]
-    assert path.split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert shutil.which("ninja", path=path) == str(Path(sys.executable).parent / "ninja")
+def test_what_a_learner_reserves():
+    assert bundle(LearnerConfig(cpus_per_worker=3), "cpu") == {"CPU": 3}
+    assert bundle(LearnerConfig(), "cuda") == {"CPU": 1, "GPU": 1}
 
 
 def test_nccl_is_refused_without_gpus_and_chosen_with_them():
@@ -186,16 +173,3 @@ def test_vllm_accepts_the_engines_settings():
     for name in ("packed", "packed_buffer_size_bytes", "packed_num_buffers", "world_size", "master_address", "master_port"):
         assert getattr(engine_info, name) == getattr(sender, name)
     assert engine_info.rank_offset == 3
-
-
-def test_roles_that_compute_at_the_same_time_divide_the_cores():
-    roles = {"rollout": RolloutConfig(workers=2), "teacher": EngineConfig(), "learner": LearnerConfig(workers=2)}
-    shares = divide_cores(ClusterConfig(), roles, range(8))
-    assert {name: share.cores for name, share in shares.items()} == {
-        "rollout": ((0,), (1,)), "teacher": ((2, 3),), "learner": ((4, 5), (6, 7)),
-    }  # fmt: skip
-    assert [shares[name].threads for name in roles] == [1, 2, 2]
-    assert divide_cores(ClusterConfig(threads_per_worker=3), roles, range(8))["teacher"].threads == 3
-    few = divide_cores(ClusterConfig(), roles, (4, 6))  # fewer cores than roles: a container with only cores 4 and 6
-    assert {name: share.cores for name, share in few.items()} == {"rollout": ((4,), (4,)), "teacher": ((4,),), "learner": ((6,), (6,))}
-    assert {core for share in divide_cores(ClusterConfig(), roles, (5,)).values() for cores in share.cores for core in cores} == {5}
