@@ -10,7 +10,8 @@ from minirl.config.stages import OptimizerStageConfig
 from minirl.config.strict import PathText, StrictModel
 from minirl.config.student import LoraConfig
 
-Dtype = Literal["float32", "bfloat16"]
+# `auto` is replaced before any group starts (`launch.dtypes`); groups and workers get a dtype.
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class EngineConfig(StrictModel):
@@ -18,7 +19,9 @@ class EngineConfig(StrictModel):
 
     workers: PositiveInt = 1  # Ray workers of the group, each with its own vLLM engine
     tensor_parallel: PositiveInt = 1  # devices of one worker, all on one node, since vLLM runs them with its `mp` executor
-    dtype: Dtype = "bfloat16"  # of weights and activations
+    # Of weights and activations. `auto`: `bfloat16` if every device of the run computes it natively, else `float32`.
+    # The run's directory records the choice, and a resume keeps it.
+    dtype: Dtype = "auto"
     kv_cache_gib: PositiveFloat = 1.0  # GiB of KV cache of an engine on a CPU; ignored on GPUs
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)  # share of a GPU's memory that the engine may use; ignored on CPUs
     cpus_per_worker: PositiveInt = 1  # CPUs that Ray reserves for each worker
@@ -101,7 +104,8 @@ class LearnerConfig(StrictModel):
 
     workers: PositiveInt = 1  # DeepSpeed ranks; on GPUs each has one
     zero_stage: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights
-    dtype: Dtype = "bfloat16"  # of the weights; the optimizer state is float32
+    # Of the weights; the optimizer state is float32. `auto`: as for the engines.
+    dtype: Dtype = "auto"
     tokens_per_microbatch: PositiveInt = 2048  # tokens of one forward and backward pass on a rank, padding included
     # Target tokens whose logits exist at once.
     # If a micro-batch has more, its logits are computed twice, in the forward and in the backward pass.

@@ -50,6 +50,7 @@ def run(
         prepared = prepare(settings)
         for name, counts in prepared.reports().items():
             console.print(f"{name}: " + ", ".join(f"{count} {label.replace('_', ' ')}" for label, count in counts.items()), highlight=False)
+        _say(console, prepared.dtype_line)
         Recipe(prepared, panel).run()
     if settings.stages.evaluate:
         console.print(summary_table(json.loads((directory / "summary.json").read_text()), f"{settings.directory}/summary.json"))
@@ -79,7 +80,9 @@ def evaluate(
         out = path_argument("--out", str(out or directory / "evaluate")).resolve()
         with file_errors_as_sentences(str(out)):
             out.mkdir(parents=True, exist_ok=True)
-        rows = evaluate_models(prepare(settings), model, out, panel)
+        prepared = prepare(settings)
+        _say(console, prepared.dtype_line)
+        rows = evaluate_models(prepared, model, out, panel)
     console.print(summary_table(rows, f"{out}/evaluation.md"))
 
 
@@ -100,7 +103,9 @@ def experiment(
     with file_errors_as_sentences(settings.directory):
         Path(settings.directory).mkdir(parents=True, exist_ok=True)
     with ProgressPanel(console) as panel:
-        result_tables = Experiment(settings, panel).run(row or [])
+        comparison = Experiment(settings, panel)
+        _say(console, comparison.dtype_line)
+        result_tables = comparison.run(row or [])
     for table in result_tables:
         console.print(rich_table(table))
     console.print(
@@ -132,7 +137,9 @@ def bench(
 
     console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
-        measurements, setup = Bench(prepare(settings), iterations, panel).run()
+        prepared = prepare(settings)
+        _say(console, prepared.dtype_line)
+        measurements, setup = Bench(prepared, iterations, panel).run()
         setup = {"config": " ".join([str(config), *(overrides or [])])} | setup
         files = save(directory / "bench", measurements, setup)
     for table in tables(measurements):
@@ -169,6 +176,11 @@ def judge(
         )
     console.print(rich_table(table))
     console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
+
+
+def _say(console: Console, line: str | None) -> None:
+    if line:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from actors.engine.engine import check_engine_class
 from actors.engine.tensor_parallel import check_tensor_parallel
 from launch.config import RunConfig
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
+from launch.dtypes import resolve_dtypes
 from launch.identity import PRUNED_STUDENT, Identity
 from minirl.config.evaluation import EvaluationSetConfig
 from minirl.data.corpus import Corpus, load_corpus
@@ -37,7 +38,8 @@ class PreparedRun:
 
     directory: absolute. teachers: model directories, one or an ensemble in the order of the config. student: directory of the initial
     student. vocabulary: the number of shared token ids. sets: the evaluation sets of the stage `evaluate`. student_bytes: size of the
-    student's weight files. teacher_width: hidden size, summed over all teachers. task_data: the data of the stage `task_sft`.
+    student's weight files. teacher_width: hidden size, summed over all teachers. task_data: the data of the stage `task_sft`. dtype_line:
+    what became of `dtype: auto`; None if the config names every dtype.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class PreparedRun:
     student_bytes: int
     teacher_width: int
     task_data: InstructionData | None = None
+    dtype_line: str | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -106,13 +109,14 @@ def prepare(config: RunConfig) -> PreparedRun:
     models = teachers | ({} if named_student is None else {"student.model": named_student})
     identity = Identity(config, directory, models, data, corpus)
     identity.check()
+    config, dtype_line = resolve_dtypes(config, directory)
     student = named_student or _prune_teacher(config, teacher, directory, identity)
     write_json(directory / CONFIG_RECORD, config.model_dump())
     identity.write()
     student_bytes = sum(file.stat().st_size for file in Path(student).glob("*.safetensors"))
     prepared = PreparedRun(
         config, directory, tuple(teachers.values()), student, tokenizer, ends, vocabulary, data, corpus, sets, student_bytes,
-        sum(network.hidden_size for network in teacher_configs), task_data,
+        sum(network.hidden_size for network in teacher_configs), task_data, dtype_line,
     )  # fmt: skip
     write_json(directory / "data.json", prepared.reports())
     return prepared

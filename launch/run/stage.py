@@ -16,12 +16,12 @@ class Stage:
     """The directory `<directory of the run>/<name>` of a stage.
 
     started_from: fingerprints of the weights and data that the stage starts from; a resume must find the same ones. unit: what the
-    stage counts, "update" or "iteration".
+    stage counts, "update" or "iteration". roles: the groups that compute it.
     """
 
-    def __init__(self, prepared: PreparedRun, observer: Observer, name: str, unit: str, started_from: str):
+    def __init__(self, prepared: PreparedRun, observer: Observer, name: str, unit: str, started_from: str, roles: tuple[str, ...]):
         self.prepared, self.observer, self.name, self.started_from = prepared, observer, name, started_from
-        self.directory, self.unit = prepared.directory / name, unit
+        self.directory, self.unit, self.roles = prepared.directory / name, unit, roles
         self.metrics = MetricsLog(prepared.directory / "metrics.jsonl", name, unit, listener=observer.record)
         self._checkpoints = self.directory / "checkpoints"
 
@@ -55,6 +55,7 @@ class Stage:
         state = {
             "driver": self.loop.state_dict(),
             "learner": {"workers": config.workers, "zero_stage": config.zero_stage},
+            "dtype": {role: getattr(self.prepared.config, role).dtype for role in self.roles},
             "started_from": self.started_from,
         }
         checkpoint.write(self._checkpoints, self.loop.position, state, self.learner.save, keep=keep)
@@ -69,9 +70,11 @@ class Stage:
                 f"{self.directory} was started from other weights or data than it would start from now; delete it to repeat the "
                 "stage, or give another directory=..."
             )
-        for key, value in state["learner"].items():
-            if getattr(self.prepared.config.learner, key) != value:
+        settings = {("learner", key): value for key, value in state["learner"].items()}
+        settings |= {(role, "dtype"): value for role, value in state.get("dtype", {}).items()}  # earlier versions recorded none
+        for (role, key), value in settings.items():
+            if getattr(getattr(self.prepared.config, role), key) != value:
                 raise InputError(
-                    f"the checkpoint was written with learner.{key} = {value}; set that to resume, or give another directory=..."
+                    f"the checkpoint was written with {role}.{key} = {value}; set that to resume, or give another directory=..."
                 )
         self.loop.load_state_dict(state["driver"])

@@ -80,7 +80,8 @@ class Recipe:
         config = getattr(self.config.stages, name)
         soft = getattr(config, "soft", None)
         started_from = [fingerprint(model), *(map(fingerprint, self.teachers) if soft else []), *([data_sha256] if data_sha256 else [])]
-        stage = Stage(self.prepared, self.observer, name, "update", " ".join(started_from))
+        roles = ("teacher", "learner") if soft else ("learner",)  # the KL of `watched` sequences is only logged
+        stage = Stage(self.prepared, self.observer, name, "update", " ".join(started_from), roles)
         loop = SupervisedLoop(
             config,
             name=name,
@@ -109,7 +110,8 @@ class Recipe:
         """Leaves two students: `best` has the best validation by `select_by`, `last` is the final one."""
         settings = on_policy_stage(self.config, name)
         config = settings.config
-        stage = Stage(self.prepared, self.observer, name, "iteration", " ".join(map(fingerprint, (self.student, *self.teachers))))
+        started_from = " ".join(map(fingerprint, (self.student, *self.teachers)))
+        stage = Stage(self.prepared, self.observer, name, "iteration", started_from, ("rollout", "teacher", "learner"))
         loop = make_loop(self.prepared, settings, stage.metrics)
         source, self.student = self.student, str(stage.student_directory(config.leaves))
         if not stage.resume(loop):

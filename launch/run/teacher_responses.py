@@ -46,6 +46,7 @@ class TeacherResponses:
             "teachers": [member.model_dump() for member in settings.teacher.members],
             "teacher_weights": [fingerprint(model) for model in self.teachers],
             "temperature": 1.0,
+            "dtype": settings.rollout.dtype,
             "samples_per_prompt": self.config.samples_per_prompt,
             "max_response_tokens": settings.data.max_response_tokens,
             "seed": settings.seed,
@@ -58,7 +59,8 @@ class TeacherResponses:
         """Samples the responses that the file lacks. Replaces a file of other settings or weights."""
         self.directory.mkdir(parents=True, exist_ok=True)
         provenance = json.loads(json.dumps(self.provenance()))
-        if not self.provenance_file.is_file() or json.loads(self.provenance_file.read_text()) != provenance:
+        recorded = json.loads(self.provenance_file.read_text()) if self.provenance_file.is_file() else None
+        if recorded is None or {"dtype": provenance["dtype"]} | recorded != provenance:  # earlier versions recorded no dtype
             self.responses_file.unlink(missing_ok=True)
             write_json(self.provenance_file, provenance)
         requests_by_teacher = self._requests_by_teacher()

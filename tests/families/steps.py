@@ -289,7 +289,7 @@ def student_steps(steps: Steps, engines: Engines, family: str, root: Path) -> No
         steps.require_close("export", rollout_gap(sample(served, 0.0, None), moved, None, 0.0))
 
     def in_bfloat16():
-        """The default dtype: two updates with a publish between them, under the learner's own tolerances."""
+        """In bfloat16: two updates with a publish between them, under the learner's own tolerances."""
         narrow = engines.rollout(student, teacher, "bfloat16"), engines.teacher(teacher, "bfloat16")
         narrow_learner = open_learner(student, teacher, "bfloat16")
         distil_once(narrow_learner, *narrow, version=None)

@@ -34,7 +34,7 @@ def test_only_kernels_that_compute_the_model_are_tried(monkeypatch):
     monkeypatch.setattr(learner_settings, "is_flash_attn_2_available", lambda: True)
 
     def kernels(network, device: str = "cuda", **switches) -> list[str]:
-        return attention_kernels(LearnerConfig(**switches), device, network)
+        return attention_kernels(LearnerConfig(dtype="bfloat16", **switches), device, network)
 
     assert kernels(LlamaConfig()) == ["flash_attention_2", "sdpa", "eager"]
     assert kernels(Gemma2Config()) == ["flash_attention_2", "eager"]  # sdpa knows no soft-cap
