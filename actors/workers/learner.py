@@ -71,7 +71,9 @@ class Learner:
         setup, config = self.setup, self.setup.config
         settings = deepspeed_config(config, setup.training)
         sharded_loading = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
-        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout)
+        # The checks below run the model, and only its own device has every kernel that it may use.
+        device = None if sharded_loading else setup.device
+        model = load_causal_lm(path, getattr(torch, config.dtype), dropout=setup.dropout, device=device)
         # While this object lives, transformers shards every model that it builds; but `export` builds one on a single rank.
         del sharded_loading
         if config.zero_stage < 3:
@@ -165,13 +167,11 @@ class Learner:
         setup = self.setup
         if setup.config.zero_stage == 3:
             return None
-        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout)
+        model = load_causal_lm(setup.model, getattr(torch, setup.config.dtype), dropout=setup.dropout, device=setup.device)
         use_kernel(model, self.attention)
         if setup.lora is not None:
             attach_adapters(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
-        return baseline_seconds(
-            model.to(setup.device), [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches]
-        )
+        return baseline_seconds(model, [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches])
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
         """For benchmarks: `baseline_timing.head_seconds`. None under ZeRO 3, and unless the learner has exactly one teacher."""

@@ -91,22 +91,31 @@ def check_supported(path: str, key: str, *, learns: bool = True) -> PretrainedCo
     return config
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    path: str, dtype: torch.dtype, *, dropout: bool = True, attention: str | None = None, device: str | None = "cpu"
+) -> PreTrainedModel:
     """The model in training mode. With `dropout` False every dropout rate is 0, so that training mode equals evaluation mode.
 
-    attention: the name of a kernel in transformers; None for sdpa, or for eager if sdpa does not compute this model. Raises InputError
-    unless the files hold exactly the model's weights.
+    attention: the name of a kernel in transformers; None for sdpa, or for eager if sdpa does not compute this model. device: see
+    `load_configured`. Raises InputError unless the files hold exactly the model's weights.
     """
     config = AutoConfig.from_pretrained(path)
     if not dropout:
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return load_configured(path, config, dtype=dtype, attention=attention or default_kernel(config)).train()
+    return load_configured(path, config, dtype=dtype, attention=attention or default_kernel(config), device=device).train()
 
 
-def load_configured(path: str, config: PretrainedConfig, *, dtype: torch.dtype | str, attention: str | None = None) -> PreTrainedModel:
-    """The model in `path` under a changed config; dtype "auto" is the files' own. Raises InputError like `load_causal_lm`."""
+def load_configured(
+    path: str, config: PretrainedConfig, *, dtype: torch.dtype | str, attention: str | None = None, device: str | None = "cpu"
+) -> PreTrainedModel:
+    """The model in `path` under a changed config; dtype "auto" is the files' own. Raises InputError like `load_causal_lm`.
+
+    device: each weight goes straight there from the memory-mapped file, so that the host never holds a copy of the whole model. On a CPU,
+    weights in the files' own dtype stay mapped, shared by all processes of the node, until one writes to them. None: transformers decides,
+    as it must where DeepSpeed shards the weights while they load.
+    """
     tensors = stored_tensors(path)
     try:
         with quiet_transformers():
@@ -115,6 +124,7 @@ def load_configured(path: str, config: PretrainedConfig, *, dtype: torch.dtype |
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
+                device_map=None if device is None else {"": device},
                 output_loading_info=True,
                 generation_config=GenerationConfig(),  # training needs none, and transformers may refuse the one in the directory
                 ignore_mismatched_sizes=True,  # reported below, together with the names

@@ -77,8 +77,11 @@ def read_head(path: str, vocabulary: int) -> OutputHead:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, key: str) -> None:
-    """Check that `OutputHead` rebuilds the model's logits from hidden states. Raises InputError for a family that does more to them."""
-    tokens = torch.tensor([[1, 2, 3, 4]])
+    """Check that `OutputHead` rebuilds the model's logits from hidden states. Raises InputError for a family that does more to them.
+
+    It runs where the model is.
+    """
+    tokens = torch.tensor([[1, 2, 3, 4]]).to(model.device)
     was_training = model.training
     model.eval()  # under dropout, two passes differ for every family
     expected = model(tokens).logits.float()

@@ -1,5 +1,6 @@
 """Reading and saving models: agreement with transformers, and the refusal of unsupported models."""
 
+import gc
 import re
 import shutil
 from pathlib import Path
@@ -51,6 +52,34 @@ def test_without_dropout_training_mode_is_evaluation_mode(models):
         assert plain.training and torch.equal(plain(TOKENS).logits, logits_of(models["gpt2 tied"]))
         dropping = load_causal_lm(models["gpt2 tied"], torch.float32, dropout=True)
         assert not torch.allclose(dropping(TOKENS).logits, logits_of(models["gpt2 tied"]), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_and_buffers_go_to_the_named_device(models, name):
+    """meta stands for a GPU: nothing of the model may be left on the host."""
+    model = load_causal_lm(models[name], torch.bfloat16, device="meta")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
+def test_on_a_cpu_weights_of_the_files_dtype_stay_mapped(tmp_path):
+    """Ranks of one node then share the file's pages. With another dtype each rank needs its own copy."""
+    config = GPT2Config(vocab_size=16384, n_embd=1024, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    weight_bytes = (tmp_path / "model.safetensors").stat().st_size
+    grown = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        before = private_bytes()
+        model = load_causal_lm(str(tmp_path), dtype)
+        grown[dtype] = private_bytes() - before
+        del model
+    assert grown[torch.bfloat16] < 0.25 * weight_bytes < 1.5 * weight_bytes < grown[torch.float32]
+
+
+def private_bytes() -> int:
+    """Memory of this process that it shares with no other."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 # --- accepted and refused models ---
