@@ -3,8 +3,11 @@
 With them the recipe runs where no model hub can be reached.
 """
 
+import functools
 import importlib.util
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minirl.data.conversation import Conversation, question_and_answers
@@ -63,14 +66,32 @@ def _convert(source: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    with _gguf_parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        # Without dequantize=True the model cannot be saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
     tokenizer.model_max_length = TEACHER_CONTEXT  # the GGUF file does not contain it
-    # Without dequantize=True the model cannot be saved.
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _gguf_parsed_once() -> Iterator[None]:
+    """Lets transformers parse a GGUF file once, and not for the tokenizer, the config and the weights each; and build the map of tensor
+    names once, and not for each module. Both are slow Python: three quarters of the conversion.
+    """
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in slow.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
 
 
 def embedded_conversations(source: str) -> list[Conversation]:
