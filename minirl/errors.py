@@ -23,4 +23,5 @@ def first_line(error: BaseException) -> str:
     lines = [line for line in without_colors(str(error)).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].rstrip().endswith(":"):  # a heading
         lines[0] += lines[1]
-    return " ".join(lines[0].split())[:300].rstrip(".") if lines else type(error).__name__
+    line = lines[0].partition("; use sys.set_int_max_str_digits")[0] if lines else type(error).__name__  # Python's advice to programmers
+    return " ".join(line.split())[:300].rstrip(".")

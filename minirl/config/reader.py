@@ -22,6 +22,8 @@ def read_config(model: type[M], path: str | Path, overrides: list[str]) -> M:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"the config {path} is not UTF-8 text: {error}") from None
+    except ValueError as error:  # a path that is none
+        raise InputError(f"cannot read the config {str(path)!r}: {error}") from None
     except YamlProblem as error:
         raise InputError(f"the config {path} {error}") from None
     if not isinstance(values, dict):

@@ -73,6 +73,10 @@ def expand_path(text: str) -> str:
         raise ValueError("it is empty; give a name or a path")
     if "\0" in text:
         raise ValueError("it contains a NUL character; remove it")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it contains half a character ({ascii(text[error.start])[1:-1]}), which no path can; remove it") from None
     if not ("$" in text or text.startswith("~")) or os.path.exists(text):
         return text
     expanded = os.path.expandvars(os.path.expanduser(text))

@@ -13,10 +13,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minirl.config.data import CorpusConfig
-from minirl.data.record_files import open_file, unreadable
+from minirl.data.record_files import describe_assumption, looks_like, open_file, unreadable
 from minirl.data.records import read_rows
 from minirl.data.reference_files import check_token_ids, is_tokenised_source, open_token_files
-from minirl.data.values import check_text, printable_list
+from minirl.data.values import check_text, printable, printable_list
 from minirl.data.vocab import check_ids, highest_token_id
 from minirl.errors import InputError
 from minirl.types import TokenSequence
@@ -136,6 +136,7 @@ def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
             if not isinstance(columns.get("text"), str):
                 raise InputError(
                     f"{origin} has no text in a column `text`, which a corpus needs; its columns are {printable_list(columns) or '(none)'}"
+                    f"{describe_assumption(Path(source))}"
                 )
             if check_text(columns["text"], "text", origin).strip():
                 yield columns["text"]
@@ -144,6 +145,9 @@ def read_documents(source: str, streaming: bool = False) -> Iterator[str]:
 def _read_text(path: Path) -> str:
     try:
         with open_file(path) as file:
-            return io.TextIOWrapper(file, encoding="utf-8-sig").read()
+            text = io.TextIOWrapper(file, encoding="utf-8-sig").read()
     except Exception as error:  # a damaged .gz makes its reader fail in many ways
         raise unreadable(path, error) from None
+    if looks_like(path):  # it can be read, but nobody wants to learn a pointer or zeros
+        raise InputError(f"{printable(path, 300)} is no plain text{describe_assumption(path)}")
+    return text

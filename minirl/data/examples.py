@@ -146,6 +146,8 @@ def _why_empty(split: str, config: DataConfig, key: str, had_records: bool) -> s
     if had_records:
         return f"every prompt of the {split} data is longer than data.max_prompt_tokens = {config.max_prompt_tokens}; raise it"
     sources = " with ".join(source.source for source in config.train)
+    if split == "train":
+        return f"{sources} has too few different prompts to split, so none is left to train on; set {key}.validation and {key}.test"
     return f"{sources} has too few different prompts to split, so {split} is empty; raise {key}.{split}_share or set {key}.{split}"
 
 

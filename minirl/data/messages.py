@@ -6,7 +6,7 @@ from typing import Any
 
 from minirl.data.conversation import Message
 from minirl.data.thoughts import THOUGHT_FIELDS
-from minirl.data.values import check_nested, check_text, printable, printable_list, type_name
+from minirl.data.values import check_nested, check_text, distinct, printable, printable_list, reason_of, type_name
 from minirl.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -56,7 +56,9 @@ def check_turns(messages: list[Message], origin: str) -> None:
 
 def parse_tools(value: Any, origin: str) -> tuple[dict[str, Any], ...] | None:
     """The column `tools`: a list of JSON schemas, or its JSON text; None if it is empty."""
-    tools = _from_json(value) if isinstance(value, str) and value.strip() else value or None
+    if isinstance(value, str):
+        value = _from_json(value, "tools", origin) if value.strip() else None
+    tools = value if value or value not in (None, [], ()) else None
     if tools is not None and (not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools)):
         raise InputError(f"{origin} has tools that are no list of objects; give the JSON schema of each tool, or leave the column out")
     check_nested(tools, "tools", origin)
@@ -73,6 +75,8 @@ def _message(item: Any, origin: str, ignored: Container[str]) -> Message:
         raise InputError(
             f"{origin} has a message with {printable_list(unknown)}, which is not used; remove it, or name it in data.ignore_columns"
         )
+    if left_out := [name for name in (role_field, content_field) if isinstance(item, dict) and name in item and name in ignored]:
+        raise InputError(f"data.ignore_columns names {printable_list(left_out)}, without which {origin} has no messages; take it out")
     if role is None or (content is None and not fields):
         raise InputError(f"{origin} has a message without {role_field} and {content_field}: {printable(item)}")
     if not isinstance(role, str) or role not in names:
@@ -119,7 +123,7 @@ def _tool_call(call: Any, origin: str) -> dict[str, Any]:
         raise InputError(f"{origin} has a tool call without the name of a function: {printable(call)}")
     if not isinstance(function.get("arguments"), str):
         return call
-    arguments = _from_json(function["arguments"])
+    arguments = _from_json(function["arguments"], "the arguments of a tool call", origin)
     if not isinstance(arguments, dict):
         raise InputError(f"{origin} has a tool call whose arguments are no JSON object: {printable(function['arguments'])}")
     check_nested(arguments, "tool_calls", origin)
@@ -127,9 +131,9 @@ def _tool_call(call: Any, origin: str) -> dict[str, Any]:
     return call | {"function": function} if "function" in call else function
 
 
-def _from_json(text: str) -> Any:
-    """The value of a JSON text; the text itself if it is no JSON."""
+def _from_json(text: str, what: str, origin: str) -> Any:
+    """The value of a JSON text. Raises InputError if it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return json.loads(text, object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} has {what} as text that is not valid JSON: {reason_of(error)}; correct it") from None

@@ -8,11 +8,13 @@ import csv
 import gzip
 import io
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from minirl.data.values import printable, reason_of, type_name, without_nulls
+from minirl.data.values import distinct, printable, printable_list, reason_of, type_name, without_nulls
 from minirl.errors import InputError
 
 Row = tuple[str, dict[str, Any]]  # its origin ("train.jsonl line 3") and its columns
@@ -50,7 +52,13 @@ def recognise_file(path: Path) -> Format | None:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Opens a file for reading; one whose name ends in .gz is decompressed. Raises OSError and ValueError as `open` does."""
+    """Opens a file for reading; one whose name ends in .gz is decompressed. Raises OSError and ValueError as `open` does.
+
+    A pipe or a device is refused: opening a pipe waits for its writer, perhaps for ever, and a run reads its files again when it resumes.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # `open` refuses a directory in better words
+        raise ValueError("it is a pipe or a device, so write its content to a file")
     return gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")
 
 
@@ -91,23 +99,37 @@ SIGNATURES = {
     b"ARROW1": "its content is an Arrow file, so convert it to Parquet",
     b"<!doctype html": "its content is a web page, so the download failed",
     b"<html": "its content is a web page, so the download failed",
+    b"\0" * 8: "its content is zeros, so the disk was full or the copy failed",
     codecs.BOM_UTF16_LE: "its content is UTF-16 text, so convert it to UTF-8",
     codecs.BOM_UTF16_BE: "its content is UTF-16 text, so convert it to UTF-8",
 }
 
 
 def looks_like(path: Path) -> str | None:
-    """What the first bytes of a file say, if its name says something else."""
+    """What the first bytes of a file, or of what it compresses, say, if its name says something else."""
+    ending = _ending(path)
+    expected = (b"PAR1",) if ending == ".parquet" else ()
+    if not _is_gzip(path):
+        return _described(_start(path, open), ending, expected)
+    return _described(_start(path, open), ending, (b"\x1f\x8b",)) or _described(_start(path, gzip.open), ending, expected)
+
+
+def _start(path: Path, opened: Callable[..., IO[bytes]]) -> bytes:
+    """The first bytes after white space, in lower case; none if the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            start = file.read(32).lower()
-    except (OSError, ValueError):
-        return None
-    ending = path.name.lower().rpartition(".")[2]
-    if start[:1] == b"[" and ending != "json":
+        if path.is_file():  # a pipe would be waited for
+            with opened(path, "rb") as file:
+                return file.read(64).lstrip().lower()
+    except Exception:  # what is wrong with it is said elsewhere
+        pass
+    return b""
+
+
+def _described(start: bytes, ending: str, expected: tuple[bytes, ...]) -> str | None:
+    if start.startswith(b"[") and ending not in (".json", ".txt"):
         return "its content begins like a JSON array, so let its name end in .json"
-    expected = {"parquet": b"PAR1", "gz": b"\x1f\x8b"}.get(ending)
-    return next((text for sign, text in SIGNATURES.items() if start.startswith(sign.lower()) and sign != expected), None)
+    signs = (sign for sign in SIGNATURES if sign not in expected and start.startswith(sign.lower()))
+    return next((SIGNATURES[sign] for sign in signs), None)
 
 
 # --- formats ---
@@ -126,25 +148,38 @@ def _json_file(file: IO[bytes]) -> Numbered:
     """An array of objects; anything that does not begin like an array is read as JSON lines."""
     content = file.read().removeprefix(codecs.BOM_UTF8)
     if not content.lstrip().startswith(b"["):
+        _refuse_single_object(content)
         yield from _json_lines(io.BytesIO(content))
         return
     for number, value in enumerate(_parse_json(content, "as a whole"), start=1):
         yield f"record {number}", _object(value, f"record {number}")
 
 
+def _refuse_single_object(content: bytes) -> None:
+    """Raises BadRow for a file that is one object with the records inside, or one record on several lines."""
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(whole, dict) or not whole:
+        return
+    holds_records = all(isinstance(value, list | dict) for value in whole.values()) and not any(map(_is_messages, whole.values()))
+    if holds_records or b"\n" in content.strip():
+        raise BadRow(
+            f"holds one object with {printable_list(whole)} instead of an array of records; write [{{...}}, {{...}}] with one object for "
+            "each record, or each record on a line of its own"
+        )
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) and ("role" in item or "from" in item) for item in value)
+
+
 def _parse_json(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text.decode(), object_pairs_hook=_distinct)
+        return json.loads(text.decode(), object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:  # ValueError: malformed, not UTF-8, or a number of more than 4,300 digits
         raise BadRow(f"{where} is not valid JSON: {reason_of(error)}") from None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    columns = dict(pairs)
-    if len(columns) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
-    return columns
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -153,14 +188,24 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _check_column_names(names: list[str], separator: str) -> None:
+    if len(set(names)) < len(names):
+        raise BadRow(f"line 1 names a column twice: {', '.join(map(printable, names))}; each column needs a name of its own")
+    for other, word in ((";", "semicolons"), ("\t", "tabs"), (",", "commas"), ("|", "vertical bars")):
+        if len(names) == 1 and other != separator and other in names[0]:
+            advice = "let its name end in .tsv" if other == "\t" else "let its name end in .csv" if other == "," else "save it with commas"
+            raise BadRow(f"line 1 names one column, {printable(names[0])}, which looks as if {word} separated several; {advice}")
+    if any("\0" in name for name in names):
+        raise BadRow("line 1 has NUL characters, so it is no text; copy or download it again")
+
+
 def _separated(separator: str) -> Callable[[IO[bytes]], Numbered]:
     def rows(file: IO[bytes]) -> Numbered:
         csv.field_size_limit(2**31 - 1)  # the default refuses cells of more than 131,072 characters
         reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=separator, strict=True)
         try:
-            names = next(reader, [])
-            if len(set(names)) < len(names):
-                raise BadRow(f"line 1 names a column twice: {', '.join(map(printable, names))}; each column needs a name of its own")
+            names = next(filter(None, reader), [])  # blank lines above the names, as elsewhere, are skipped
+            _check_column_names(names, separator)
             for cells in reader:
                 where = f"line {reader.line_num}"
                 if not cells:

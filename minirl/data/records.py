@@ -3,6 +3,7 @@
 Every column of a record is used, or named in `data.ignore_columns`, or refused with the record's line.
 """
 
+import os
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from minirl.data.conversation import Conversation, Message
 from minirl.data.hub_rows import FORM, parse_hub_source, read_hub
 from minirl.data.messages import check_turns, parse_history, parse_messages, parse_tools
-from minirl.data.record_files import FORMATS, Row, describe_assumption, read_file, recognise_file
+from minirl.data.record_files import FORMATS, Row, describe_assumption, read_file, recognise_file, unreadable
 from minirl.data.values import check_text, printable, printable_list
 from minirl.errors import InputError
 
@@ -80,6 +81,12 @@ def read_rows(source: str, streaming: bool = False) -> Iterator[Row]:
         return read_file(path)
     if parse_hub_source(source) and path.suffix.lower() not in _UNREAD_ENDINGS and not _exists(path):
         return read_hub(source, streaming)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # no path at all, perhaps
+        pass
+    except OSError as error:  # a circle of links, a name that is too long, a directory that may not be read
+        raise unreadable(path, error) from None
     raise InputError(
         f"cannot tell what the data source {printable(source)!r} is; give a file that ends in {', '.join(FORMATS)} (perhaps with .gz) or "
         f".bin, or a hub data set as {FORM}"

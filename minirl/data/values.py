@@ -47,6 +47,15 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(nested) for nested in value] if isinstance(value, list | tuple) else value
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these names and values, for `json.loads`. Raises ValueError for a name that is given twice, of which JSON keeps one."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return columns
+
+
 def type_name(value: Any) -> str:
     """The kind of a value in JSON's words ("a list"); a value that JSON lacks has its Python type ("a datetime")."""
     name = type(value).__name__

@@ -19,6 +19,7 @@ from minirl.model.weight_accounting import check_loaded, check_weights
 from minirl.model.weight_files import WEIGHTS, skeleton_of, stored_tensors
 from minirl.quiet import quiet_transformers
 
+MOST_LAYERS = 10_000
 FINGERPRINT_PARTS, FINGERPRINT_BYTES = 64, 16384
 DROPOUTS = ("attention_dropout", "attn_pdrop", "dropout", "embd_pdrop", "hidden_dropout", "activation_dropout", "layerdrop", "resid_pdrop")
 
@@ -72,8 +73,9 @@ def check_supported(path: str, key: str, *, learns: bool = True) -> PretrainedCo
             f"{key}: {path} is quantised ({method or 'quantization_config in its config.json'}), and its head is needed in "
             "floating point; name the model that it was made from, in bfloat16, float16 or float32"
         )
-    named = config.architectures if isinstance(config.architectures, list) and config.architectures else ["none"]
-    architecture = str(named[0])
+    if not isinstance(config.architectures, list) or not config.architectures:
+        raise InputError(f"{key}: {file} names no class of the model (architectures); copy the whole file, or name another model")
+    architecture = str(config.architectures[0])
     if config.is_encoder_decoder or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise InputError(f"{key}: {architecture} is not a decoder-only causal language model; name one that is")
     if learns and any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
@@ -82,6 +84,9 @@ def check_supported(path: str, key: str, *, learns: bool = True) -> PretrainedCo
         value = getattr(config, name, None)
         if not (value is None and optional) and (type(value) is not int or value < 1):
             raise InputError(f"{key}: {file} has {name} = {value!r}, where a positive integer belongs; correct it, or name another model")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if type(layers) is int and layers > MOST_LAYERS:  # building them would take all memory
+        raise InputError(f"{key}: {file} has num_hidden_layers = {layers}; correct it, or name another model")
     try:
         skeleton_of(config)
     except Exception as error:  # head counts that do not divide, an unknown activation function, ...

@@ -40,6 +40,8 @@ def prune_layers(path: str, layers: list[int], directory: str) -> str:
     owner, attribute = _blocks(model, total)
     tokens = _probe(model)
     expected = _logits_without(model, getattr(owner, attribute), set(range(total)) - set(layers), tokens)
+    if not torch.isfinite(expected).all():
+        raise InputError(f"student.layers: the weights in {path} give numbers that are not finite; download or copy them again")
     setattr(owner, attribute, nn.ModuleList(getattr(owner, attribute)[i] for i in layers))
     model.config = pruned_config
     model.generation_config = read_generation_config(path) or GenerationConfig.from_model_config(pruned_config)

@@ -71,6 +71,8 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         problem = _lfs_pointer(index) or f"{index} is no index of weight files (JSON with weight_map); download or copy it again"
         raise InputError(problem) from None

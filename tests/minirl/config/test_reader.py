@@ -172,6 +172,7 @@ def test_home_and_variables_are_expanded_in_paths(read, monkeypatch, tmp_path):
     Path("$odd").mkdir()
     assert read("inner: {path: $odd}").inner.path == "$odd"  # it exists under this name
     assert "NOWHERE in $NOWHERE/x is not set" in refused(read, "inner: {path: $NOWHERE/x}")
+    assert r"half a character (\ud83d), which no path can" in refused(read, r'inner: {path: "\ud83d/x"}')
     assert "~nobody-at-all is not the home" in refused(read, "inner: {path: ~nobody-at-all/x}")
     assert "it is empty" in refused(read, "inner: {path: ''}")
     assert read("inner: {text: $NOWHERE}").inner.text == "$NOWHERE"  # only paths are expanded

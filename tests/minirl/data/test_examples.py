@@ -320,5 +320,12 @@ def test_only_the_first_records_are_read_under_a_limit(load):
 
 
 def test_too_few_prompts_to_split_are_refused_with_advice(load):
-    with pytest.raises(InputError, match=r"too few different prompts to split, so \w+ is empty; raise data\.\w+_share or set data\."):
-        load({"prompt": "a", "completion": "b"}, validation=None, test=None)
+    sentences = set()
+    for prompt in "abcdefghijklmnopqrstuvwxyz":  # whichever split the only prompt is in
+        with pytest.raises(InputError, match="too few different prompts to split, so ") as refused:
+            load({"prompt": prompt, "completion": "b"}, validation=None, test=None, validation_share=0.3, test_share=0.3)
+        sentences.add(str(refused.value).partition(", so ")[2])
+    assert sentences == {
+        "none is left to train on; set data.validation and data.test",
+        "validation is empty; raise data.validation_share or set data.validation",
+    }

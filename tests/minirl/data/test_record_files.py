@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import json
+import os
 
 import httpx
 import pyarrow
@@ -17,6 +18,7 @@ from minirl.data.hub_rows import HubSource, parse_hub_source
 from minirl.data.record_files import FORMATS
 from minirl.data.records import read_conversations, read_rows
 from minirl.errors import InputError
+from tests.deadlines import deadline
 
 ROWS = [{"prompt": "a", "completion": 'ä "b",\n'}, {"prompt": "\U0001f600", "completion": "c"}, {"prompt": "d", "completion": None}]
 
@@ -104,7 +106,14 @@ DAMAGED = {
     "a name given twice": ("x.jsonl", b'{"prompt": "a", "prompt": "b"}', "line 1 is not valid JSON: the name 'prompt' occurs twice"),
     "an array cut off": ("x.json", b'[{"prompt": "a"}', r"as a whole is not valid JSON: .*\(it was read as JSON, because"),
     "an array of texts": ("x.json", b'[{"prompt": "a"}, "b"]', "record 2 holds a text"),
-    "an object over several lines": ("x.json", b'{\n"data": []\n}', "line 1 is not valid JSON"),
+    "records inside an object": ("x.json", b'{"data": [{"prompt": "a"}]}', "holds one object with data instead of an array of records"),
+    "columns inside an object": ("x.json", b'{"prompt": ["a"], "completion": ["b"]}', "holds one object with prompt, completion instead"),
+    "records by number": ("x.json", b'{"0": {"prompt": "a"}, "1": {"prompt": "b"}}', "holds one object with 0, 1 instead of an array"),
+    "a record over several lines": ("x.json", b'{\n"prompt": "a"\n}', "holds one object with prompt instead of an array of records"),
+    "zeros": ("x.jsonl", bytes(500), "its content is zeros, so the disk was full or the copy failed"),
+    "zeros in CSV": ("x.csv", bytes(500), "line 1 has NUL characters, so it is no text"),
+    "gzip in gzip": ("x.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "its content is compressed with gzip"),
+    "Parquet in gzip": ("x.jsonl.gz", gzip.compress(CONTENTS["parquet"]), "its content is a Parquet file"),
     "a git-lfs pointer": (
         "x.jsonl",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n",
@@ -130,8 +139,9 @@ DAMAGED = {
     "another separator": (
         "x.csv",
         b"prompt;completion\na;b\n",
-        r"has the columns prompt;completion, .* \(it was read as CSV, because its name",
+        r"line 1 names one column, prompt;completion, which looks as if semicolons separated several; .*read as CSV, because its name",
     ),
+    "tabs": ("x.csv", b"prompt\tcompletion\na\tb\n", r"looks as if tabs separated several; let its name end in \.tsv"),
     "an empty prompt": ("x.csv", b"prompt,completion\n,b\n", "line 2 has nothing in the column prompt"),
     "only a head": ("x.csv", b"prompt,completion\n", "is empty"),
 }
@@ -143,6 +153,54 @@ def test_a_damaged_file_is_one_sentence_that_says_what_it_was_taken_for(tmp_path
     with pytest.raises(InputError, match=f"{name} .*{sentence}") as refused:
         read_conversations(str(tmp_path / name))
     assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
+
+
+def test_a_record_alone_in_a_json_file_is_read(tmp_path):
+    for record in ({"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}, {"prompt": [{"role": "user", "content": "a"}]}):
+        (tmp_path / "x.json").write_text(json.dumps(record))
+        assert read_conversations(str(tmp_path / "x.json"))[0].messages[0].content == "a"
+
+
+def test_blank_lines_above_the_names_of_columns_are_skipped(tmp_path):
+    (tmp_path / "x.csv").write_text("\n\nprompt,completion\na,b\n")
+    assert read_conversations(str(tmp_path / "x.csv"))[0].references == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n", "git-lfs pointer, so fetch the file itself"),
+        (bytes(500), "its content is zeros"),
+        (b"<!DOCTYPE html><html>", "its content is a web page"),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_text_that_nobody_wants_to_learn_is_refused(tmp_path, content, sentence, compressed):
+    path = tmp_path / ("x.txt.gz" if compressed else "x.txt")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.raises(InputError, match=f"is no plain text .*{sentence}"):
+        list(read_documents(str(path)))
+
+
+def test_a_corpus_without_its_column_says_what_the_file_was_taken_for(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"content": "a"}')
+    with pytest.raises(InputError, match=r"no text in a column `text`.*columns are content \(it was read as JSON lines, because"):
+        list(read_documents(str(tmp_path / "x.jsonl")))
+
+
+@pytest.mark.timeout(deadline(2))
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv.gz", "x.txt"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="it is a pipe or a device, so write its content to a file"):
+        list(read_documents(str(tmp_path / name)))
+
+
+def test_a_path_that_the_system_refuses_is_told_in_its_words(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for source, reason in {str(tmp_path / "circle"): "Too many levels of symbolic links", "x" * 5000: "File name too long"}.items():
+        with pytest.raises(InputError, match=f"cannot read the data file .*: {reason}"):
+            read_rows(source)
 
 
 def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path):

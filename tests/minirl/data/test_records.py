@@ -191,12 +191,13 @@ def test_tools_thoughts_and_calls_reach_the_template():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"tools": "[{"}, "tools that are no list of objects"),
+        ({"tools": "[{"}, "tools as text that is not valid JSON: .*property name"),
+        ({"tools": "3"}, "tools that are no list of objects"),
         ({"tools": ["weather"]}, "tools that are no list of objects"),
         ({"tools": 3}, "tools that are no list of objects"),
         ({"messages": [TURNS[1], {"role": "assistant", "tool_calls": ["weather"]}]}, "a tool call without the name of a function"),
         (
-            {"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
+            {"messages": [TURNS[1], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "3"}]}]},
             "a tool call whose arguments are no JSON object",
         ),
         ({"messages": [TURNS[1] | {"name": 3}]}, "a number in the column name"),
@@ -280,7 +281,7 @@ def test_an_empty_data_set_is_refused(tmp_path, text):
         read_conversations(str(tmp_path / "data.jsonl"))
 
 
-@pytest.mark.parametrize("source", ["data.xlsx", "dolly", "data/dolly.zst", "a/b/c", "a/b:c/d/e", "x" * 5000, "nul\0.txt"])
+@pytest.mark.parametrize("source", ["data.xlsx", "dolly", "data/dolly.zst", "a/b/c", "a/b:c/d/e", "nul\0.txt"])
 def test_a_source_of_no_known_form_is_refused_without_asking_the_hub(source):
     with pytest.raises(InputError, match="cannot tell what the data source"):
         read_rows(source)
@@ -293,6 +294,33 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="nobody/nothing:test is no file, .*HF_HUB_OFFLINE forbids to download it; unset it"):
         list(read_rows("nobody/nothing:test"))
+
+
+def test_a_column_without_which_there_is_no_record_cannot_be_ignored():
+    for field in ("role", "content"):
+        with pytest.raises(InputError, match=f"data.ignore_columns names {field}, without which here has no messages"):
+            parse_record({"messages": TURNS}, "here", (field,))
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"tools": '[{"name": "f", "name": "g"}]'}, "tools as text that is not valid JSON: the name 'name' occurs twice"),
+        ({"tools": "[" * 100_000}, "tools as text that is not valid JSON: maximum recursion"),
+        ({"tools": 0}, "tools that are no list of objects"),
+        ({"tools": False}, "tools that are no list of objects"),
+        ({"tools": {}}, "tools that are no list of objects"),
+    ],
+)
+def test_nothing_in_the_column_tools_vanishes(columns, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse_record({"messages": TURNS} | columns, "here")
+
+
+def test_a_name_given_twice_in_the_arguments_of_a_call_is_refused():
+    call = {"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}}
+    with pytest.raises(InputError, match="the arguments of a tool call as text that is not valid JSON: the name 'x' occurs twice"):
+        parse_record({"messages": [TURNS[1], {"role": "assistant", "tool_calls": [call]}]}, "here")
 
 
 def test_an_unknown_embedded_set_is_refused():

@@ -117,7 +117,8 @@ def test_a_hub_model_that_cannot_be_downloaded(monkeypatch):
     [
         (T5Config(architectures=["T5ForConditionalGeneration"]), "T5ForConditionalGeneration is not a decoder-only"),
         (GPT2Config(architectures=["GPT2ForSequenceClassification"]), "GPT2ForSequenceClassification is not a decoder-only"),
-        (GPT2Config(), "none is not a decoder-only"),
+        (GPT2Config(), r".*config\.json names no class of the model \(architectures\)"),
+        (GPT2Config(n_layer=10**9, architectures=["GPT2LMHeadModel"]), r".*config\.json has num_hidden_layers = 1000000000; correct it"),
         (MixtralConfig(architectures=["MixtralForCausalLM"]), "MixtralForCausalLM is a mixture of experts"),
     ],
 )

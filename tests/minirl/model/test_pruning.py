@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -190,3 +192,12 @@ def test_layers_that_the_teacher_does_not_have(models, tmp_path, layers):
     with pytest.raises(InputError, match="some of the teacher's 5 layers, 0 to 4, each once and in order"):
         prune_layers(models["llama tied"], layers, str(tmp_path / "student"))
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_give_no_finite_numbers_are_not_blamed_on_the_layers(models, tmp_path):
+    teacher = Path(shutil.copytree(models["llama tied"], tmp_path / "teacher"))
+    weights = load_file(teacher / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.weight"][:] = float("nan")
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="student.layers: the weights in .*teacher give numbers that are not finite; download or copy"):
+        prune_layers(str(teacher), [0], str(tmp_path / "student"))

@@ -58,6 +58,8 @@ SEVERAL = {
     "index pointer": (lambda d: (d / INDEX).write_text(POINTER), r"index\.json is a pointer of git-lfs"),
     "index cut": (lambda d: cut(d / INDEX, 0.5), r"is no index of weight files"),
     "index list": (lambda d: (d / INDEX).write_text("[]"), r"is no index of weight files"),
+    "index of numbers": (lambda d: (d / INDEX).write_text('{"weight_map": {"a": 3}}'), r"is no index of weight files"),
+    "index of nothing": (lambda d: (d / INDEX).write_text('{"weight_map": {}}'), r"is no index of weight files"),
     "two sets": (
         lambda d: save_file({"lm_head.weight": torch.zeros(64, 32)}, d / "model.safetensors"),
         r"holds both model\.safetensors, which transformers reads, and .* which vLLM reads",
