@@ -19,7 +19,7 @@ from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.on_policy_loop import sampling_requests
 from minirl.training.roles import SampledRollout
 from minirl.training.update import SupervisedItem
-from minirl.types import Rollout, TokenSequence
+from minirl.types import Rollout, SamplingRequest, TokenSequence
 
 T = TypeVar("T")
 
@@ -41,11 +41,7 @@ class ModelMeasurer:
         teachers_samples: list[list[TokenSequence]] | None,
     ) -> EvaluatedSamples:
         """teachers_samples: [seeds][prompts], for ExAccErr; None leaves it out."""
-        rollouts, on_samples = [], []
-        for seed in self.config.seeds:
-            seed_rollouts, seed_diagnostics = self._sample_and_diagnose(evaluation_set.examples, seed, teacher_share, weight_version)
-            rollouts.append(seed_rollouts)
-            on_samples.append(seed_diagnostics)
+        rollouts, on_samples = self._sample_and_diagnose(evaluation_set.examples, teacher_share, weight_version)
         gold = [example.sequence for example in evaluation_set.examples if example.sequence.targets]
         return EvaluatedSamples(
             texts=[response_texts(self.prepared, one_seed) for one_seed in rollouts],
@@ -58,8 +54,8 @@ class ModelMeasurer:
     def greedy_answers(self, evaluation_set: EvaluationSet, *, teacher_share: float, weight_version: int) -> GreedyAnswers:
         """The model's most likely token each time; nothing is scored."""
         rollouts, options = [], {"teacher_share": teacher_share, "weight_version": weight_version, "greedy": True}
-        for chunk in _chunks(evaluation_set.examples):
-            rollouts += self.rollout.fetch(sample_responses(self.prepared, self.rollout, chunk, seed=0, **options))
+        for chunk in _chunks(response_requests(evaluation_set.examples, [0])):
+            rollouts += self.rollout.fetch(sample_responses(self.prepared, self.rollout, chunk, **options))
         return GreedyAnswers([rollout.response_tokens for rollout in rollouts], response_texts(self.prepared, rollouts))
 
     def corpus_loss(self) -> float | None:
@@ -71,19 +67,24 @@ class ModelMeasurer:
         return sums["supervised"] / sums["supervised_tokens"]
 
     def _sample_and_diagnose(
-        self, examples: list[Example], seed: int, teacher_share: float, weight_version: int
-    ) -> tuple[list[Rollout], list[SequenceDiagnostics]]:
-        """One rollout for each example and its diagnostics; no diagnostics where n-grams are blocked."""
+        self, examples: list[Example], teacher_share: float, weight_version: int
+    ) -> tuple[list[list[Rollout]], list[list[SequenceDiagnostics]]]:
+        """[seeds][examples]: rollouts and their diagnostics; no diagnostics where n-grams are blocked.
+
+        All seeds are sampled together: the time of a decoding step grows little with the number of responses.
+        """
         rollouts, diagnostics = [], []
-        for chunk in _chunks(examples):
-            sampled = sample_responses(
-                self.prepared, self.rollout, chunk, seed=seed, teacher_share=teacher_share, weight_version=weight_version
-            )
+        for chunk in _chunks(response_requests(examples, self.config.seeds)):
+            sampled = sample_responses(self.prepared, self.rollout, chunk, teacher_share=teacher_share, weight_version=weight_version)
             fetched = self.rollout.fetch(sampled)
             rollouts += fetched
             if not self.config.no_repeat_ngram:
                 diagnostics += diagnose_rollouts(self.teacher, self.learner, sampled, fetched, top_k=self.config.top_k)
-        return rollouts, diagnostics
+        return self._by_seed(rollouts, len(examples)), self._by_seed(diagnostics, len(examples))
+
+    def _by_seed(self, values: list[T], size: int) -> list[list[T]]:
+        """[seeds][size], from the values of all seeds, one after the other; a list for each seed also where there are no values."""
+        return [values[seed * size : (seed + 1) * size] for seed in range(len(self.config.seeds))]
 
     def _diagnose_teachers_samples(self, evaluation_set: EvaluationSet, samples: list[list[TokenSequence]]) -> DiagnosticsBySeed:
         by_seed = zip(self.config.seeds, samples, strict=True)
@@ -105,15 +106,15 @@ def with_references(examples: list[Example]) -> list[Example]:
     return [example for example in examples if example.prompt.references]
 
 
-def sample_responses(
-    prepared: PreparedRun, rollout: RolloutGroup, examples: list[Example], *, seed: int, **options: Any
-) -> list[SampledRollout]:
-    """One response to each example, at the engine's temperature. options: those of `RolloutWorker.sample_each`."""
-    return rollout.sample(
-        sampling_requests([example.prompt for example in examples], 1, seed, 0),
-        max_response_tokens=prepared.config.data.max_response_tokens,
-        **options,
-    )
+def response_requests(examples: list[Example], seeds: Sequence[int]) -> list[SamplingRequest]:
+    """One request for each example and seed: first all examples with the first seed."""
+    prompts = [example.prompt for example in examples]
+    return [request for seed in seeds for request in sampling_requests(prompts, 1, seed, 0)]
+
+
+def sample_responses(prepared: PreparedRun, rollout: RolloutGroup, requests: list[SamplingRequest], **options: Any) -> list[SampledRollout]:
+    """One response to each request, at the engine's temperature. options: those of `RolloutWorker.sample_each`."""
+    return rollout.sample(requests, max_response_tokens=prepared.config.data.max_response_tokens, **options)
 
 
 def diagnose_rollouts(

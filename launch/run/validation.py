@@ -4,7 +4,13 @@ from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
-from launch.evaluation.measure_model import diagnose_rollouts, response_texts, sample_responses, with_references
+from launch.evaluation.measure_model import (
+    diagnose_rollouts,
+    response_requests,
+    response_texts,
+    sample_responses,
+    with_references,
+)
 from launch.prepare import PreparedRun
 from minirl.config.stages import DistillConfig
 from minirl.evaluation.text import rouge_l
@@ -34,9 +40,8 @@ class OnPolicyValidation:
         The reverse KL is exact, on the student's own responses and at the temperature of the loss. It costs one forward pass of teacher and
         learner over these responses, which are sampled for Rouge-L in any case.
         """
-        sampled = sample_responses(
-            self.prepared, self.rollout, self.examples, seed=self.prepared.config.seed, teacher_share=0.0, weight_version=weight_version
-        )
+        requests = response_requests(self.examples, [self.prepared.config.seed])
+        sampled = sample_responses(self.prepared, self.rollout, requests, teacher_share=0.0, weight_version=weight_version)
         rollouts = self.rollout.fetch(sampled)
         divergences = [each.reverse_kl for each in diagnose_rollouts(self.teacher, self.learner, sampled, rollouts, top_k=1)]
         metrics = {"reverse_kl": float(sum(row.sum(dtype="float64") for row in divergences) / sum(map(len, divergences)))}
