@@ -65,7 +65,7 @@ def _of_first_start(directory: Path) -> dict[str, str]:
 def _of_devices(config: RunConfig) -> tuple[str, str]:
     """The dtype for the nodes that the run can use, and the reason. Connects to a cluster at RAY_ADDRESS to ask its nodes."""
     if os.environ.get("RAY_ADDRESS"):
-        with cluster(0, 0):
+        with cluster(0, 0):  # joins the cluster there; the sizes are those of a cluster that it would start
             nodes = usable_nodes(config.cluster.start_timeout_s)
     else:
         nodes = [driver_node()]

@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors.engine.engine import check_engine_class
 from actors.engine.tensor_parallel import check_tensor_parallel
-from launch.config import RunConfig
+from launch.config import RunConfig, on_policy_stage
 from launch.directory import CONFIG_RECORD, file_errors_as_sentences
 from launch.dtypes import resolve_dtypes
 from launch.identity import PRUNED_STUDENT, Identity
@@ -151,7 +151,7 @@ def _check_engine_sizes(config: RunConfig, student_key: str, student: Pretrained
     stages = config.stages
     loops = stages.gkd or stages.opd or stages.distill or stages.evaluate
     sampled = {student_key: student} if loops else {}
-    mixed = stages.distill and config.rollout.teacher_share > 0
+    mixed = stages.distill and on_policy_stage(config, "distill").teacher_share > 0
     if mixed or stages.seqkd or (stages.evaluate and len(teachers) == 1):
         sampled |= teachers
     scoring = loops or stages.kd or (stages.seqkd and stages.seqkd.soft) or (stages.task_sft and stages.task_sft.teacher_kl_sequences)

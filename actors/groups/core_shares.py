@@ -49,9 +49,9 @@ def divide_cores(config: ClusterConfig, roles: Mapping[str, RolePlaces], facts: 
             workers = [worker for worker, place in enumerate(roles[name].nodes) if place == node]
             size = max(1, len(cores) // len(workers))  # cores of each worker
             for position, worker in enumerate(workers):
-                own = tuple(cores[(position * size + i) % len(cores)] for i in range(size))
+                worker_cores = tuple(cores[(position * size + i) % len(cores)] for i in range(size))
                 threads = config.threads_per_worker or max(1, size // roles[name].processes)
-                shares[name][worker] = CoreShare(threads, own if pins else None)
+                shares[name][worker] = CoreShare(threads, worker_cores if pins else None)
     return shares
 
 

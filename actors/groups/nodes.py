@@ -31,7 +31,10 @@ def driver_node() -> Node:
 
 
 def usable_nodes(timeout_s: float) -> list[Node]:
-    """All nodes of the connected cluster with a CPU to reserve. A node is asked once; it answers within timeout_s, or RunError names it."""
+    """All nodes of the connected cluster that have a CPU to reserve. Asks each node once for its facts.
+
+    Raises RunError, which names the node, if a node does not answer within timeout_s.
+    """
     entries = [entry for entry in ray.nodes() if entry["Alive"] and entry["Resources"].get("CPU")]
     unknown = [entry for entry in entries if entry["NodeID"] not in _facts_of]
     if unknown and len(entries) == 1 and not os.environ.get("RAY_ADDRESS"):

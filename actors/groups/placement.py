@@ -72,10 +72,11 @@ def bundle(config: EngineConfig | LearnerConfig, device: str) -> dict[str, float
 
 
 class Places:
-    """The places of a group's workers in the Ray cluster, reserved until `release`, and the share that each worker has of its node's cores.
+    """Places for a group's workers in the Ray cluster, reserved until `release`.
 
-    role: the group's name in messages. config: the section with its number of workers and what each reserves. The shares are those of a
-    role that takes turns with the others, until someone replaces them. Raises InputError if the cluster has no room.
+    role: the group's name in messages. config: the section with its number of workers and what each reserves. role_places: the node of
+    each worker. shares: what each worker uses of its node's cores, as if the role took turns with the others; `reserved_together`
+    replaces them. Raises InputError if the cluster has no room.
     """
 
     shares: list[CoreShare]
@@ -90,8 +91,8 @@ class Places:
             needed = ", ".join(f"{self.workers} x {amount:g} {kind}" for kind, amount in self.bundle.items())
             raise InputError(f"the Ray cluster has no room for the {role} group ({needed}); lower {role}.workers or add nodes") from None
         node_of = placement_group_table(self._group)["bundles_to_node_id"]
-        self.nodes = RolePlaces([node_of[worker] for worker in range(self.workers)], getattr(config, "tensor_parallel", 1))
-        self.shares = share_all_cores(cluster_config, self.nodes, facts_of_nodes(cluster_config))
+        self.role_places = RolePlaces([node_of[worker] for worker in range(self.workers)], getattr(config, "tensor_parallel", 1))
+        self.shares = share_all_cores(cluster_config, self.role_places, facts_of_nodes(cluster_config))
 
     def of_worker(self, index: int) -> dict[str, Any]:
         """Ray's options that put one worker into its place."""
@@ -107,7 +108,8 @@ class Places:
 def reserved_together(
     roles: Mapping[str, Sequence[tuple[str, EngineConfig | LearnerConfig]]], config: ClusterConfig, device: str
 ) -> Iterator[dict[str, list[Places]]]:
-    """Places of roles that compute at the same time on CPUs: the roles divide the cores of each node. They are released with the block.
+    """Reserves places for roles that compute at the same time on CPUs. Their shares divide the cores of each node. Releases the places at
+    the end of the block.
 
     roles: "rollout", "teacher" or "learner" -> name in messages and section of each of the role's groups.
     """
@@ -117,12 +119,17 @@ def reserved_together(
             for name, section in groups:
                 places[role].append(Places(name, section, config, device))
                 stack.callback(places[role][-1].release)
-        nodes = {role: RolePlaces([node for p in own for node in p.nodes.nodes], own[0].nodes.processes) for role, own in places.items()}
-        for role, shares in divide_cores(config, nodes, facts_of_nodes(config)).items():
-            remaining = iter(shares)
-            for own in places[role]:
-                own.shares = list(islice(remaining, own.workers))
+        role_places = {role: _joined([group.role_places for group in groups]) for role, groups in places.items()}
+        for role, shares in divide_cores(config, role_places, facts_of_nodes(config)).items():
+            remaining_shares = iter(shares)
+            for group in places[role]:
+                group.shares = list(islice(remaining_shares, group.workers))
         yield places
+
+
+def _joined(groups: Sequence[RolePlaces]) -> RolePlaces:
+    """The workers of all groups of one role, group after group. All groups have the same number of processes a worker."""
+    return RolePlaces([node for group in groups for node in group.nodes], groups[0].processes)
 
 
 def facts_of_nodes(config: ClusterConfig) -> dict[str, NodeFacts]:

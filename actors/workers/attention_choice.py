@@ -1,4 +1,4 @@
-"""Which attention kernel a learner uses, and whether it packs sequences: the fastest of what computes the student right."""
+"""Which attention kernel a learner uses, and whether it packs sequences: the fastest that computes the student correctly."""
 
 import torch
 import torch.distributed as dist

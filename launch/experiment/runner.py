@@ -53,13 +53,12 @@ class Experiment:
 
     def __init__(self, config: ExperimentConfig, observer: Observer):
         self.observer, self.directory = observer, Path(config.directory)
-        about_common = {"directory": str(self.directory / COMMON), "seed": config.common_seed, "stages": config.common}
-        common = validate_config(RunConfig, merged(config.run, about_common))
-        # For all runs at once: they are compared, and an experiment that goes on elsewhere keeps it.
-        common, self.dtype_line = resolve_dtypes(common, self.directory.resolve() / COMMON)
-        dtypes = {role: {"dtype": getattr(common, role).dtype} for role in ROLES}
+        settings = merged(config.run, {"directory": str(self.directory / COMMON), "seed": config.common_seed, "stages": config.common})
+        common = validate_config(RunConfig, settings)
+        # For all runs at once: they are compared, and an experiment that goes on elsewhere keeps its dtypes.
+        self.common, self.dtype_line = resolve_dtypes(common, self.directory.resolve() / COMMON)
+        dtypes = {role: {"dtype": getattr(self.common, role).dtype} for role in ROLES}
         self.config = config.model_copy(update={"run": merged(config.run, dtypes)})
-        self.common = validate_config(RunConfig, merged(self.config.run, about_common))
 
     def runs(self, rows: list[str]) -> list[Run]:
         """The runs of the named rows, of all rows if `rows` is empty. Validates every config, so that mistakes show before a run starts."""

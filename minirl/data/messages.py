@@ -131,9 +131,9 @@ def _tool_call(call: Any, origin: str) -> dict[str, Any]:
     return call | {"function": function} if "function" in call else function
 
 
-def _from_json(text: str, what: str, origin: str) -> Any:
-    """The value of a JSON text. Raises InputError if it is none."""
+def _from_json(text: str, field: str, origin: str) -> Any:
+    """The value of a JSON text. Raises InputError, which names the field, if the text is no JSON."""
     try:
         return json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{origin} has {what} as text that is not valid JSON: {reason_of(error)}; correct it") from None
+        raise InputError(f"{origin} has {field} as text that is not valid JSON: {reason_of(error)}; correct it") from None

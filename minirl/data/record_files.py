@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -116,12 +117,10 @@ def looks_like(path: Path) -> str | None:
 
 def _start(path: Path, opened: Callable[..., IO[bytes]]) -> bytes:
     """The first bytes after white space, in lower case; none if the file cannot be read."""
-    try:
-        if path.is_file():  # a pipe would be waited for
+    with suppress(Exception):  # the reader of the whole file reports what is wrong with it
+        if path.is_file():  # opening a pipe would wait for its writer
             with opened(path, "rb") as file:
                 return file.read(64).lstrip().lower()
-    except Exception:  # what is wrong with it is said elsewhere
-        pass
     return b""
 
 

@@ -48,7 +48,9 @@ def without_nulls(value: Any) -> Any:
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these names and values, for `json.loads`. Raises ValueError for a name that is given twice, of which JSON keeps one."""
+    """Builds a JSON object, as the `object_pairs_hook` of `json.loads`. Raises ValueError if a name occurs twice, because Python would keep
+    the last value and drop the others.
+    """
     columns = dict(pairs)
     if len(columns) < len(pairs):
         names = [name for name, _ in pairs]

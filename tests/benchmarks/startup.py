@@ -1,4 +1,6 @@
-"""Benchmark of start-up: seconds from `minirl run` to a stage's first update, and of a change of stage; and whose CPU time they are.
+"""Benchmark of start-up: measures the seconds from `minirl run` to a stage's first update, and the seconds of a change of stage.
+
+It also gives the CPU seconds of each role in these intervals.
 
     python -m tests.benchmarks.startup --out start.json [--checkouts DIR ...] [--repeats 3] [key=value ...]
 
@@ -53,12 +55,12 @@ def run(checkout: Path, overrides: list[str], directory: str) -> dict[str, tuple
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=checkout,
         env=os.environ | {MARK: mark, "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    first, last, lines = {}, {}, []
+    first, lines = {}, []
     for line in process.stdout:
         lines.append(line)
-        what = line.strip() if line.startswith("evaluate: ") else line.partition(": ")[0]
-        last[what] = (time.monotonic() - began, cpu_seconds(mark))
-        first.setdefault(what, last[what])
+        event = line.strip() if line.startswith("evaluate: ") else line.partition(": ")[0]
+        moment = (time.monotonic() - began, cpu_seconds(mark))
+        first.setdefault(event, moment)
     if process.wait():
         raise SystemExit("".join(lines))
     return first

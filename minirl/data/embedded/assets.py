@@ -79,8 +79,10 @@ def _convert(source: Path, directory: Path) -> None:
 
 @contextmanager
 def _gguf_parsed_once() -> Iterator[None]:
-    """Lets transformers parse a GGUF file once, and not for the tokenizer, the config and the weights each; and build the map of tensor
-    names once, and not for each module. Both are slow Python: three quarters of the conversion.
+    """Makes the reader of GGUF files and the map of tensor names return their first result again.
+
+    transformers parses the file for the tokenizer, for the config and for the weights. It builds the map for each module. Both are slow
+    Python, and took three quarters of the conversion.
     """
     import gguf
 

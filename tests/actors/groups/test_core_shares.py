@@ -31,7 +31,7 @@ def one_node(workers: dict[str, int]) -> dict[str, RolePlaces]:
 
 
 def cores(shares: dict[str, list[CoreShare]]) -> dict[str, list[tuple[int, ...] | None]]:
-    return {role: [share.cores for share in own] for role, own in shares.items()}
+    return {role: [share.cores for share in role_shares] for role, role_shares in shares.items()}
 
 
 def test_roles_that_compute_at_the_same_time_divide_the_cores():
@@ -43,7 +43,7 @@ def test_roles_that_compute_at_the_same_time_divide_the_cores():
     few = divide_cores(ClusterConfig(), roles, {"a": node((4, 6))})  # fewer cores than roles: a container with only cores 4 and 6
     assert cores(few) == {"rollout": [(4,), (4,)], "teacher": [(4,)], "learner": [(6,), (6,)]}
     single = divide_cores(ClusterConfig(), roles, {"a": node((5,))})
-    assert {core for own in cores(single).values() for worker in own for core in worker} == {5}
+    assert {core for workers in cores(single).values() for worker in workers for core in worker} == {5}
 
 
 def test_each_node_is_divided_among_the_roles_that_are_on_it():

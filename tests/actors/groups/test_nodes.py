@@ -55,10 +55,10 @@ def test_bfloat16_must_be_native_on_all_nodes_that_may_hold_a_worker():
     assert not has_bfloat16("cuda", [ampere, volta])
 
 
-# Two nodes of real Ray with two CPUs each, so that three workers are on both. Facts of other machines replace the nodes' own after those
-# were asked. In a process of its own, because the test suite has a cluster in this one.
+# Real Ray has two nodes with two CPUs each, so three workers need both. The script asks the nodes for their facts, then replaces the
+# facts by those of other machines. It runs in a separate process, because the test suite has a cluster in this one.
 TWO_NODES = """
-import json, os, sys, time
+import json, os, sys
 import ray
 from ray.cluster_utils import Cluster
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig
@@ -66,6 +66,7 @@ from actors.groups import nodes
 from actors.groups.engine_group import EngineGroup
 from actors.groups.placement import cluster, reserved_together
 from actors.node_facts import NodeFacts, node_facts
+from tests.deadlines import wait_until
 
 class Probe:
     def __init__(self, **settings):
@@ -100,11 +101,9 @@ with cluster(1, 2**27):
     with reserved_together(roles, config, "cpu") as places:
         report["together"] = [
             ["first" if node == first else "second", share.threads, share.cores and len(share.cores)]
-            for own in (places["rollout"][0], places["learner"][0]) for node, share in zip(own.nodes.nodes, own.shares)
+            for group in (places["rollout"][0], places["learner"][0]) for node, share in zip(group.role_places.nodes, group.shares)
         ]
-    released = time.monotonic() + seconds
-    while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < released:
-        time.sleep(0.1)
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 4, 60)
     report["free"] = ray.available_resources().get("CPU", 0)
 machines.shutdown()
 print(json.dumps(report))

@@ -10,7 +10,7 @@ DISTILL = {"learning_rate": 1e-3, "iterations": 2, "prompts_per_iteration": 8, "
 
 
 def test_lmops_at_another_temperature(experiment, start):
-    """Rollouts are scored at the temperature of the run and blocks of the corpus at 1. The learner rebuilds both values of the engines."""
+    """The teacher scores rollouts at the run's temperature, and blocks of the corpus at 1. The learner checks both with its own."""
     one_worker = {role: experiment.settings[role] | {"workers": 1} for role in ("rollout", "learner")}
     one_worker["rollout"]["temperature"] = 0.7
     objective = {"preset": "lmops", "pretrain_coefficient": 1.0}
