@@ -1,4 +1,5 @@
-# make install | quickstart | test (test-commands and test-others) | test-fast | benchmark-trl | benchmark-plain | lint | format | docs | clean.
+# make install | quickstart | test (test-commands and test-others) | test-fast | test-gpu | benchmark-trl | benchmark-plain | lint | format |
+# docs | clean.
 # Every target but clean makes .venv first, if it is missing or old.
 #
 #   PYTHON  the CPython (3.11 or newer) that makes .venv
@@ -26,7 +27,7 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: install quickstart test test-commands test-others test-fast benchmark-trl benchmark-plain lint format docs clean
+.PHONY: install quickstart test test-commands test-others test-fast test-gpu benchmark-trl benchmark-plain lint format docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -56,7 +57,7 @@ quickstart: install
 	$(BIN)/minirl run configs/quickstart.yaml
 
 # Tests never reach a model hub, wherever they run, so that no test can come to depend on one.
-test test-fast test-commands test-others: export HF_HUB_OFFLINE ?= 1
+test test-fast test-gpu test-commands test-others: export HF_HUB_OFFLINE ?= 1
 
 # Both at the same time: while one waits for processes to start, the other uses the cores.
 test: lint
@@ -74,6 +75,10 @@ test-others: install
 
 test-fast: lint
 	$(BIN)/python -m pytest -m "not slow"
+
+# Once on new hardware, as `make test-gpu STACK=cuda` in a clone for GPUs. Without a GPU, each test says why it is skipped.
+test-gpu: install
+	$(BIN)/python -m pytest -rs tests/gpu
 
 # Compares with the alternatives, update by update in turn. PAIR is smollm2 or tiny, STEPS the number of timed updates.
 PAIR ?= smollm2

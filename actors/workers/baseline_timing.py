@@ -1,19 +1,14 @@
 """Baselines for `minirl bench`: seconds of plain PyTorch for the learner's work, on its device and in its dtype."""
 
-import time
-from collections.abc import Callable
-from statistics import median
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from minirl.bench.timing import median_seconds
 from minirl.model.chunked_head import widened_head
 from minirl.model.matmul import matmul_into
 from minirl.model.microbatch import MicroBatch
 from minirl.model.student import StudentHead
-
-TIMED_RUNS = 3  # after one warm-up run
 
 
 def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> float:
@@ -29,7 +24,7 @@ def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> 
             nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum").backward()
         model.zero_grad()
 
-    return _median_seconds(forward_backward, model.device)
+    return median_seconds(forward_backward, model.device)
 
 
 def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
@@ -65,16 +60,4 @@ def head_seconds(head: StudentHead, tokens: int) -> dict[str, float]:
                 if student.weight.requires_grad:
                     torch.mm(gradient[:count].T, hidden[rows])
 
-    return {"chunked": _median_seconds(chunked, device), "products": _median_seconds(products, device)}
-
-
-def _median_seconds(run: Callable[[], None], device: torch.device) -> float:
-    def timed_run() -> float:
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    timed_run()
-    return median(timed_run() for _ in range(TIMED_RUNS))
+    return {"chunked": median_seconds(chunked, device), "products": median_seconds(products, device)}

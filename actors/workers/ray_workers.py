@@ -22,6 +22,7 @@ from actors.weights.packed import SentSample, checksum
 from actors.workers.rendezvous import join_process_group, open_store
 from actors.workers.rollout import RolloutWorker
 from actors.workers.teacher import TeacherWorker
+from minirl.bench.timing import matmul_rate
 from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
 from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence
@@ -45,6 +46,10 @@ class RayWorker:
         """Peak bytes of this process so far: host memory plus, on a GPU, its allocator's memory."""
         device_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + device_bytes
+
+    def matmul_rate(self, dtype: str, device: str) -> float:
+        """For benchmarks: FLOP/s of a large matrix product in this process, on its device ("cpu" or "cuda") or its threads."""
+        return matmul_rate(getattr(torch, dtype), torch.device(device))
 
     def devices(self) -> set[tuple]:
         """(node, device) for each GPU of this process; without GPUs, (node, core) for each core that it may use."""

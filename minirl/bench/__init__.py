@@ -1,1 +1,1 @@
-"""Benchmark of a run: efficiency ratios and advice from measurements, and their report."""
+"""Benchmark of a run: rates of each device, ratios to limits and the bottleneck, from measurements, and their report."""

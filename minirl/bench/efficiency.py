@@ -1,4 +1,4 @@
-"""Efficiency of a run: BenchResult, its ratios to lower bounds, and the one change that would help most.
+"""Efficiency of a run: BenchResult, its rates for each device, and its ratios to lower bounds.
 
 Every ratio compares two times of the same run on the same machine, so that ratios of different machines are comparable. 1 is the limit.
 """
@@ -16,10 +16,14 @@ ROLE_OF = {"sample": "rollout", "score": "teacher", "credit": "learner", "update
 
 @dataclass(frozen=True)
 class Work:
-    """One iteration's work of a role, measured while the other roles were idle. tokens: of responses alone for the rollout role."""
+    """One iteration's work of a role, measured while the other roles were idle.
+
+    tokens: of responses alone for the rollout role. flops: what the models need for this work (`minirl.bench.model_flops`).
+    """
 
     seconds: float
     tokens: float
+    flops: float
 
     @property
     def rate(self) -> float:
@@ -45,6 +49,8 @@ class BenchResult:
 
     sharing: sets of roles that run on the same devices or cores, where each slows the others down. One set of all roles where they share
     everything; three sets where each role has its own devices.
+    devices: GPUs of each role; on CPUs its processes, each with its own threads. matmul_flops: FLOP/s of large matrix products on all
+    devices of a role, in its dtype.
     iterations: the driver's log record of each measured iteration.
     alone: the work of one iteration, by role; and the sampling of equally long responses (no end token ends them) from `plain` (the
     student), `mixed` and `teacher_only`.
@@ -54,6 +60,8 @@ class BenchResult:
     """
 
     sharing: list[list[str]]
+    devices: dict[str, int]
+    matmul_flops: dict[str, float]
     max_staleness: int
     epochs_per_iteration: int
     iterations: list[dict[str, float]]
@@ -111,6 +119,29 @@ class BenchResult:
         if role == "rollout":
             return record["rollout/response_tokens"]
         return record["rollout/tokens"] * (self.epochs_per_iteration if role == "learner" else 1)
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """What one device of a role does.
+
+    tokens_per_second: of the role alone. loop_tokens_per_second: in the loop, over the time in which the role computes. matmul_flops:
+    FLOP/s of large matrix products. mfu, loop_mfu: model FLOPs utilisation, the FLOP/s that the role's models need over `matmul_flops`.
+    """
+
+    devices: int
+    tokens_per_second: float
+    loop_tokens_per_second: float
+    matmul_flops: float
+    mfu: float
+    loop_mfu: float
+
+
+def rates_of(result: BenchResult, role: str) -> DeviceRates:
+    work, devices, loop_rate = result.alone[role], result.devices[role], result.loop_rate(role)
+    mfu = work.flops / work.seconds / result.matmul_flops[role]
+    matmul_flops = result.matmul_flops[role] / devices
+    return DeviceRates(devices, work.rate / devices, loop_rate / devices, matmul_flops, mfu, mfu * loop_rate / work.rate)
 
 
 @dataclass(frozen=True)
@@ -178,53 +209,3 @@ def padding_share(lengths: Sequence[int], workers: int, tokens_per_microbatch: i
 
 def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
-
-
-def advice(result: BenchResult) -> str:
-    """One sentence: the largest cost outside the roles' work and its remedy; if there is none, how to shorten the roles' work."""
-    ratios_by_name = ratios(result)
-    overhead, publishing = ratios_by_name["driver_overhead"].value, ratios_by_name["publish_share"].value
-    if overhead > 0.05:
-        return f"driver {percent(overhead)}: raise stages.distill.prompts_per_iteration, so that an iteration has more work for each call"
-    if publishing > 0.1:
-        return f"publishing {percent(publishing)}: raise stages.distill.prompts_per_iteration, so that weights travel less often"
-    if result.padding > 0.25:
-        return f"padding {percent(result.padding)} of the learner's tokens: lower learner.tokens_per_microbatch to group similar lengths"
-    return _advice_on_shared_cores(result) if result.shares_cores else _advice_on_separate_devices(result)
-
-
-def _advice_on_separate_devices(result: BenchResult) -> str:
-    slowest = result.slowest()
-    idle = {role: result.idle(role) for role in ROLES}
-    idlest = max(ROLES, key=idle.get)
-    diagnosis = f"{idlest} idle {percent(idle[idlest])}"
-    if idle[idlest] < 0.1:
-        return "no role is idle for a tenth of the time: only more devices for all of them make an iteration shorter"
-    if idle[slowest] < 0.25:
-        return f"{diagnosis}: raise {slowest}.workers or {_less_work(result, slowest)}"
-    diagnosis += f", {slowest} {percent(idle[slowest])} too"
-    if result.max_staleness == 0:
-        return f"{diagnosis}: set stages.distill.max_staleness: 1, so that sampling goes on meanwhile"
-    return f"{diagnosis}: raise stages.distill.prompts_per_iteration, so that waiting weighs less"
-
-
-def _advice_on_shared_cores(result: BenchResult) -> str:
-    """Only less work helps: more workers or more overlap would compete for the same cores."""
-    efficiency = ratios(result)["efficiency"]
-    if result.max_staleness > 0 and not efficiency.met:
-        return f"efficiency {efficiency.value:.2f}: set stages.distill.max_staleness: 0, since roles that share cores slow each other down"
-    largest = result.slowest()
-    share = result.alone_seconds(largest) / result.loop("time/iteration")
-    return f"{largest} {percent(share)} of an iteration: {_less_work(result, largest)}; roles share cores, so more workers do not help"
-
-
-def _less_work(result: BenchResult, role: str) -> str:
-    """How to make a role's work shorter."""
-    if role == "rollout":
-        return "lower data.max_response_tokens"
-    if role == "teacher":
-        return "take a smaller teacher"
-    learner = ratios(result).get("learner")
-    if learner and not learner.met:
-        return "raise learner.tokens_per_microbatch"
-    return "lower stages.distill.epochs_per_iteration" if result.epochs_per_iteration > 1 else "take a smaller student"

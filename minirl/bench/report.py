@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from minirl.bench.efficiency import ROLE_OF, ROLES, BenchResult, Ratio, advice, percent, ratios
+from minirl.bench.bottleneck import bottleneck
+from minirl.bench.efficiency import ROLE_OF, ROLES, BenchResult, Ratio, percent, rates_of, ratios
 from minirl.files import write_json
 from minirl.tables import Table
 
@@ -21,19 +22,33 @@ def save(directory: Path, result: BenchResult, description: dict[str, str]) -> l
     """Write bench.json, bench.md and bench.png; returns their paths. description: the run and the machine, a line for each key."""
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / f"bench.{kind}" for kind in ("json", "md", "png")]
-    ratio_rows = {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(result).items()}
-    write_json(files[0], {"about": description, "advice": advice(result), "ratios": ratio_rows, "measurements": asdict(result)})
+    values = {
+        "about": description,
+        "bottleneck": bottleneck(result),
+        "devices": {role: asdict(rates_of(result, role)) for role in ROLES},
+        "ratios": {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(result).items()},
+        "measurements": asdict(result),
+    }
+    write_json(files[0], values)
     files[1].write_text(markdown(result, description))
     picture(result, files[2])
     return files
 
 
 def tables(result: BenchResult) -> list[Table]:
-    return [_roles(result), _sampling(result), _verbs(result), _ratios(ratios(result)), _transport(result), _memory(result)]
+    return [
+        _roles(result),
+        _devices(result),
+        _sampling(result),
+        _verbs(result),
+        _ratios(ratios(result)),
+        _transport(result),
+        _memory(result),
+    ]
 
 
 def markdown(result: BenchResult, description: dict[str, str]) -> str:
-    parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in description.items()), "", f"**{advice(result)}**", ""]
+    parts = ["# minirl bench", *(f"- {name}: {value}" for name, value in description.items()), "", f"**{bottleneck(result)}**", ""]
     parts += [table.markdown() for table in tables(result)]
     return "\n".join([*parts, "![an iteration, by role and by verb](bench.png)", ""])
 
@@ -54,7 +69,7 @@ def picture(result: BenchResult, path: Path) -> None:
     names = {"rollout": "rollout (sample)", "teacher": "teacher (score)", "learner": "learner (credit, update)"}
     handles = [Patch(color=color, label=names.get(name, name)) for name, color in COLORS.items()]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=6, frameon=False, columnspacing=1.4)
-    figure.suptitle("\n".join(wrap(f"efficiency {result.efficiency():.2f}; {advice(result)}", 110)), fontsize=10)
+    figure.suptitle("\n".join(wrap(f"efficiency {result.efficiency():.2f}; {bottleneck(result)}", 110)), fontsize=10)
     figure.savefig(path, dpi=150)
 
 
@@ -96,6 +111,16 @@ def _roles(result: BenchResult) -> Table:
         for role in ROLES
     ]
     return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
+
+
+def _devices(result: BenchResult) -> Table:
+    rows = []
+    for role in ROLES:
+        rates = rates_of(result, role)
+        tokens = _rate(rates.tokens_per_second), _rate(rates.loop_tokens_per_second)
+        rows.append((role, str(rates.devices), *tokens, f"{rates.matmul_flops / 1e12:.3g}", percent(rates.mfu), percent(rates.loop_mfu)))
+    columns = ("role", "devices", "tok/s alone", "in loop", "matmul TFLOP/s", "MFU alone", "in loop")
+    return Table("Each device: tokens/s, and model FLOPs over those of bare matrix products (MFU)", columns, rows)
 
 
 def _sampling(result: BenchResult) -> Table:

@@ -34,6 +34,7 @@ def learner_group(
     dropout: bool = False,
     vocabulary: int = VOCABULARY,
     deterministic: bool = False,
+    device: str = "cpu",
     training: SftConfig | None = TRAINING,
     lora: LoraConfig | None = None,
     **learner,
@@ -41,7 +42,7 @@ def learner_group(
     """A started group, stopped at the end of the block. learner: further fields of `LearnerConfig`."""
     setup = LearnerSetup(
         model=student, teacher=teacher, vocabulary=vocabulary, config=LearnerConfig(dtype=dtype, optimizer=optimizer, **learner),
-        device="cpu", threads=1, seed=0, training=training,
+        device=device, threads=1, seed=0, training=training,
         objective=ObjectiveConfig(preset=preset), dropout=dropout, lora=lora, deterministic=deterministic,
     )  # fmt: skip
     group = LearnerGroup(setup, CLUSTER)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.bench import processor_name
 from launch.progress import rich_table
+from minirl.bench.machine import processor_name
 from minirl.tables import Table
 from tests.benchmarks import comparison
 from tests.benchmarks.comparison import ContestantResult, Point

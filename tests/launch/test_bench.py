@@ -50,14 +50,22 @@ def test_the_loop_and_the_roles_alone_were_measured(bench):
     assert all(peak > 2**26 for peaks in measurements["memory"].values() for peak in peaks)
 
 
+def test_every_device_has_rates(bench):
+    report = bench[1]
+    assert {role: rates["devices"] for role, rates in report["devices"].items()} == {"rollout": 2, "teacher": 1, "learner": 2}
+    for rates in report["devices"].values():
+        assert rates["tokens_per_second"] > 0 and rates["loop_tokens_per_second"] > 0
+        assert 0 < rates["mfu"] < 1.5 and 1e8 < rates["matmul_flops"] < 1e15
+
+
 def test_the_output_wraps_no_line_without_a_terminal_and_names_its_files(bench, experiment):
     text, report = bench
     directory = experiment.root / "bench" / "bench"
-    assert report["advice"] in " ".join(text.split()) and str(directory / "bench.md") in text
+    assert report["bottleneck"] in " ".join(text.split()) and str(directory / "bench.md") in text
     lines = text.splitlines()
     for name, ratio in report["ratios"].items():
         assert any(f"{name}: {ratio['meaning']}" in line for line in lines), name
-    assert f"**{report['advice']}**" in (directory / "bench.md").read_text()
+    assert f"**{report['bottleneck']}**" in (directory / "bench.md").read_text()
     assert imread(directory / "bench.png").shape[1] > 1000
 
 

@@ -18,13 +18,15 @@ def record(**changes: float) -> dict[str, float]:
 
 def measurements(**changes: Any) -> BenchResult:
     alone = {
-        "rollout": Work(2.0, 400), "teacher": Work(0.6, 600), "learner": Work(3.0, 600),
-        "plain": Work(0.8, 400), "teacher_only": Work(1.0, 400), "mixed": Work(2.0, 400),
+        "rollout": Work(2.0, 400, 2e11), "teacher": Work(0.6, 600, 3e11), "learner": Work(3.0, 600, 9e11),
+        "plain": Work(0.8, 400, 1e11), "teacher_only": Work(1.0, 400, 1e11), "mixed": Work(2.0, 400, 2e11),
     }  # fmt: skip
     limits = {"learner": Limit(3.0, 2.7), "chunked_kl": Limit(0.5, 0.4), "publish": Limit(0.2, 0.02)}
     memory = {"driver": [400_000_000], "rollout": [1_300_000_000, 1_200_000_000], "teacher": [10**9], "learner": [3 * 10**9]}
     result = BenchResult(
-        sharing=[[*ROLES]], max_staleness=0, epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
+        sharing=[[*ROLES]], devices={"rollout": 2, "teacher": 1, "learner": 1},
+        matmul_flops={"rollout": 1e12, "teacher": 1e12, "learner": 5e11}, max_staleness=0,
+        epochs_per_iteration=1, iterations=[record()], alone=alone, limits=limits,
         publish_bytes=230_000_000, padding=0.05, memory=memory,
     )  # fmt: skip
     return replace(result, **changes)

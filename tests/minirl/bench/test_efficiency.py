@@ -1,10 +1,10 @@
-"""Ratios and advice from measurements, compared with values computed by hand."""
+"""Rates and ratios from measurements, compared with values computed by hand."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 
-from minirl.bench.efficiency import BenchResult, Limit, Work, advice, driver_seconds, group_roles_by_device, padding_share, ratios
+from minirl.bench.efficiency import Work, driver_seconds, group_roles_by_device, padding_share, rates_of, ratios
 from tests.minirl.bench.measurements import measurements, record
 
 SEPARATE_DEVICES = [["rollout"], ["teacher"], ["learner"]]
@@ -23,7 +23,7 @@ def test_on_separate_devices_the_limit_is_the_slowest_role():
 def test_roles_that_share_devices_add_up_and_run_beside_the_others():
     halves = measurements(sharing=[["rollout", "teacher"], ["learner"]])
     assert ratios(halves)["efficiency"].value == pytest.approx(3 / 7)
-    slow = replace(halves, alone=halves.alone | {"teacher": Work(2.0, 600)})
+    slow = replace(halves, alone=halves.alone | {"teacher": Work(2.0, 600, 3e11)})
     assert ratios(slow)["efficiency"].value == pytest.approx((2 + 2) / 7)
     assert ratios(slow)["efficiency"].meaning == "rollout + teacher alone / iteration"
 
@@ -36,9 +36,21 @@ def test_work_alone_is_scaled_by_tokens_where_the_loop_had_longer_responses():
 
 def test_the_learners_tokens_count_once_in_every_epoch():
     """Alone, the learner took 3 s for 1,200 tokens, two passes over 600; the loop had as many."""
-    result = measurements(epochs_per_iteration=2, alone=measurements().alone | {"learner": Work(3.0, 1200)})
+    result = measurements(epochs_per_iteration=2, alone=measurements().alone | {"learner": Work(3.0, 1200, 9e11)})
     assert result.alone_seconds("learner") == pytest.approx(3.0)
     assert result.loop_rate("learner") == pytest.approx(1200 / 3.2)
+
+
+def test_the_rates_of_one_device():
+    """Alone, two devices sampled 400 tokens in 2 s and needed 2e11 FLOPs of the 2 x 1e12 that their products would do in that time.
+
+    In the loop they were busy for 2.1 s.
+    """
+    rollout = rates_of(measurements(), "rollout")
+    assert astuple(rollout) == pytest.approx((2, 100.0, 400 / 2.1 / 2, 5e11, 0.1, 0.1 * 2.0 / 2.1))
+    # 9e11 in 3 s are 0.6 of the device's 5e11 in a second; in the loop the same work took 3.2 s
+    learner = rates_of(measurements(), "learner")
+    assert astuple(learner) == pytest.approx((1, 200.0, 600 / 3.2, 5e11, 0.6, 0.6 * 3.0 / 3.2))
 
 
 def test_mixed_sampling_is_compared_with_both_models_one_after_the_other():
@@ -91,73 +103,3 @@ def test_padding_share():
     """One rank, 20 tokens a micro-batch: lengths 10 and 8 share a micro-batch (20 computed), 4 has its own."""
     assert padding_share([8, 4, 10], 1, 20) == pytest.approx(1 - 22 / 24)
     assert padding_share([8, 8], 2, 20) == 0.0
-
-
-SEPARATE = {"sharing": SEPARATE_DEVICES}
-SLOW_TEACHER = measurements().alone | {"teacher": Work(4.0, 600)}
-SLOW_ROLLOUT = measurements().alone | {"rollout": Work(4.0, 400)}
-
-
-def busy(rollout: float, teacher: float, learner: float) -> list[dict[str, float]]:
-    return [record(**{"rollout/busy_seconds": rollout, "teacher/busy_seconds": teacher, "learner/busy_seconds": learner})]
-
-
-SITUATIONS = {
-    "rollout idle": (SEPARATE | {"iterations": busy(4.13, 6.5, 6.8)}, "rollout idle 41 %: raise learner.workers or take a smaller student"),
-    "rollout idle, several epochs": (
-        SEPARATE | {"iterations": busy(4.13, 6.5, 6.8), "epochs_per_iteration": 4},
-        "rollout idle 41 %: raise learner.workers or lower stages.distill.epochs_per_iteration",
-    ),
-    "learner idle": (
-        SEPARATE | {"iterations": busy(6.8, 6.5, 3.5), "alone": SLOW_ROLLOUT},
-        "learner idle 50 %: raise rollout.workers or lower data.max_response_tokens",
-    ),
-    "learner idle behind the teacher": (
-        SEPARATE | {"iterations": busy(5.6, 6.9, 3.5), "alone": SLOW_TEACHER},
-        "learner idle 50 %: raise teacher.workers or take a smaller teacher",
-    ),
-    "teacher idle": (SEPARATE | {"iterations": busy(6.5, 1.4, 6.8)}, "teacher idle 80 %: raise learner.workers or take a smaller student"),
-    "all wait for one another": (
-        SEPARATE | {"iterations": busy(2.1, 0.7, 3.5)},
-        "teacher idle 90 %, learner 50 % too: set stages.distill.max_staleness: 1, so that sampling goes on meanwhile",
-    ),
-    "all wait, with sampling ahead": (
-        SEPARATE | {"iterations": busy(2.1, 0.7, 3.5), "max_staleness": 1},
-        "teacher idle 90 %, learner 50 % too: raise stages.distill.prompts_per_iteration, so that waiting weighs less",
-    ),
-    "no role idle": (
-        SEPARATE | {"iterations": busy(6.5, 6.5, 6.8)},
-        "no role is idle for a tenth of the time: only more devices for all of them make an iteration shorter",
-    ),
-    "publishing": (
-        {"iterations": [record(**{"time/publish": 0.84})]},
-        "publishing 12 %: raise stages.distill.prompts_per_iteration, so that weights travel less often",
-    ),
-    "driver": (
-        {"iterations": [record(**{"time/iteration": 7.72})]},
-        "driver 10 %: raise stages.distill.prompts_per_iteration, so that an iteration has more work for each call",
-    ),
-    "padding": (
-        {"padding": 0.34},
-        "padding 34 % of the learner's tokens: lower learner.tokens_per_microbatch to group similar lengths",
-    ),
-    "shared, learner": ({}, "learner 43 % of an iteration: take a smaller student; roles share cores, so more workers do not help"),
-    "shared, learner far from its limit": (
-        {"limits": measurements().limits | {"learner": Limit(3.0, 2.0)}},
-        "learner 43 % of an iteration: raise learner.tokens_per_microbatch; roles share cores, so more workers do not help",
-    ),
-    "shared, sampling": (
-        {"alone": SLOW_ROLLOUT},
-        "rollout 57 % of an iteration: lower data.max_response_tokens; roles share cores, so more workers do not help",
-    ),
-    "shared, overlap slows down": (
-        {"max_staleness": 1, "iterations": [record(**{"time/iteration": 10.0, "time/update": 6.8})]},
-        "efficiency 0.56: set stages.distill.max_staleness: 0, since roles that share cores slow each other down",
-    ),
-}
-
-
-@pytest.mark.parametrize(("changes", "sentence"), SITUATIONS.values(), ids=SITUATIONS)
-def test_advice(changes, sentence):
-    result: BenchResult = measurements(**changes)
-    assert advice(result) == sentence

@@ -22,6 +22,8 @@ def test_the_files(tmp_path):
     report = json.loads(files[0].read_text())
     assert report["ratios"]["efficiency"]["value"] == pytest.approx(0.8) and report["about"] == ABOUT
     assert report["measurements"]["memory"]["rollout"] == [1_300_000_000, 1_200_000_000]
+    assert report["devices"]["teacher"]["mfu"] == pytest.approx(3e11 / 0.6 / 1e12)
+    assert report["bottleneck"].startswith("The learner is the bottleneck")
     height, width, _ = imread(files[2]).shape
     assert width > height > 500
 
@@ -30,8 +32,11 @@ def test_the_files(tmp_path):
     "line",
     [
         "- machine: 1 x a processor, 2 cores",
-        "**learner 43 % of an iteration: take a smaller student; roles share cores, so more workers do not help**",
+        "**The learner is the bottleneck: rollout and teacher wait for it 46 % of an iteration; take a smaller student (roles share "
+        "devices, so more workers do not help).**",
         "| rollout | 200 | 190 | 2.00 s | 2.10 s | 70 % |",
+        "| rollout | 2 | 100 | 95 | 0.5 | 10 % | 10 % |",
+        "| learner | 1 | 200 | 188 | 0.5 | 60 % | 56 % |",
         "| mixed | 200 | 2.00 s |",
         "| update | 3.80 s | 54.3 % |",
         "| learner: bare forward + backward / update | 0.9 | >= 0.85 | met |",
