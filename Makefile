@@ -80,10 +80,13 @@ test-fast: lint
 test-gpu: install
 	$(BIN)/python -m pytest -rs tests/gpu
 
-# Compares with the alternatives, update by update in turn. PAIR is smollm2 or tiny, STEPS the number of timed updates.
+# Compares with the alternatives, update by update in turn. PAIR is smollm2 or tiny, STEPS the number of timed updates, DTYPE float32 or
+# bfloat16 (the pair's own if it is not set), QUALITY the number of updates after which the students are compared (0: they are not).
 PAIR ?= smollm2
 STEPS ?= 5
-BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --steps $(STEPS) --contestants
+QUALITY ?= 0
+BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --steps $(STEPS) --quality $(QUALITY) \
+	$(if $(DTYPE),--dtype $(DTYPE)) --contestants
 
 benchmark-trl: install $(TRL_VENV)/.installed
 	$(BESIDE) ours trl plain

@@ -13,7 +13,7 @@ from launch.prepare import EMBEDDED_TEACHER, PreparedRun, prepare
 from minirl.config.reader import read_config
 from minirl.seeds import derive_seed
 from minirl.training.data_order import DataOrder
-from tests.benchmarks.protocol import Job
+from tests.benchmarks.protocol import RESPONSES_PER_PASS, Job
 from tests.tiny import tiny_model
 
 SEED = 10
@@ -24,7 +24,7 @@ class ModelPair:
     """A teacher, a student and prompts.
 
     models: called with a directory; writes models and prompts there, and returns `teacher.model`, `student` and `data.train` of a run's
-    config under the keys `teacher`, `student` and `train`. prompts: in each update.
+    config under the keys `teacher`, `student` and `train`. dtype: unless another one is asked for. prompts: in each update.
     """
 
     description: str
@@ -35,6 +35,11 @@ class ModelPair:
     response_tokens: int
     learning_rate: float
     kv_cache_gib: float = 0.5
+
+    @property
+    def trl_policy_gradient_weight(self) -> float:
+        """The factor by which TRL weights its policy gradient: 1 over the passes of an update."""
+        return RESPONSES_PER_PASS / self.prompts
 
 
 def smollm2(directory: Path) -> dict:
@@ -71,12 +76,12 @@ def random_prompts(directory: Path, vocabulary: int, count: int, longest: int) -
     return str(file)
 
 
-def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
+def make_job(name: str, updates: int, threads: int, directory: Path, dtype: str, policy_gradient_weight: float) -> Job:
     """Write the models, the prompts and the config into `directory`. Returns the job of `updates` updates."""
     pair = PAIRS[name]
     (directory / "ours").mkdir(parents=True, exist_ok=True)
     config = directory / "run.yaml"
-    config.write_text(yaml.safe_dump(_settings(pair, updates, threads, directory)))
+    config.write_text(yaml.safe_dump(_settings(pair, updates, threads, directory, dtype, policy_gradient_weight)))
     prepared = prepare(read_config(RunConfig, config, []))
     prompts = [example.prompt.tokens.tolist() for example in prepared.data.train]
     order = DataOrder(len(prompts), derive_seed(SEED, "prompts"))  # the order in which the on-policy loop takes them
@@ -84,23 +89,24 @@ def make_job(name: str, updates: int, threads: int, directory: Path) -> Job:
     return Job(
         student=prepared.student,
         teacher=prepared.teachers[0],
-        dtype=pair.dtype,
+        dtype=dtype,
         updates=prompts_by_update,
         texts=[[_text(prepared, prompt) for prompt in update] for update in prompts_by_update],
         held_out=[example.prompt.tokens.tolist() for example in prepared.data.test],
         end_tokens=list(prepared.end_tokens),
         max_response_tokens=pair.response_tokens,
         learning_rate=pair.learning_rate,
+        policy_gradient_weight=policy_gradient_weight,
         seed=SEED,
         config=str(config),
         directory=str(directory),
     )
 
 
-def _settings(pair: ModelPair, updates: int, threads: int, directory: Path) -> dict:
+def _settings(pair: ModelPair, updates: int, threads: int, directory: Path, dtype: str, policy_gradient_weight: float) -> dict:
     """The run's config: one update from each iteration's samples, no mixture, no pre-training loss. All contestants can do this."""
     models = pair.models(directory)
-    role = {"dtype": pair.dtype}
+    role = {"dtype": dtype}
     engine = role | {"kv_cache_gib": pair.kv_cache_gib}
     return {
         "directory": str(directory / "ours"),
@@ -112,7 +118,7 @@ def _settings(pair: ModelPair, updates: int, threads: int, directory: Path) -> d
             "max_prompt_tokens": pair.prompt_tokens,
             "max_response_tokens": pair.response_tokens,
         },
-        "objective": {"pretrain_coefficient": 0.0},
+        "objective": {"pretrain_coefficient": 0.0, "policy_gradient_coefficient": policy_gradient_weight},
         "rollout": engine,
         "learner": role,
         "cluster": {"device": "cpu", "threads_per_worker": threads},

@@ -13,9 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minirl.model.loading import copy_tokenizer_files
-from tests.benchmarks.protocol import Job, UpdateCounts, UpdateServer
-
-RESPONSES_PER_PASS = 8
+from tests.benchmarks.protocol import RESPONSES_PER_PASS, Job, UpdateCounts, UpdateServer
 
 
 class PlainLoop:
@@ -61,7 +59,7 @@ class PlainLoop:
         advantages = future_rewards / future_tokens.clamp(min=1)
         ratio = (student - student.detach()).exp()
         reverse_kl = (log_q.exp() * (log_q - log_p)).sum(-1)
-        return ((reverse_kl - advantages * ratio) * mask).sum()
+        return ((reverse_kl - self.job.policy_gradient_weight * advantages * ratio) * mask).sum()
 
     def export(self, directory: str) -> None:
         self.student.save_pretrained(directory)

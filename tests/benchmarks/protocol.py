@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+RESPONSES_PER_PASS = 8  # of one forward and backward pass of TRL and of the plain loop
+
 
 @dataclass(frozen=True)
 class Job:
@@ -32,6 +34,7 @@ class Job:
     end_tokens: list[int]
     max_response_tokens: int
     learning_rate: float
+    policy_gradient_weight: float
     seed: int
     config: str
     directory: str

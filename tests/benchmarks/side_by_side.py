@@ -4,7 +4,7 @@
 
 All contestants have the same machine, models, prompts, lengths and threads. They run at the same time and take one update each in turn, so
 that a change in the machine's speed affects all of them. `--quality N` continues to N updates and then measures the reverse KL of students
-that the contestants exported on the way.
+that the contestants exported on the way. Where TRL takes part, the others weight the policy gradient as it does.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.progress import rich_table
-from minirl.bench.machine import processor_name
+from minirl.bench.machine import processor_name, vector_instructions
 from minirl.tables import Table
 from tests.benchmarks import comparison
 from tests.benchmarks.comparison import ContestantResult, Point
@@ -44,11 +44,13 @@ class SideBySideRun:
 
     def __init__(self, arguments: argparse.Namespace, console: Console):
         self.arguments, self.console = arguments, console
-        self.directory = arguments.out / arguments.pair
+        self.directory = arguments.out / f"{arguments.pair}-{arguments.dtype}"
         self.updates = max(WARM_UP + arguments.steps, arguments.quality)
         parts = arguments.quality_points
         self.exports = {arguments.quality * part // parts for part in range(1, parts + 1)} if arguments.quality else set()
-        self.job = make_job(arguments.pair, self.updates, arguments.threads, self.directory)
+        self.job = make_job(
+            arguments.pair, self.updates, arguments.threads, self.directory, arguments.dtype, arguments.policy_gradient_weight
+        )
         self.file = self.directory / "job.json"
         self.job.write(self.file)
         self.exported: dict[str, list[ExportedStudent]] = {}
@@ -118,17 +120,24 @@ def describe(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
     pair = PAIRS[arguments.pair]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    quality = f" --quality {arguments.quality} --quality-points {arguments.quality_points} --quality-prompts {arguments.quality_prompts}"
-    quality = quality if arguments.quality else ""
-    options = f"--pair {arguments.pair} --steps {arguments.steps}{quality} --contestants {' '.join(arguments.contestants)}"
+    weight = arguments.policy_gradient_weight
+    options = [f"--pair {arguments.pair} --dtype {arguments.dtype} --policy-gradient-weight {weight:g} --steps {arguments.steps}"]
+    if arguments.quality:
+        options.append(
+            f"--quality {arguments.quality} --quality-points {arguments.quality_points} --quality-prompts {arguments.quality_prompts}"
+        )
+    options.append(f"--contestants {' '.join(arguments.contestants)}")
+    as_trl = ", as TRL weights it" if weight == pair.trl_policy_gradient_weight != 1 else ""
     return {
         "pair": pair.description,
         "work": f"{pair.prompts} prompts of {sum(map(len, job.updates[0])) / pair.prompts:.0f} tokens on average, at most "
-        f"{pair.response_tokens} new tokens each, one optimizer step; {pair.dtype}, learning rate {pair.learning_rate:g}",
+        f"{pair.response_tokens} new tokens each, one optimizer step; {arguments.dtype}, learning rate {pair.learning_rate:g}, "
+        f"policy gradient weighted by {weight:g}{as_trl}",
         "machine": f"{processor_name()}, {os.cpu_count()} cores, {arguments.threads} threads each",
+        "instructions": " ".join(vector_instructions()),
         "date": str(date.today()),
         "commit": commit + (" with changes not committed" if changed else ""),
-        "command": f"python -m tests.benchmarks.side_by_side {options}",
+        "command": f"python -m tests.benchmarks.side_by_side {' '.join(options)}",
     }
 
 
@@ -156,7 +165,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quality-prompts", type=int, default=64, help="held-out prompts")
     parser.add_argument("--target", type=float, help="reverse KL; the report gives the time to it. Default: the lowest that all reached")
     parser.add_argument("--out", type=Path, default=Path("runs/side_by_side"))
-    return parser.parse_args(arguments)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of all models; default: the pair's")
+    parser.add_argument("--policy-gradient-weight", type=float, help="default: as TRL weights it where it takes part, else 1")
+    options = parser.parse_args(arguments)
+    pair = PAIRS[options.pair]
+    options.dtype = options.dtype or pair.dtype
+    if options.policy_gradient_weight is None:
+        options.policy_gradient_weight = pair.trl_policy_gradient_weight if "trl" in options.contestants else 1.0
+    return options
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from tests.oracles import Response, paper_losses, reverse_kl
 from tests.tiny import END_TOKEN, tiny_model
 
 PROMPTS = [[4, 9, 11, 5], [4, 7, 5]]
+POLICY_GRADIENT_WEIGHT = 0.125
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def job(tmp_path_factory) -> Job:
     teacher, student = (tiny_model(root / name, vocab=24, seed=seed) for seed, name in enumerate(("teacher", "student")))
     return Job(
         student=student, teacher=teacher, dtype="float32", updates=[PROMPTS, PROMPTS], texts=[], held_out=PROMPTS, end_tokens=[END_TOKEN],
-        max_response_tokens=6, learning_rate=1e-3, seed=3, config="", directory=str(root),
+        max_response_tokens=6, learning_rate=1e-3, policy_gradient_weight=POLICY_GRADIENT_WEIGHT, seed=3, config="", directory=str(root),
     )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def response_of(loop: PlainLoop, prompt: list[int], tokens: list[int]) -> Respon
     return Response(student, teacher.detach(), tokens, on_policy)
 
 
-def test_the_loss_and_its_gradient_are_the_papers(job):
+def test_the_gradient_is_the_papers_with_a_weighted_policy_gradient(job):
     loop, responses = PlainLoop(job), [[8, 3, 12, END_TOKEN], [6, 15, 15, 20, 9, 7]]
     prompts, starts = left_padded(PROMPTS)
     tail = torch.tensor([responses[0] + [17, 18], responses[1]])  # tokens behind an end token do not count
@@ -41,8 +42,9 @@ def test_the_loss_and_its_gradient_are_the_papers(job):
     loop.loss(tokens, attention, mask).backward()
     computed = {name: parameter.grad.clone() for name, parameter in loop.student.named_parameters()}
     loop.student.zero_grad()
-    sums = [sum(paper_losses(response_of(loop, p, r))) for p, r in zip(PROMPTS, responses, strict=True)]
-    sum(sums).backward()
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        policy_gradient, single_step = paper_losses(response_of(loop, prompt, response))
+        (POLICY_GRADIENT_WEIGHT * policy_gradient + single_step).backward()
     for name, parameter in loop.student.named_parameters():
         torch.testing.assert_close(computed[name], parameter.grad, atol=2e-4, rtol=2e-3, msg=name)
 

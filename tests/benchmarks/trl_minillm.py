@@ -3,8 +3,8 @@
 The environment does not have the project's packages, so this module imports nothing of the project except the protocol. The trainer runs
 with the fastest settings on a CPU that do not change its results: no gradient checkpointing, no logging. Its loss differs from the paper's
 in two points that no setting changes: the return of a token includes the token's own reward, and padding behind a response is not masked.
-According to its code, n passes an update also weight its policy gradient by 1/n against the single-step term, so its curve of the reverse
-KL belongs to another objective.
+According to its code, n passes an update also weight its policy gradient by 1/n against the single-step term. Beside it, the other
+contestants therefore weight theirs by the same factor (`ModelPair.trl_policy_gradient_weight`).
 """
 
 import sys
@@ -14,9 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
 
-from tests.benchmarks.protocol import Job, UpdateCounts, UpdateServer
-
-RESPONSES_PER_PASS = 8
+from tests.benchmarks.protocol import RESPONSES_PER_PASS, Job, UpdateCounts, UpdateServer
 
 
 class CountingTrainer(MiniLLMTrainer):
