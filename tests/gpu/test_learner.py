@@ -32,12 +32,12 @@ def step(models: tuple[str, str], **settings) -> tuple[torch.Tensor, dict[str, f
     return torch.cat([(after[name] - before[name]).flatten().double() for name in sorted(before)]), sums
 
 
-def assert_same(step_taken, expected, tolerance: float) -> None:
-    """tolerance: of the change of the weights, relative to its norm, and of each sum that counts something."""
+def assert_same(step_taken, expected, tolerance: float, change_tolerance: float) -> None:
+    """tolerance: of the sums. change_tolerance: of the change of the weights, relative to its norm."""
     change, sums = step_taken
     expected_change, expected_sums = expected
     assert expected_change.norm() > 0.1
-    assert (change - expected_change).norm() <= tolerance * expected_change.norm()
+    assert (change - expected_change).norm() <= change_tolerance * expected_change.norm()
     assert set(sums) == set(expected_sums)
     for name in ("response_tokens", "reverse_kl", "grad_norm"):
         assert sums[name] == pytest.approx(expected_sums[name], rel=tolerance), name
@@ -45,11 +45,11 @@ def assert_same(step_taken, expected, tolerance: float) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_float32_step_is_the_cpus(stage, ray_cluster, models):
-    assert_same(step(models, device=DEVICE, zero_stage=stage), step(models), 1e-4)
+    assert_same(step(models, device=DEVICE, zero_stage=stage), step(models), 1e-3, 1e-3)
 
 
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed here; install it to test packing on it")
 def test_packed_flash_attention_learns_what_padded_eager_attention_learns(ray_cluster, models):
-    settings = {"device": DEVICE, "dtype": "bfloat16"}
+    settings = {"device": DEVICE, "dtype": "bfloat16", "checksum_tolerance": 0.03}
     flash = step(models, attention="flash_attention_2", packing="on", **settings)
-    assert_same(flash, step(models, attention="eager", packing="off", **settings), 0.05)
+    assert_same(flash, step(models, attention="eager", packing="off", **settings), 0.02, 0.15)  # the weights themselves are bfloat16
