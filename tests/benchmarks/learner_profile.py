@@ -8,7 +8,6 @@ matrix product, measured in between.
 """
 
 import argparse
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig
 
 from actors.config import LearnerConfig, LearnerSetup
+from actors.node_facts import node_facts
 from actors.workers.rendezvous import join_process_group
 from minirl.bench.efficiency import percent
 from minirl.bench.machine import processor_name, vector_instructions
@@ -196,7 +196,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pair", choices=PAIRS, default="smollm2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=node_facts().usable_cores)
     parser.add_argument("--out", type=Path, default=Path("runs/learner_profile"))
     return parser.parse_args(arguments)
 

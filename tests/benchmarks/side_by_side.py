@@ -9,7 +9,6 @@ that the contestants exported on the way. Where TRL takes part, the others weigh
 
 import argparse
 import json
-import os
 import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.node_facts import node_facts
 from launch.progress import rich_table
 from minirl.bench.machine import processor_name, vector_instructions
 from minirl.tables import Table
@@ -133,7 +133,7 @@ def describe(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
         "work": f"{pair.prompts} prompts of {sum(map(len, job.updates[0])) / pair.prompts:.0f} tokens on average, at most "
         f"{pair.response_tokens} new tokens each, one optimizer step; {arguments.dtype}, learning rate {pair.learning_rate:g}, "
         f"policy gradient weighted by {weight:g}{as_trl}",
-        "machine": f"{processor_name()}, {os.cpu_count()} cores, {arguments.threads} threads each",
+        "machine": f"{processor_name()}, {node_facts().usable_cores} cores that a process may use, {arguments.threads} threads each",
         "instructions": " ".join(vector_instructions()),
         "date": str(date.today()),
         "commit": commit + (" with changes not committed" if changed else ""),
@@ -159,7 +159,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pair", choices=PAIRS, default="smollm2")
     parser.add_argument("--steps", type=int, default=5, help="timed updates, after one warm-up update")
     parser.add_argument("--contestants", nargs="+", choices=MODULES, default=["ours", "trl", "plain"])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each contestant")
+    parser.add_argument("--threads", type=int, default=node_facts().usable_cores, help="threads of each contestant")
     parser.add_argument("--quality", type=int, default=0, help="continue to this many updates, then measure the students")
     parser.add_argument("--quality-points", type=int, default=4, help="measured students of each contestant")
     parser.add_argument("--quality-prompts", type=int, default=64, help="held-out prompts")
