@@ -32,12 +32,8 @@ def returns(rewards: Tensor, mask: Tensor, *, kind: str, discount: float = 1.0, 
     rewards = rewards.masked_fill(mask == 0, 0.0)
     if kind == "immediate":
         return rewards
-    to_go = torch.zeros_like(rewards)
-    running = torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.shape[1])):
-        running = rewards[:, t] + discount * running
-        to_go[:, t] = running
-    counts = mask.to(rewards.dtype).flip(1).cumsum(1).flip(1)
+    to_go = _backward_sums(torch.full_like(rewards, discount), rewards)
+    counts = (mask.sum(1, keepdim=True) - torch.arange(mask.shape[1], device=mask.device)).clamp(min=0)
     if kind == "future":
         to_go, counts = _shift_left(to_go), _shift_left(counts)
     if length_normalization:
@@ -64,16 +60,31 @@ def whiten(advantages: Tensor, mask: Tensor, *, mean: float, variance: float) ->
 def exact_returns(rewards: Tensor, ratios: Tensor, mask: Tensor) -> Tensor:
     """G_T = 0, G_t = rho_{t+1} (r_{t+1} + G_{t+1}): each future reward times the ratios up to its token (docs/mathematics.md, 1)."""
     weighted = (ratios.detach() * (mask != 0)).to(rewards.dtype)
-    future = torch.zeros_like(rewards)
-    for t in reversed(range(rewards.shape[1] - 1)):
-        future[:, t] = weighted[:, t + 1] * (rewards[:, t + 1] + future[:, t + 1])
-    return future.masked_fill(mask == 0, 0.0)
+    return _backward_sums(_shift_left(weighted), _shift_left(weighted * rewards)).masked_fill(mask == 0, 0.0)
 
 
 def weights_before(ratios: Tensor, mask: Tensor) -> Tensor:
     """W_{t-1} = prod_{i<t} rho_i, detached, 1 at the first token: the exact weight of both loss terms at t."""
     masked_ratios = ratios.detach().masked_fill(mask == 0, 1.0)
-    return torch.cat([torch.ones_like(masked_ratios[:, :1]), masked_ratios.cumprod(1)[:, :-1]], dim=1)
+    weights, stretch = torch.cat([torch.ones_like(masked_ratios[:, :1]), masked_ratios[:, :-1]], dim=1), 1
+    while stretch < weights.shape[1]:  # each weight is the product of `stretch` ratios before its token, or of all of them
+        weights = torch.cat([weights[:, :stretch], weights[:, stretch:] * weights[:, :-stretch]], dim=1)
+        stretch *= 2
+    return weights
+
+
+def _backward_sums(factors: Tensor, terms: Tensor) -> Tensor:
+    """G [B, T] with G_t = terms_t + factors_t G_{t+1} and G_{T+1} = 0, without a loop over tokens.
+
+    The number of operations grows with log2 T: each step joins every stretch of tokens with the one behind it. torch has no such scan for
+    CUDA, and its cumsum and cumprod of floats are not deterministic there.
+    """
+    stretch, factors = 1, factors[:, :-1]
+    while stretch < terms.shape[1]:  # terms_t is the sum over `stretch` tokens from t on, factors_t the product of their factors
+        terms = torch.cat([terms[:, :-stretch] + factors * terms[:, stretch:], terms[:, -stretch:]], dim=1)
+        factors = factors[:, :-stretch] * factors[:, stretch:]
+        stretch *= 2
+    return terms
 
 
 def _shift_left(grid: Tensor) -> Tensor:

@@ -103,6 +103,44 @@ def test_returns_of_an_empty_response_are_zero():
     assert value.tolist() == [[0.0, 0.0, 0.0]]
 
 
+def looped(factors: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
+    """G_t = terms_t + factors_t G_{t+1}, token by token from the end."""
+    values, running = torch.zeros_like(terms), torch.zeros_like(terms[:, 0])
+    for t in reversed(range(terms.shape[1])):
+        values[:, t] = running = terms[:, t] + factors[:, t] * running
+    return values
+
+
+def long_responses(length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards, ratios and mask [4, length] of responses, one of them of full length, one of a single token."""
+    draw = torch.Generator().manual_seed(length)
+    counts = torch.tensor([length, 1, (length + 1) // 2, max(1, length - 1)])
+    numbers = torch.randn(2, 4, length, dtype=dtype, generator=draw)
+    return numbers[0], torch.exp(0.1 * numbers[1]), torch.arange(length)[None] < counts[:, None]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-13), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 64, 100, 1024])
+def test_scans_agree_with_loops_over_tokens(length, dtype, tolerance):
+    """Relative to the size of the summed terms, because rounding of a sum that cancels is relative to them."""
+    reward, ratio, mask = long_responses(length, dtype)
+
+    def agree(value: torch.Tensor, factors: torch.Tensor, terms: torch.Tensor) -> bool:
+        size = looped(factors.abs(), terms.abs()).clamp(min=1)
+        return bool(((value - looped(factors, terms)).abs() <= tolerance * size)[mask].all()) and not value[~mask].any()
+
+    for discount in (1.0, 0.95):
+        value = returns(reward, mask, kind="reward_to_go", discount=discount, length_normalization=False)
+        assert agree(value, torch.full_like(reward, discount), reward * mask)
+    weighted = torch.cat([(ratio * mask)[:, 1:], torch.zeros(4, 1, dtype=dtype)], dim=1)
+    following = torch.cat([reward[:, 1:], torch.zeros(4, 1, dtype=dtype)], dim=1)
+    assert agree(exact_returns(reward, ratio, mask), weighted, weighted * following)
+    before = torch.ones_like(ratio)
+    for t in range(1, length):
+        before[:, t] = before[:, t - 1] * ratio[:, t - 1]
+    assert ((weights_before(ratio, mask) - before).abs() <= tolerance * before)[mask].all()
+
+
 # Whitening
 
 
