@@ -20,7 +20,7 @@ def baseline_seconds(model: PreTrainedModel, microbatches: list[MicroBatch]) -> 
 
     def forward_backward() -> None:
         for batch in microbatches:
-            logits = batch.predicting_rows(model(input_ids=batch.input_ids, use_cache=False).logits)
+            logits = batch.padded.predicting_rows(model(input_ids=batch.padded.input_ids, use_cache=False).logits)
             nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum").backward()
         model.zero_grad()
 

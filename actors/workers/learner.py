@@ -109,7 +109,7 @@ class Learner:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = step.learning_rate
         total: Sums = {}
-        is_finite = torch.tensor(True, device=self.setup.device)  # read only once, at the end: each read would stall a GPU
+        is_finite = torch.ones((), dtype=torch.bool, device=self.setup.device)  # read only once, at the end: each read would stall a GPU
         for number, loss_of in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(number == len(losses) - 1)
             loss, sums = loss_of()
@@ -171,7 +171,7 @@ class Learner:
         use_kernel(model, self.attention)
         if setup.lora is not None:
             attach_adapters(model, setup.lora, seed=setup.seed, dropout=setup.dropout)
-        return baseline_seconds(model, [make_microbatch([item.sequence for item in items]).to(setup.device) for items in microbatches])
+        return baseline_seconds(model, [make_microbatch([item.sequence for item in items], setup.device) for items in microbatches])
 
     def head_seconds(self, tokens: int) -> dict[str, float] | None:
         """For benchmarks: `baseline_timing.head_seconds`. None under ZeRO 3, and unless the learner has exactly one teacher."""

@@ -3,8 +3,9 @@
 Padding goes to the right. Under causal attention no real token sees it, so no attention mask is needed and the fastest kernels apply.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heapreplace
 from typing import TypeVar
 
@@ -12,71 +13,112 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minirl.model.device_copy import copy_together
 from minirl.types import TokenSequence
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """B sequences with N targets in total.
+class TokenRows:
+    """Tokens as a model reads them, and the positions of the states that predict the N targets.
 
-    input_ids, is_target: [B, L], right-padded with token 0. lengths, counts: [B], the number of tokens and of targets of each sequence.
-    position_ids: [1, L] if the sequences are packed, one after another in a single row; else None.
+    input_ids: [R, L]. predicting: [N], positions in the flattened input_ids, each one before that of its target.
+    boundaries: int64 [S + 1], where the S sequences start in the flattened input_ids, and where the last one ends. longest: the length of
+    the longest sequence. In padded rows, a sequence includes its padding.
+    position_ids: [1, L] in a packed row, else None. sequence_ids: [1, L], the number of each token's sequence in a packed row that holds
+    several sequences, else None.
     """
 
     input_ids: Tensor
-    is_target: Tensor
-    lengths: Tensor
-    counts: Tensor
+    predicting: Tensor
+    boundaries: Tensor
+    longest: int
     position_ids: Tensor | None = None
+    sequence_ids: Tensor | None = None
+
+    def predicting_rows(self, states: Tensor) -> Tensor:
+        """The states that predict the targets: [R, L, d] -> [N, d]."""
+        return states.flatten(0, 1).index_select(0, self.predicting)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B sequences with N targets in total. All that depends on lengths alone is known before the copy to the device, so that no
+    operation on the device has a size that the host must wait for.
+
+    padded: one row for each sequence, right-padded with token 0. packed: all sequences in one row, one after another.
+    targets: [N], the target tokens, sequence after sequence. counts: int64 [B] on the host, the number of targets of each sequence.
+    cells: [N], the position of each target in the flattened grid [B, T], with T the largest number of targets of a sequence.
+    """
+
+    padded: TokenRows
+    packed: TokenRows
+    targets: Tensor
+    cells: Tensor
+    counts: np.ndarray
 
     @property
-    def targets(self) -> Tensor:
-        """The target tokens [N], sequence after sequence."""
-        return self.input_ids[self.is_target]
-
-    def predicting_rows(self, hidden: Tensor) -> Tensor:
-        """The states that predict the targets, each one position before its target: [B, L, d] -> [N, d]."""
-        return hidden[:, :-1][self.is_target[:, 1:]]
+    def total_targets(self) -> Tensor:
+        """N as a scalar on the host, to be added to other counts."""
+        return torch.tensor(len(self.targets))
 
     def mask(self) -> Tensor:
-        """bool [B, T], with T the largest number of targets of a sequence: True where the left-aligned grid holds a target."""
-        width = int(self.counts.max()) if len(self.counts) else 0
-        return torch.arange(width, device=self.counts.device)[None, :] < self.counts[:, None]
+        """bool [B, T]: True where the left-aligned grid holds a target."""
+        return torch.zeros(self._cells, dtype=torch.bool, device=self.cells.device).index_fill_(0, self.cells, True).view(self._grid_shape)
 
     def grid(self, values: Tensor) -> Tensor:
         """Values of the targets [N] as a left-aligned grid [B, T] with zeros in the padding."""
-        mask = self.mask()
-        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+        return values.new_zeros(self._cells).index_copy(0, self.cells, values).view(self._grid_shape)
 
-    def packed(self) -> "MicroBatch":
-        """The same sequences in one row without padding. `targets` and `predicting_rows` keep their order.
+    @property
+    def _grid_shape(self) -> tuple[int, int]:
+        return len(self.counts), int(self.counts.max())
 
-        input_ids [[7, 8, 9], [4, 6, 0]], lengths [3, 2]   ->   input_ids [[7, 8, 9, 4, 6]], position_ids [[0, 1, 2, 0, 1]]
-        """
-        positions = torch.arange(self.input_ids.shape[1], device=self.lengths.device).expand_as(self.input_ids)
-        real = positions < self.lengths[:, None]
-        return replace(self, input_ids=self.input_ids[real][None], is_target=self.is_target[real][None], position_ids=positions[real][None])
-
-    def to(self, device: torch.device | str) -> "MicroBatch":
-        return MicroBatch(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+    @property
+    def _cells(self) -> int:
+        return math.prod(self._grid_shape)
 
 
 EMPTY_SEQUENCE = TokenSequence(np.zeros(2, np.int64), np.zeros(2, bool))
 """Two tokens and no target: a worker without sequences runs it while the other workers still have some."""
 
 
-def make_microbatch(sequences: Sequence[TokenSequence]) -> MicroBatch:
-    """The sequences as a padded micro-batch; without sequences it holds `EMPTY_SEQUENCE`."""
+def make_microbatch(sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> MicroBatch:
+    """The sequences as a micro-batch on the device; without sequences it holds `EMPTY_SEQUENCE`.
+
+    Worked example, tokens [4, 6] with the target 6, and [7, 8, 9] with the targets 8 and 9:
+
+        padded   input_ids [[4, 6, 0], [7, 8, 9]]   predicting [0, 3, 4]   boundaries [0, 3, 6]
+        packed   input_ids [[4, 6, 7, 8, 9]]        predicting [0, 2, 3]   boundaries [0, 2, 5]
+                 position_ids [[0, 1, 0, 1, 2]]     sequence_ids [[0, 0, 1, 1, 1]]
+        targets [6, 8, 9]   counts [1, 2]   cells [0, 2, 3] of the grid [[6, -], [8, 9]]
+    """
     sequences = sequences or [EMPTY_SEQUENCE]
-    width = max(len(s.tokens) for s in sequences)
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
-    is_target = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence.tokens)] = torch.from_numpy(sequence.tokens.astype(np.int64))
-        is_target[row, : len(sequence.tokens)] = torch.from_numpy(sequence.is_target.copy())
-    return MicroBatch(input_ids, is_target, torch.tensor([len(s.tokens) for s in sequences]), is_target.sum(1))
+    lengths, counts = np.array([len(s.tokens) for s in sequences]), np.array([s.targets for s in sequences])
+    rows, width = np.arange(len(sequences)), int(lengths.max())
+    tokens, sequence_ids, positions = np.concatenate([s.tokens for s in sequences]), np.repeat(rows, lengths), _count_up(lengths)
+    packed_targets = np.flatnonzero(np.concatenate([s.is_target for s in sequences]))
+    padded_places = sequence_ids * width + positions
+    padded = np.zeros((len(sequences), width), np.int64)
+    padded.flat[padded_places] = tokens
+    padded_rows = [padded, padded_places[packed_targets] - 1, np.arange(len(sequences) + 1) * width]
+    packed_rows = [tokens[None], packed_targets - 1, np.concatenate([[0], lengths.cumsum()])]
+    cells = np.repeat(rows * counts.max(), counts) + _count_up(counts)
+    arrays = [*padded_rows, *packed_rows, positions[None], sequence_ids[None], tokens[packed_targets], cells]
+    *there, position_ids, sequence_ids, targets, cells = copy_together(arrays, device)
+    return MicroBatch(
+        padded=TokenRows(*there[:3], longest=width),
+        packed=TokenRows(*there[3:], width, position_ids, sequence_ids if len(sequences) > 1 else None),
+        targets=targets,
+        cells=cells,
+        counts=counts,
+    )
+
+
+def _count_up(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... sizes[0] - 1, 0, 1, ... sizes[1] - 1, and so on."""
+    return np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], tokens_per_microbatch: int) -> list[list[int]]:

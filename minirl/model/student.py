@@ -9,8 +9,9 @@ from minirl.config.objective import DivergenceConfig
 from minirl.model.attention import default_kernel, kernel_refusal, use_kernel
 from minirl.model.buffers import BufferPool
 from minirl.model.chunked_head import head_statistics
-from minirl.model.microbatch import MicroBatch, make_microbatch
+from minirl.model.microbatch import MicroBatch, TokenRows, make_microbatch
 from minirl.model.output_head import OutputHead, student_head
+from minirl.model.sequence_ids import flash_arguments, known_sequences
 from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.token_diagnostics import TokenDiagnostics, token_diagnostics
 from minirl.objective.divergence import TokenStatistics
@@ -52,7 +53,7 @@ class StudentModule(nn.Module):
 
         A `divergence` replaces all other expectations. With `top_k`, the result is `TokenDiagnostics`.
         """
-        rows = batch.packed() if self.packed else batch
+        rows = batch.packed if self.packed else batch.padded
         if self.attention_by_width:
             self._choose_attention(rows.input_ids.shape[1])
         hidden = hidden_states(self.model, rows)
@@ -62,10 +63,12 @@ class StudentModule(nn.Module):
         use_kernel(self.model, self._narrow_kernel if width <= EAGER_WIDTH else self._wide_kernel)
 
 
-def hidden_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+def hidden_states(model: PreTrainedModel, rows: TokenRows) -> Tensor:
     """[N, d]: the states that predict the targets of the micro-batch, after the final norm."""
-    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    return batch.predicting_rows(model.base_model(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state)
+    positions = {} if rows.position_ids is None else {"position_ids": rows.position_ids}
+    with known_sequences(rows.sequence_ids):
+        states = model.base_model(input_ids=rows.input_ids, use_cache=False, **positions, **flash_arguments(model, rows)).last_hidden_state
+    return rows.predicting_rows(states)
 
 
 @torch.no_grad()
@@ -76,11 +79,11 @@ def packing_gap(model: PreTrainedModel) -> float:
     draw = torch.Generator().manual_seed(0)
     tokens = [torch.randint(1, 64, (length,), generator=draw).numpy() for length in (48, 5)]
     sequences = [TokenSequence(t, np.arange(len(t)) > 0) for t in tokens]
-    both, alone = (make_microbatch(subset).to(model.device) for subset in (sequences, sequences[1:]))
+    both, alone = (make_microbatch(subset, model.device) for subset in (sequences, sequences[1:]))
     was_training = model.training
     model.eval()
     try:
-        packed, plain = (hidden_states(model, batch).float() for batch in (both.packed(), alone))
+        packed, plain = (hidden_states(model, rows).float() for rows in (both.packed, alone.padded))
     except TypeError:  # the family has no argument position_ids
         return float("inf")
     finally:

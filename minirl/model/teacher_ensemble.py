@@ -12,6 +12,7 @@ Worked example, three targets; teacher 0 (weight 1) scores the first two, teache
     shares    [[1, 0], [1/4, 3/4], [0, 1]]     p(.|s_1) = p_0 / 4 + 3 p_1 / 4
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from minirl.model.buffers import BufferPool
+from minirl.model.device_copy import copy_concatenated, copy_together
 from minirl.model.output_head import OutputHead, read_head
 from minirl.model.row_blocks import RowBlocks
-from minirl.types import EnsembleScores, tensor_from_numpy
+from minirl.types import EnsembleScores
 
 
 class MemberStatistics(NamedTuple):
@@ -36,25 +38,34 @@ class MemberStatistics(NamedTuple):
 class EnsembleStates:
     """Hidden states of K teachers for N targets.
 
-    hidden: for teacher k, [N_k, d_k], the states of the targets that it scores. active: bool [N, K], which teacher scores which target.
+    hidden: for teacher k, [N_k, d_k], the states of the targets that it scores. rows: for teacher k, int64 [N_k], which targets these are.
+    active: bool [N, K] on the host, which teacher scores which target.
     """
 
     hidden: tuple[Tensor, ...]
+    rows: tuple[Tensor, ...]
     active: np.ndarray
+
+    @classmethod
+    def of(cls, hidden: Sequence[Tensor], active: np.ndarray) -> "EnsembleStates":
+        """hidden, active: as in the class, on one device."""
+        rows = copy_together([np.flatnonzero(scored) for scored in active.T], hidden[0].device)
+        return cls(tuple(hidden), tuple(rows), active)
 
     @classmethod
     def from_scores(cls, scores: list[EnsembleScores], device: str) -> "EnsembleStates":
         """The states of several sequences, one after the other. scores: one entry for each sequence."""
         hidden = []
         for member in zip(*(s.scores for s in scores), strict=True):
-            scored = [tensor_from_numpy(s.hidden) for s in member if s is not None]
-            hidden.append(torch.cat(scored).to(device) if scored else torch.empty(0, 0, device=device))
-        return cls(tuple(hidden), active_teachers(scores))
+            scored = [s.hidden for s in member if s is not None]
+            hidden.append(copy_concatenated(scored, device) if scored else torch.empty(0, 0, device=device))
+        return cls.of(hidden, active_teachers(scores))
 
-    def __getitem__(self, rows: slice) -> "EnsembleStates":
-        before, within = self.active[: rows.start].sum(0), self.active[rows].sum(0)
-        hidden = tuple(h[b : b + w] for h, b, w in zip(self.hidden, before, within, strict=True))
-        return EnsembleStates(hidden, self.active[rows])
+    def __getitem__(self, chunk: slice) -> "EnsembleStates":
+        before, within = self.active[: chunk.start].sum(0), self.active[chunk].sum(0)
+        parts = [slice(b, b + w) for b, w in zip(before, within, strict=True)]
+        hidden = tuple(h[part] for h, part in zip(self.hidden, parts, strict=True))
+        return EnsembleStates(hidden, tuple(r[part] - chunk.start for r, part in zip(self.rows, parts, strict=True)), self.active[chunk])
 
 
 def active_teachers(scores: list[EnsembleScores]) -> np.ndarray:
@@ -79,26 +90,26 @@ class TeacherEnsemble:
 
         Without gradient.
         """
-        shares = states.active * np.array(self.weights)
-        with np.errstate(divide="ignore"):
-            log_shares = torch.from_numpy(np.log(shares / shares.sum(1, keepdims=True))).to(out)
+        shares = torch.zeros(states.active.shape, dtype=torch.float64, device=out.device)
+        for rows, share, weight in zip(states.rows, shares.unbind(1), self.weights, strict=True):
+            share.index_fill_(0, rows, weight)
+        log_shares = (shares / shares.sum(1, keepdim=True)).log().to(out.dtype)
         members = MemberStatistics(*(torch.full_like(log_shares, torch.nan) for _ in MemberStatistics._fields))
         out.fill_(-torch.inf)
         blocks, scratch = RowBlocks(out), buffer_pool.borrow("member logits", out.numel(), out.dtype, out.device)
-        for k, head in enumerate(self.heads):
-            rows = torch.from_numpy(np.flatnonzero(states.active[:, k])).to(out.device)
+        for k, (head, rows) in enumerate(zip(self.heads, states.rows, strict=True)):
             if not len(rows):
                 continue
             logits = scratch[: len(rows) * out.shape[1]].view(len(rows), -1)
             head.logits_into(logits, states.hidden[k], temperature)
-            members.log_normalizers[rows, k] = normalizers = torch.cat(
-                [blocks.log_normalizers(logits[block]) for block in blocks.slices(len(rows))]
-            )
-            members.logprobs[rows, k] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normalizers
-            shift = log_shares[rows, k] - normalizers
+            normalizers = torch.cat([blocks.log_normalizers(logits[block]) for block in blocks.slices(len(rows))])
+            logprobs = logits.gather(-1, targets.index_select(0, rows)[:, None]).squeeze(-1) - normalizers
+            members.log_normalizers[:, k].index_copy_(0, rows, normalizers)
+            members.logprobs[:, k].index_copy_(0, rows, logprobs)
+            shift = log_shares[:, k].index_select(0, rows) - normalizers
             for block in blocks.slices(len(rows)):
-                weighted_logprobs = logits[block].add_(shift[block, None])
-                out[rows[block]] = torch.logaddexp(out[rows[block]], weighted_logprobs)
+                weighted_logprobs, places = logits[block].add_(shift[block, None]), rows[block]
+                out.index_copy_(0, places, torch.logaddexp(out.index_select(0, places), weighted_logprobs))
         buffer_pool.give_back("member logits", scratch)
         return members
 

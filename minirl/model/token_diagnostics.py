@@ -54,10 +54,11 @@ class TokenDiagnostics(NamedTuple):
     member_log_normalizers: Tensor | None = None
 
     def split(self, counts: list[int]) -> list[SequenceDiagnostics]:
-        """The diagnostics of each sequence. counts: the number of targets of each."""
-        names = SequenceDiagnostics.__dataclass_fields__
-        fields = {name: [part.numpy() for part in getattr(self, name).cpu().split(counts)] for name in names}
-        return [SequenceDiagnostics(**{name: fields[name][i] for name in names}) for i in range(len(counts))]
+        """The diagnostics of each sequence, by one copy from the device. counts: the number of targets of each."""
+        names = list(SequenceDiagnostics.__dataclass_fields__)
+        fetched = torch.stack([getattr(self, name).to(self.student_logprobs.dtype) for name in names]).cpu()
+        sequences = [dict(zip(names, part.numpy(), strict=True)) for part in fetched.split(counts, dim=1)]
+        return [SequenceDiagnostics(**fields | {"correct": fields["correct"] > 0}) for fields in sequences]
 
 
 @torch.no_grad()

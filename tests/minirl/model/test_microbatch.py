@@ -24,14 +24,14 @@ BATCH = make_microbatch([sequence([7, 8, 9, 5, 2], [3, 4]), sequence([4, 6], [1]
 
 
 def test_padding_goes_to_the_right():
-    assert BATCH.input_ids.tolist() == [[7, 8, 9, 5, 2], [4, 6, 0, 0, 0], [3, 0, 11, 2, 0]]
+    assert BATCH.padded.input_ids.tolist() == [[7, 8, 9, 5, 2], [4, 6, 0, 0, 0], [3, 0, 11, 2, 0]]
     assert BATCH.counts.tolist() == [2, 1, 2]
     assert BATCH.targets.tolist() == [5, 2, 6, 0, 2]
 
 
 def test_a_target_is_predicted_by_the_state_one_position_before_it():
     positions = torch.arange(15.0).view(3, 5, 1)
-    assert BATCH.predicting_rows(positions).flatten().tolist() == [2, 3, 5, 10, 12]
+    assert BATCH.padded.predicting_rows(positions).flatten().tolist() == [2, 3, 5, 10, 12]
 
 
 def test_values_of_targets_become_a_left_aligned_grid():
@@ -41,11 +41,24 @@ def test_values_of_targets_become_a_left_aligned_grid():
 
 def test_packed_sequences_form_one_row_and_keep_their_targets():
     """Token 0 occurs both as padding and as a real token; lengths distinguish the two."""
-    packed = BATCH.packed()
+    packed = BATCH.packed
     assert packed.input_ids.tolist() == [[7, 8, 9, 5, 2, 4, 6, 3, 0, 11, 2]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3]]
-    assert packed.targets.tolist() == BATCH.targets.tolist() and packed.counts.tolist() == BATCH.counts.tolist()
+    assert packed.sequence_ids.tolist() == [[0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2]]
+    assert packed.boundaries.tolist() == [0, 5, 7, 11] and BATCH.padded.boundaries.tolist() == [0, 5, 10, 15]
+    assert packed.longest == BATCH.padded.longest == 5
     assert packed.predicting_rows(torch.arange(11.0).view(1, 11, 1)).flatten().tolist() == [2, 3, 5, 7, 9]
+
+
+def test_the_example_of_the_docstring():
+    batch = make_microbatch([sequence([4, 6], [1]), sequence([7, 8, 9], [1, 2])])
+    padded, packed = (
+        [rows.input_ids.tolist(), rows.predicting.tolist(), rows.boundaries.tolist()] for rows in (batch.padded, batch.packed)
+    )
+    assert padded == [[[4, 6, 0], [7, 8, 9]], [0, 3, 4], [0, 3, 6]]
+    assert packed == [[[4, 6, 7, 8, 9]], [0, 2, 3], [0, 2, 5]]
+    assert batch.packed.position_ids.tolist() == [[0, 1, 0, 1, 2]] and batch.packed.sequence_ids.tolist() == [[0, 0, 1, 1, 1]]
+    assert (batch.targets.tolist(), batch.counts.tolist(), batch.cells.tolist()) == ([6, 8, 9], [1, 2], [0, 2, 3])
 
 
 def test_the_gradient_passes_through_the_grid():
@@ -56,9 +69,9 @@ def test_the_gradient_passes_through_the_grid():
 
 def test_no_sequences_make_a_batch_without_targets():
     batch = make_microbatch([])
-    assert batch.input_ids.shape == (1, len(EMPTY_SEQUENCE.tokens)) and batch.counts.tolist() == [0]
+    assert batch.padded.input_ids.shape == (1, len(EMPTY_SEQUENCE.tokens)) and batch.counts.tolist() == [0]
     assert batch.targets.numel() == 0 and batch.mask().shape == (1, 0)
-    assert batch.predicting_rows(torch.zeros(1, len(EMPTY_SEQUENCE.tokens), 3)).shape == (0, 3)
+    assert batch.padded.predicting_rows(torch.zeros(1, len(EMPTY_SEQUENCE.tokens), 3)).shape == (0, 3)
 
 
 # --- the division of an optimizer step ---

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import OutputHead
@@ -70,6 +71,36 @@ def test_packed_equals_padded(family, attention):
     (padded, expected), (packed, gradient) = (step(module_of(model, packed=packed), batch) for packed in (False, True))
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     assert (gradient - expected).norm() < 1e-5 * expected.norm()
+
+
+def attention_by_boundaries(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, cu_seq_lens_k=None, **more):
+    """Causal attention in each stretch between two boundaries, as the arguments of flash attention describe it; it sees nothing else."""
+    assert attention_mask is None and torch.equal(cu_seq_lens_q, cu_seq_lens_k) and cu_seq_lens_q.dtype == torch.int32
+    bounds = cu_seq_lens_q.tolist()
+    assert bounds[-1] == query.shape[0] * query.shape[2]
+    assert more["max_length_q"] == more["max_length_k"] == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    rows = [states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for states in (query, key, value)]  # [1, heads, tokens, size]
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(states[:, :, a:b] for states in rows), is_causal=True, scale=scaling, enable_gqa=True
+        )
+        for a, b in zip(bounds, bounds[1:], strict=False)
+    ]
+    return torch.cat(parts, 2)[0].transpose(0, 1).unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_flash_attention_gets_the_boundaries_of_the_sequences(family, packed, monkeypatch):
+    """Without a device there is no flash attention; a slow function of the same interface stands here for it."""
+    batch = make_microbatch(sequences())
+    expected, gradient = step(module_of(model_of(family)), batch)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", attention_by_boundaries)
+    model = model_of(family)
+    model.config._attn_implementation = "flash_attention_2"
+    values, flash_gradient = step(module_of(model, packed=packed), batch)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+    assert (flash_gradient - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_a_family_that_ignores_restarting_positions_is_detected():

@@ -13,7 +13,8 @@ from minirl.model.output_head import OutputHead
 from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.token_diagnostics import token_diagnostics
 from minirl.objective.divergence import TokenStatistics, token_statistics
-from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, forward, on_policy_loss, soft_update_loss, teacher_gap
+from minirl.training.inputs import Inputs, OnPolicyItem, SupervisedItem
+from minirl.training.update import LossDivisors, forward, on_policy_loss, soft_update_loss
 from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
 from tests import oracles
 
@@ -178,7 +179,7 @@ def test_bfloat16_states_are_averaged_in_float32():
         teachers.hidden[i] = [hidden.bfloat16().double() for hidden in sequence]
     teachers.heads = tuple(replace(head, weight=head.weight.bfloat16().double()) for head in teachers.heads)
     narrow = tuple(torch.cat([s[k] for s in teachers.hidden]).bfloat16() for k in range(len(WIDTHS)))
-    states = EnsembleStates(narrow, np.ones((sum(LENGTHS), len(WIDTHS)), bool))
+    states = EnsembleStates.of(narrow, np.ones((sum(LENGTHS), len(WIDTHS)), bool))
     ensemble = TeacherEnsemble(tuple(replace(head, weight=head.weight.bfloat16()) for head in teachers.heads), WEIGHTS)
     rounded, head = student.hidden.detach().bfloat16(), replace(student.head, weight=student.head.weight.detach().bfloat16())
     statistics = head_statistics(rounded, torch.cat(teachers.targets), head, chunk_tokens=3, teacher=ensemble, teacher_hidden=states)
@@ -248,8 +249,8 @@ def test_the_checksum_detects_a_fault_of_each_teacher(field, k, scoring):
     scores[last] = EnsembleScores(tuple(members))
     sequences = [item.sequence for item in items_of(teachers)]
     items = [SupervisedItem(sequence, score) for sequence, score in zip(sequences, scores, strict=True)]
-    _, tokens = forward(student_module(teachers, student), items, "cpu", 1.0)
-    gap = teacher_gap(tokens, scores, "cpu")["teacher_gap_max"].item()
+    inputs, tokens = forward(student_module(teachers, student), items, "cpu", 1.0)
+    gap = inputs.gap(tokens)["teacher_gap_max"].item()
     size = max(1.0, abs(members[k].log_normalizers[-1]))
     assert gap == pytest.approx(0.5 / size, rel=1e-6)
 
@@ -274,4 +275,4 @@ def test_diagnostics_use_the_average_and_return_values_of_each_teacher():
     expected = token_statistics(student.logits(), torch.cat(teachers.targets), teachers.average())
     for name in ("reverse_kl", "forward_kl", "teacher_logprobs"):
         torch.testing.assert_close(getattr(diagnostics, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
-    assert teacher_gap(diagnostics, [teachers.scores(i) for i in range(len(LENGTHS))], "cpu")["teacher_gap_max"] < 1e-12
+    assert Inputs.of(items_of(teachers), "cpu").gap(diagnostics)["teacher_gap_max"] < 1e-12

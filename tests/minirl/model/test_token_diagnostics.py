@@ -85,11 +85,11 @@ def test_the_student_module_diagnoses_each_sequence_like_its_statistics(temperat
         logprobs = logits.gather(1, targets)[:, 0] - normalizers
         items.append(SupervisedItem(sequence, TeacherScores(*map(numpy_from_tensor, (logprobs, normalizers, hidden)))))
     with torch.no_grad():
-        batch, tokens = forward(module, items, "cpu", temperature)
+        inputs, tokens = forward(module, items, "cpu", temperature)
         diagnostics, gap = diagnose(module, items, "cpu", 3, temperature)
         assert diagnose(module, [], "cpu", 3) == ([], {})
     assert float(gap["teacher_gap_max"]) < 1e-5
     for name in ("student_logprobs", "reverse_kl", "forward_kl"):
-        rows = getattr(tokens, name).split(batch.counts.tolist())
+        rows = getattr(tokens, name).split(inputs.batch.counts.tolist())
         for sequence_diagnostics, row in zip(diagnostics, rows, strict=True):
             np.testing.assert_allclose(getattr(sequence_diagnostics, name), row.numpy(), rtol=1e-5, atol=1e-6)

@@ -93,7 +93,8 @@ class Step:
             teacher_expectations: bool,
             divergence: DivergenceConfig | None,
         ) -> TokenStatistics:
-            logits = batch.predicting_rows(table[torch.arange(batch.input_ids.shape[1]), batch.input_ids])
+            tokens = batch.padded.input_ids
+            logits = batch.padded.predicting_rows(table[torch.arange(tokens.shape[1]), tokens])
             teacher = None if teacher_hidden is None else teacher_hidden @ self.head.T / temperature
             switches = {"temperature": temperature, "teacher_expectations": teacher_expectations, "divergence": divergence}
             return token_statistics(logits / temperature, batch.targets, teacher, **switches)
