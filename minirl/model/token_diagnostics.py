@@ -39,7 +39,7 @@ class TokenDiagnostics(NamedTuple):
     """The same diagnostics for all N targets of a micro-batch, as tensors.
 
     Also the log-probs and log-normalisers of the teacher [N], and those of each of K teachers of an ensemble (`member_*` [N, K]), which
-    `minirl.training.update.teacher_gap` checks.
+    `minirl.training.teacher_checksum.teacher_gap` checks.
     """
 
     student_logprobs: Tensor
