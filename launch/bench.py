@@ -28,10 +28,11 @@ from minirl.bench.machine import processor_name, vector_instructions
 from minirl.bench.model_flops import read_size, sampling_flops, scoring_flops, update_flops
 from minirl.seeds import derive_seed
 from minirl.training.data_order import DataOrder
+from minirl.training.inputs import OnPolicyItem
 from minirl.training.log import MetricsLog, Record
 from minirl.training.on_policy_loop import sampling_requests
 from minirl.training.roles import SampledRollout
-from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import SamplingRequest
 
 WARM_UP = 1  # iterations that are not counted

@@ -16,7 +16,8 @@ from actors.object_batches import CallArguments
 from actors.workers.ray_workers import LearnerRayWorker, Ref
 from minirl.model.microbatch import plan_microbatches, restore_order
 from minirl.model.token_diagnostics import SequenceDiagnostics
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import UpdateStep
 
 
 class LearnerGroup(Group):

@@ -33,11 +33,10 @@ from minirl.model.output_head import OutputHead, check_head
 from minirl.model.student import StudentModule
 from minirl.model.teacher_ensemble import read_teacher
 from minirl.model.token_diagnostics import SequenceDiagnostics
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.training.update import (
     LossDivisors,
-    OnPolicyItem,
     Sums,
-    SupervisedItem,
     UpdateStep,
     add_sums,
     diagnose,

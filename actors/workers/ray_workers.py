@@ -24,7 +24,8 @@ from actors.workers.rollout import RolloutWorker
 from actors.workers.teacher import TeacherWorker
 from minirl.bench.timing import matmul_rate
 from minirl.model.token_diagnostics import SequenceDiagnostics
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import UpdateStep
 from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence
 
 if TYPE_CHECKING:

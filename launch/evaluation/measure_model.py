@@ -16,9 +16,9 @@ from minirl.evaluation.agreement import GreedyAnswers
 from minirl.evaluation.samples import DiagnosticsBySeed, EvaluatedSamples
 from minirl.evaluation.sets import EvaluationSet
 from minirl.model.token_diagnostics import SequenceDiagnostics
+from minirl.training.inputs import SupervisedItem
 from minirl.training.on_policy_loop import sampling_requests
 from minirl.training.roles import SampledRollout
-from minirl.training.update import SupervisedItem
 from minirl.types import Rollout, SamplingRequest, TokenSequence
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from launch.evaluation.measure_model import (
 from launch.prepare import PreparedRun
 from minirl.config.stages import DistillConfig
 from minirl.evaluation.text import rouge_l
-from minirl.training.update import SupervisedItem
+from minirl.training.inputs import SupervisedItem
 
 
 class OnPolicyValidation:

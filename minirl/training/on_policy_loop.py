@@ -27,11 +27,12 @@ from minirl.config.stages import DistillConfig, GkdConfig
 from minirl.objective.credit import whitening_statistics
 from minirl.seeds import derive_seed, sampling_seed
 from minirl.training.data_order import DataOrder
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch, iteration_record
 from minirl.training.roles import OnPolicyLearner, PendingRollouts, PendingWeights, SampledRollout, Sampler, Scorer, SupervisedSequences
 from minirl.training.selection import Selection
-from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import Prompt, RolloutSummary, SamplingRequest
 
 

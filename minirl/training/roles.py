@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minirl.training.update import OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import UpdateStep
 from minirl.types import RolloutSummary, SamplingRequest, TokenSequence
 
 

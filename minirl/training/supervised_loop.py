@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from minirl.config.stages import SftConfig
 from minirl.seeds import derive_seed
 from minirl.training.data_order import DataOrder
+from minirl.training.inputs import SupervisedItem
 from minirl.training.learning_rate import learning_rate
 from minirl.training.log import MetricsLog, Stopwatch
 from minirl.training.roles import Scorer
-from minirl.training.update import LossDivisors, SupervisedItem, UpdateStep
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import TokenSequence
 
 PER_TOKEN = ("divergence", "hard")

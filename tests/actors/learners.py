@@ -13,7 +13,7 @@ from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import SftConfig
 from minirl.config.student import LoraConfig
 from minirl.model.output_head import read_head
-from minirl.training.update import OnPolicyItem, SupervisedItem
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.types import Rollout, TeacherScores, TokenSequence, numpy_from_tensor
 from tests.actors.conftest import hugging_face
 from tests.deadlines import deadline

@@ -36,7 +36,8 @@ from minirl.files import write_json
 from minirl.model.microbatch import plan_microbatches
 from minirl.model.row_blocks import RowBlocks
 from minirl.tables import Table
-from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import Rollout, numpy_from_tensor
 from tests.actors.learners import lengths_of, on_policy_items
 from tests.benchmarks.pairs import PAIRS, make_job

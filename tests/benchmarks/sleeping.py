@@ -23,7 +23,8 @@ from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.weights.packed import PackedWeights, pack
 from actors.workers.ray_workers import LearnerRayWorker, RolloutRayWorker, TeacherRayWorker
-from minirl.training.update import OnPolicyItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem
+from minirl.training.update import UpdateStep
 from minirl.types import Rollout, SamplingRequest, TeacherScores, TokenSequence
 
 THREADS = 256  # the most workers that one process can simulate

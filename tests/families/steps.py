@@ -34,7 +34,8 @@ from minirl.model.microbatch import make_microbatch
 from minirl.model.output_head import read_head
 from minirl.model.teacher_ensemble import EnsembleStates, TeacherEnsemble
 from minirl.model.weight_accounting import check_weights
-from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence, numpy_from_tensor, tensor_from_numpy
 from tests.deadlines import deadline
 from tests.families.models import FAMILIES, TEACHER, VOCABULARY, family_model

@@ -15,7 +15,8 @@ from actors.groups.teacher_group import TeacherGroup
 from actors.object_batches import fetch
 from minirl.bench.model_flops import read_size, sampling_flops, scoring_flops, update_flops
 from minirl.bench.timing import median_seconds
-from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import Rollout, SamplingRequest
 from tests import bare_pytorch
 from tests.actors.groups.test_iteration import started

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.workers.ray_workers import TeacherRayWorker
-from minirl.training.update import OnPolicyItem, SupervisedItem
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
 
 

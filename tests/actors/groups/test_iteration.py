@@ -18,9 +18,10 @@ from minirl.config.objective import ObjectiveConfig
 from minirl.config.stages import DistillConfig
 from minirl.data.corpus import Corpus
 from minirl.errors import RunError
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.training.log import MetricsLog
 from minirl.training.on_policy_loop import OnPolicyLoop
-from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import Prompt, Rollout, TokenSequence
 from tests.actors.conftest import MAX_LENGTH, hugging_face, requests, worst_gap
 from tests.actors.learners import CLUSTER, blocks, learner_group, lengths_of, random_rollouts, teacher_scores

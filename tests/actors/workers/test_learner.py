@@ -17,7 +17,8 @@ from minirl.model.loading import load_causal_lm
 from minirl.model.output_head import read_head
 from minirl.model.student import StudentModule
 from minirl.objective.credit import whitening_statistics
-from minirl.training.update import LossDivisors, OnPolicyItem, UpdateStep, on_policy_loss, supervised_loss
+from minirl.training.inputs import OnPolicyItem
+from minirl.training.update import LossDivisors, UpdateStep, on_policy_loss, supervised_loss
 from minirl.types import Rollout
 from tests.actors.learners import VOCABULARY, blocks, learner_group, lengths_of, on_policy_items, teacher_scores, weights
 from tests.tiny import tiny_model

@@ -9,7 +9,8 @@ from actors.groups.learner_group import LearnerGroup
 from minirl.config.objective import DivergenceConfig, SoftTargetsConfig
 from minirl.model.loading import load_causal_lm
 from minirl.model.output_head import read_head
-from minirl.training.update import LossDivisors, OnPolicyItem, SupervisedItem, UpdateStep
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import LossDivisors, UpdateStep
 from minirl.types import EnsembleScores, TokenSequence, tensor_from_numpy
 from tests.actors.learners import CLUSTER, TRAINING, VOCABULARY, blocks, lengths_of, random_rollouts, teacher_scores, weights
 

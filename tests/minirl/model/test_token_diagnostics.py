@@ -7,7 +7,8 @@ import torch
 from minirl.model.output_head import OutputHead
 from minirl.model.student import StudentModule
 from minirl.model.token_diagnostics import token_diagnostics
-from minirl.training.update import SupervisedItem, diagnose, forward
+from minirl.training.inputs import SupervisedItem
+from minirl.training.update import diagnose, forward
 from minirl.types import TeacherScores, numpy_from_tensor
 from tests.minirl.model.test_student import VOCABULARY as STUDENT_VOCABULARY
 from tests.minirl.model.test_student import model_of, sequences

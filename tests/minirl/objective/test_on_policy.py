@@ -19,16 +19,8 @@ from minirl.objective.credit import whitening_statistics
 from minirl.objective.divergence import DIVERGENCES, TokenStatistics, token_statistics
 from minirl.objective.mixture import mixture_logprobs
 from minirl.objective.on_policy import on_policy_losses
-from minirl.training.update import (
-    LossDivisors,
-    OnPolicyItem,
-    SupervisedItem,
-    add_sums,
-    frozen_advantages,
-    on_policy_loss,
-    soft_update_loss,
-    supervised_loss,
-)
+from minirl.training.inputs import OnPolicyItem, SupervisedItem
+from minirl.training.update import LossDivisors, add_sums, frozen_advantages, on_policy_loss, soft_update_loss, supervised_loss
 from minirl.types import Rollout, TeacherScores, TokenSequence
 from tests import oracles
 
