@@ -29,6 +29,8 @@ class LearnerGroup(Group):
         self.config, self._setup = setup.config, setup
         places = places or Places("learner", setup.config, cluster, setup.device)
         self._threads = [share.threads for share in places.shares]
+        # torch's own switch does not reach flash-attn, whose backward pass adds in any order unless transformers finds this variable.
+        deterministic_kernels = {"FLASH_ATTENTION_DETERMINISTIC": str(int(setup.deterministic))}
         super().__init__(
             "learner",
             self.worker_class,
@@ -39,7 +41,7 @@ class LearnerGroup(Group):
                 "cores": places.shares[rank].cores,
             },
             places=places,
-            environment=lambda rank: worker_environment(setup.device, self._threads[rank]),
+            environment=lambda rank: worker_environment(setup.device, self._threads[rank]) | deterministic_kernels,
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )

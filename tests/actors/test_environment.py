@@ -56,6 +56,7 @@ class ProbeWorker(LearnerRayWorker):
                 learner_imported="actors.workers.learner" in sys.modules,
                 deepspeed_imported="deepspeed" in sys.modules,
                 inherited=os.environ["DS_ACCELERATOR"],
+                deterministic_flash_attention=os.environ["FLASH_ATTENTION_DETERMINISTIC"],
             )
             raise Joined
 
@@ -82,7 +83,10 @@ def test_a_learners_accelerator_is_the_clusters_device_and_not_the_drivers(ray_c
     """
     monkeypatch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(placement, "bundle", lambda config, device: {"CPU": 1})
-    setup = LearnerSetup(model="none", teacher=None, vocabulary=2, config=LearnerConfig(), device=device, threads=1, seed=0)
+    deterministic = device == "cuda"
+    setup = LearnerSetup(
+        model="none", teacher=None, vocabulary=2, config=LearnerConfig(), device=device, threads=1, seed=0, deterministic=deterministic
+    )
     group = ProbeGroup(setup, CLUSTER)
     try:
         (report,) = group.call("start", "127.0.0.1", 1, setup)
@@ -90,4 +94,5 @@ def test_a_learners_accelerator_is_the_clusters_device_and_not_the_drivers(ray_c
         group.stop()
     assert report == {
         "device": device, "learner_imported": False, "deepspeed_imported": False, "inherited": device, "accelerator": device,
+        "deterministic_flash_attention": str(int(deterministic)),
     }  # fmt: skip
