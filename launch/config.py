@@ -116,6 +116,25 @@ class RunConfig(StrictModel):
             raise ValueError("the pre-training loss needs a corpus: give corpus.source, or set objective.pretrain_coefficient: 0.0")
         return self
 
+    @model_validator(mode="after")
+    def _refuse_scores_that_sampling_does_not_have(self) -> Self:
+        if self.teacher.scores == "from_sampling" and (obstacle := self.obstacle_to_scores_from_sampling):
+            raise ValueError(f"teacher.scores: from_sampling is impossible, because {obstacle}; set teacher.scores: auto")
+        return self
+
+    @property
+    def obstacle_to_scores_from_sampling(self) -> str | None:
+        """Why the rollout engines cannot return the teacher's scores with the rollouts of `distill`; None if they can."""
+        if self.teacher.ensemble is not None:
+            return "there is an ensemble, and the rollout engines hold one teacher"
+        if self.stages.distill is None:
+            return "there is no stage distill, and the other stages sample from the student alone"
+        if self.rollout.teacher_share == 0:
+            return "rollout.teacher_share is 0, so that the rollout engines hold no teacher"
+        if self.teacher.dtype != self.rollout.dtype:
+            return f"teacher.dtype is {self.teacher.dtype} and rollout.dtype {self.rollout.dtype}, and both would compute one teacher"
+        return None
+
     def with_evaluation(self) -> Self:
         """This config with a stage `evaluate`: its own, or the default one if it has none."""
         stages = self.stages if self.stages.evaluate else self.stages.model_copy(update={"evaluate": EvaluateConfig()})
@@ -127,6 +146,7 @@ class OnPolicyStage:
     """The settings in which the on-policy stages differ.
 
     teacher_share: the teacher's share of the sampling mixture; 0 except in `distill`. soft: a divergence that replaces the objective.
+    scores_from_sampling: the rollout engines return the teacher's scores with the rollouts.
     """
 
     name: str
@@ -134,6 +154,13 @@ class OnPolicyStage:
     objective: ObjectiveConfig
     teacher_share: float = 0.0
     soft: SoftTargetsConfig | None = None
+    scores_from_sampling: bool = False
+
+    @property
+    def needs_teacher_group(self) -> bool:
+        """Whether the teacher group scores the rollouts, or the plain text of the pre-training loss."""
+        scores_text = self.objective.pretrain_coefficient > 0 and self.objective.pretrain_kd_share > 0
+        return not self.scores_from_sampling or scores_text
 
 
 def on_policy_stage(config: RunConfig, name: str) -> OnPolicyStage:
@@ -143,4 +170,5 @@ def on_policy_stage(config: RunConfig, name: str) -> OnPolicyStage:
         return OnPolicyStage(name, stages.gkd, ObjectiveConfig(preset="gkd"), soft=SoftTargetsConfig(divergence=stages.gkd.divergence))
     if name == "opd":
         return OnPolicyStage(name, stages.opd, ObjectiveConfig(preset="opd"))
-    return OnPolicyStage(name, stages.distill, config.objective, config.rollout.teacher_share)
+    from_sampling = config.teacher.scores != "group" and config.obstacle_to_scores_from_sampling is None
+    return OnPolicyStage(name, stages.distill, config.objective, config.rollout.teacher_share, scores_from_sampling=from_sampling)

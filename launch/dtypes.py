@@ -11,6 +11,7 @@ from actors.groups.nodes import choose_device, driver_node, has_bfloat16, usable
 from actors.groups.placement import cluster
 from launch.config import STAGES, RunConfig
 from launch.directory import CONFIG_RECORD
+from minirl.config.reader import validate_config
 from minirl.errors import InputError
 from minirl.files import write_json
 
@@ -34,10 +35,11 @@ def resolve_dtypes(config: RunConfig, directory: Path) -> tuple[RunConfig, str |
         chosen, reason = _of_devices(config)
         dtypes = dict.fromkeys(roles, chosen)
     dtypes = {role: dtypes[role] for role in roles}
+    sections = {role: getattr(config, role).model_copy(update={"dtype": dtype}) for role, dtype in dtypes.items()}
+    resolved = validate_config(RunConfig, config.model_copy(update=sections).model_dump())  # some settings need two roles of one dtype
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / RECORD, _recorded(directory) | dtypes)
-    sections = {role: getattr(config, role).model_copy(update={"dtype": dtype}) for role, dtype in dtypes.items()}
-    return config.model_copy(update=sections), "dtype: " + ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items()) + f", {reason}"
+    return resolved, "dtype: " + ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items()) + f", {reason}"
 
 
 def _recorded(directory: Path) -> dict[str, str]:

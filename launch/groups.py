@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
 
-from actors.config import LearnerSetup
+from actors.config import LearnerSetup, ScoreCapture
 from actors.engine.engine import check_environment, check_head_size
 from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
@@ -90,8 +90,8 @@ class Groups:
         on_policy: OnPolicyStage | None = None,
         teacher_in_rollout: bool = False,
         no_repeat_ngram: int = 0,
-    ) -> Iterator[tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup]]:
-        """The rollout, teacher and learner groups.
+    ) -> Iterator[tuple[RolloutGroup, TeacherGroup | EnsembleGroup | None, LearnerGroup]]:
+        """The rollout, teacher and learner groups. There is no teacher group if the stage needs none.
 
         on_policy: the stage to train; None trains nothing and sets all temperatures to 1. teacher_in_rollout: the rollout engines hold
         the teacher even if the stage's teacher share is 0. no_repeat_ngram: see `RolloutWorker`.
@@ -100,23 +100,32 @@ class Groups:
         # A divergence does not weight the student's samples, so their temperature is not part of the loss.
         loss_temperature = sampling_temperature if on_policy and on_policy.soft is None else 1.0
         rollout_teacher = teachers[0] if teacher_in_rollout or (on_policy and on_policy.teacher_share > 0) else None
+        scoring_teachers = teachers if on_policy is None or on_policy.needs_teacher_group else ()
+        capture = self._score_capture(on_policy.config) if on_policy and on_policy.scores_from_sampling else None
         settings = {} if on_policy is None else {
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft, "lora": self.config.student.lora,
         }  # fmt: skip
         setup = self._learner_setup(student, teachers, temperature=loss_temperature, **settings)
+        engine = {"no_repeat_ngram": no_repeat_ngram, "capture": capture}
         with (
-            self._places(on_policy.config if on_policy else None, teachers) as places,
+            self._places(on_policy.config if on_policy else None, scoring_teachers) as places,
             _running(
-                lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, places["rollout"][0], no_repeat_ngram),
+                lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, places["rollout"][0], **engine),
                 lambda: self._start_learner(setup, places["learner"][0]),
-                *self._teacher_starts(teachers, loss_temperature, places["teacher"]),
+                *self._teacher_starts(scoring_teachers, loss_temperature, places["teacher"]),
             ) as (rollout, learner, *teacher_groups),
         ):
-            yield rollout, _one_teacher_group(teacher_groups), learner
+            yield rollout, _one_teacher_group(teacher_groups) if teacher_groups else None, learner
+
+    def _score_capture(self, stage: DistillConfig) -> ScoreCapture:
+        """The room of one rollout engine for the scores of the stage's rollouts and of its validation."""
+        share = -(-max(stage.responses_per_iteration, stage.validation_prompts) // self.config.rollout.workers)
+        return ScoreCapture(share, self.config.data.max_response_tokens, self.config.teacher.check_every)
 
     def _start_rollout(
-        self, student: str, teacher: str | None, temperature: float, places: Places | None = None, no_repeat_ngram: int = 0
+        self, student: str, teacher: str | None, temperature: float, places: Places | None = None, **engine: Any
     ) -> RolloutGroup:
+        """engine: further arguments of `RolloutWorker`."""
         prepared = self.prepared
         return RolloutGroup(
             self.config.rollout,
@@ -129,7 +138,7 @@ class Groups:
             max_model_len=prepared.max_model_len,
             shared_vocabulary=prepared.vocabulary,
             temperature=temperature,
-            no_repeat_ngram=no_repeat_ngram,
+            **engine,
         )
 
     def _teacher_starts(
@@ -146,8 +155,9 @@ class Groups:
             "temperature": temperature,
         }
         places = places or [None] * len(models)
-        if len(models) == 1:
-            return [partial(TeacherGroup, config.teacher, model=models[0], places=places[0], **settings)]
+        if len(models) <= 1:
+            starts = zip(models, places, strict=True)
+            return [partial(TeacherGroup, config.teacher, model=model, places=own, **settings) for model, own in starts]
         return [
             partial(
                 TeacherGroup, config.teacher, role=f"teacher {index}", model=model, member_index=index, teacher_id=member.id,

@@ -1,13 +1,17 @@
 """A vLLM model that samples from the mixture (1 - a) student + a teacher, over the vocabulary that the two share.
 
 It is configured through vLLM's `hf_overrides`, key `mixture`: teacher (a directory, or None), student_architecture, temperature,
-shared_vocabulary. The share a (`teacher_share`) may change between calls. At a = 0 the teacher's forward pass is skipped, at a = 1 the
-student's. A skipped network leaves its part of the KV cache unwritten, so the prefix cache must be reset whenever a changes.
+shared_vocabulary, capture (the fields of `ScoreCapture`, or None). The share a (`teacher_share`) may change between calls. At a = 0 the
+teacher's forward pass is skipped, at a = 1 the student's. A skipped network leaves its part of the KV cache unwritten, so the prefix cache
+must be reset whenever a changes.
+
+With `capture` the engine returns the teacher's scores of the tokens that it samples. While it captures, the teacher runs at a = 0 too.
 """
 
 import copy
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +22,12 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models.utils import maybe_prefix
 
+from actors.engine.captured_states import CapturedStates
+from actors.engine.head_columns import head_columns
+from actors.engine.model_runner import sampled_places
 from actors.weights.loaded_model import head_width
 from minirl.objective.mixture import mixture_logprobs
+from minirl.types import TeacherScores, numpy_from_tensor
 
 
 class MixtureForCausalLM(nn.Module):
@@ -43,6 +51,12 @@ class MixtureForCausalLM(nn.Module):
             self.teacher_width = head_width(self.teacher)
         self.student_width = head_width(self.student)
         self.teacher_loaded = False
+        self.captured, self.check_every = None, 0
+        if (capture := settings["capture"]) is not None:
+            slots = min(capture["requests"], vllm_config.scheduler_config.max_num_seqs)
+            self.captured = CapturedStates(slots, capture["response_tokens"], self.teacher_width)
+            self.check_every = capture["check_every"]
+        self._runner: Any = None  # vLLM's model runner while the states are captured
         # While the engine warms up, both networks must run, so that memory is measured and graphs are captured for both.
         self.teacher_share = 0.0 if self.teacher is None else 0.5
 
@@ -58,7 +72,7 @@ class MixtureForCausalLM(nn.Module):
         joint = None
         for network, share, columns in (
             (self.student, 1 - self.teacher_share, slice(self.student_width)),
-            (self.teacher, self.teacher_share, slice(self.student_width, None)),
+            (self.teacher, self.teacher_share or float(self._runner is not None), slice(self.student_width, None)),
         ):
             if share > 0:
                 states = network(input_ids, positions, intermediate_tensors, None)
@@ -72,6 +86,8 @@ class MixtureForCausalLM(nn.Module):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """Log-probs of the mixture, float32 [tokens, student vocabulary], -inf above the shared one. None on a rank without logits."""
+        if self._runner is not None:
+            self.captured.add(*sampled_places(self._runner), hidden[..., self.student_width :])
         student = teacher = None
         if self.teacher_share < 1:
             student = self._logprobs(self.student, hidden[..., : self.student_width])
@@ -88,6 +104,27 @@ class MixtureForCausalLM(nn.Module):
             return None
         return (logits[..., : self.shared_vocabulary].float() / self.temperature).log_softmax(-1)
 
+    def set_sampling(self, teacher_share: float, capturing_runner: Any | None) -> None:
+        """Sets the share, and whether the teacher's states are captured. capturing_runner: vLLM's model runner; None captures nothing."""
+        self.teacher_share, self._runner = teacher_share, capturing_runner
+        if capturing_runner is not None:
+            self.captured.clear()
+
+    @torch.inference_mode()
+    def take_scores(self, finished: list[tuple[str, list[int]]]) -> list[TeacherScores]:
+        """The teacher's scores of responses that have ended. finished: of each vLLM's request id and the response's tokens.
+
+        The log-normalisers and log-probs are the head's, as in `scoring_model`. Under tensor parallelism all ranks must call it.
+        """
+        states = [self.captured.take(request, len(tokens)) for request, tokens in finished]
+        checked = torch.cat([rows[:: self.check_every] for rows in states])
+        next_tokens = torch.tensor([token for _, tokens in finished for token in tokens[:: self.check_every]], device=checked.device)
+        temperatures = torch.full((len(checked),), self.temperature, dtype=torch.float32, device=checked.device)
+        columns = head_columns(self.teacher, checked, next_tokens, temperatures, self.shared_vocabulary).cpu()
+        by_response = columns.split([len(rows[:: self.check_every]) for rows in states])
+        hidden = torch.cat(states).cpu().split([len(rows) for rows in states])  # a copy on a CPU too: the engine writes here again
+        return [_scores(rows, checked_columns, self.check_every) for rows, checked_columns in zip(hidden, by_response, strict=True)]
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Loads the student from `weights`. The first call also loads the teacher, from its directory."""
         loaded = {f"student.{name}" for name in self.student.load_weights(weights)}
@@ -97,6 +134,13 @@ class MixtureForCausalLM(nn.Module):
             loaded |= {f"teacher.{name}" for name in self.teacher.load_weights(loader._get_weights_iterator(source))}
             self.teacher_loaded = True
         return loaded
+
+
+def _scores(hidden: torch.Tensor, columns: torch.Tensor, check_every: int) -> TeacherScores:
+    """hidden: [T, d], on the host. columns: log-normaliser and log-prob of every `check_every`-th token."""
+    normalizers, logprobs = torch.full((2, len(hidden)), torch.nan, dtype=torch.float32, device="cpu")
+    normalizers[::check_every], logprobs[::check_every] = columns.T
+    return TeacherScores(numpy_from_tensor(logprobs), numpy_from_tensor(normalizers), numpy_from_tensor(hidden))
 
 
 def _build_network(vllm_config: VllmConfig, prefix: str, config, architectures: list[str]) -> nn.Module:

@@ -49,5 +49,17 @@ def loaded_model(worker: Any) -> nn.Module:
     return worker.model_runner.get_model()
 
 
+def sampled_places(runner: Any) -> tuple[list[str], list[int]]:
+    """For each row of the hidden states that the step's `compute_logits` gets: its request, and the row's place in the response.
+
+    Place i predicts the response's token i. The ids are vLLM's own, as `add_request` returns them. A place below 0 belongs to a prompt that
+    is not yet complete. After a preemption the places of a request come again, from some lower one on. Under async scheduling one place
+    more than its tokens may come for a request that has ended.
+    """
+    batch, count = runner.input_batch, runner.input_batch.num_reqs
+    places = runner.optimistic_seq_lens_cpu[:count].numpy() - batch.num_prompt_tokens[:count]
+    return list(batch.req_ids[:count]), places.tolist()
+
+
 def _is_v1(name: str) -> bool:
     return name.startswith(("vllm.v1.worker.gpu_model_runner.", "vllm.v1.worker.cpu_model_runner."))

@@ -22,8 +22,7 @@ from vllm.model_executor.layers.pooler.tokwise import AllPool, TokenPooler
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.v1.pool.metadata import PoolingMetadata
 
-HEAD_CHUNK_ROWS = {"cpu": 128, "cuda": 512}  # rows whose logits exist at once; on a CPU few, so that its allocator reuses their memory
-CACHED_ROWS = 16  # rows whose float32 logits stay in a CPU's cache between two passes over them
+from actors.engine.head_columns import head_columns
 
 
 class ScoringForCausalLM(nn.Module):
@@ -66,28 +65,11 @@ class ScoringForCausalLM(nn.Module):
         checked = torch.cat([torch.arange(0, len(rows[i]), device=states.device) % self.check_every == 0 for i in finished])
         scored = torch.cat([states.float(), states.new_full((len(states), 2), torch.nan, dtype=torch.float32)], dim=-1)
         divisors = torch.cat([torch.full((len(rows[i]),), requests[i].get("temperature", 1.0), device=states.device) for i in finished])
-        size = HEAD_CHUNK_ROWS[states.device.type]
-        chunks = zip(*(column[checked].split(size) for column in (states, tokens, divisors)), strict=True)
-        scored[checked, -2:] = torch.cat([self._head_columns(*chunk) for chunk in chunks])
+        checked_columns = (column[checked] for column in (states, tokens, divisors))
+        scored[checked, -2:] = head_columns(self.network, *checked_columns, self.shared_vocabulary)
         for i, scored_rows in zip(finished, scored.split([len(rows[i]) for i in finished]), strict=True):
             rows[i] = scored_rows
         return rows
-
-    def _head_columns(self, hidden: torch.Tensor, next_tokens: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-        """Log-normaliser and next token's log-prob, float32 [rows, 2]. A token above the shared vocabulary has log-prob -inf.
-
-        temperatures: float32 [rows], which divide the logits.
-        """
-        logits = self.network.compute_logits(hidden)
-        if logits is None:  # under tensor parallelism only rank 0 has logits, and vLLM reads only its rows
-            return hidden.new_zeros(len(hidden), 2, dtype=torch.float32)
-        logits = logits[..., : self.shared_vocabulary]
-        size = CACHED_ROWS if logits.is_cpu else len(logits)
-        blocks = zip(logits.split(size), temperatures.split(size), strict=True)
-        normalizer = torch.cat([(block.float() / divisors[:, None]).logsumexp(-1) for block, divisors in blocks])
-        chosen = logits.gather(-1, next_tokens.clamp(max=self.shared_vocabulary - 1).unsqueeze(-1)).squeeze(-1).float() / temperatures
-        logprob = (chosen - normalizer).masked_fill(next_tokens >= self.shared_vocabulary, float("-inf"))
-        return torch.stack([normalizer, logprob], dim=-1)
 
 
 class ScoringPooler(TokenPooler):

@@ -1,4 +1,4 @@
-"""Methods added to vLLM's worker class: teacher share, width of the scored states, comparison of loaded and sent weights."""
+"""Methods added to vLLM's worker class: teacher share, captured scores, width of scored states, check of loaded weights."""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from actors.engine.model_runner import loaded_model, runner_class
 from actors.weights.loaded_model import engine_name, head_rows, head_width, output_head, student_of
 from actors.weights.packed import SentSample
+from minirl.types import TeacherScores
 
 
 class WorkerExtension:
@@ -17,8 +18,13 @@ class WorkerExtension:
     def runner_class(self) -> str:
         return runner_class(self)
 
-    def set_teacher_share(self, teacher_share: float) -> None:
-        loaded_model(self).teacher_share = teacher_share
+    def set_sampling(self, teacher_share: float, with_scores: bool) -> None:
+        loaded_model(self).set_sampling(teacher_share, self.model_runner if with_scores else None)
+
+    def take_scores(self, finished: list[tuple[str, list[int]]]) -> list[TeacherScores]:
+        """The teacher's scores of responses that have ended, see `MixtureForCausalLM.take_scores`. Empty on other ranks than 0."""
+        scores = loaded_model(self).take_scores(finished)
+        return scores if self.rank == 0 else []
 
     def scored_width(self) -> int:
         """Elements of the hidden states that a scoring engine returns."""

@@ -1,4 +1,4 @@
-"""Collection: one iteration's rollouts, sampled by the rollout group and scored by the teacher group as they finish."""
+"""Collection: one iteration's rollouts, sampled and possibly scored by the rollout group, or scored by the teacher group."""
 
 import threading
 import time
@@ -59,11 +59,13 @@ class ScoringCall:
 class Collection:
     """Collects `count` rollouts and their scores in a background thread, so that both go on while the driver waits for something else.
 
-    calls: the sampling calls, already started. teacher: None to leave the rollouts without scores. If a worker fails, `sampled` or
-    `scores` raises the error. cpu_seconds: CPU time of the thread, set when all rollouts are scored.
+    calls: the sampling calls, already started. teacher: scores the rollouts; None if nothing does, or if the rollouts arrive with scores
+    (with_scores). If a worker fails, `sampled` or `scores` raises the error. cpu_seconds: CPU time of the thread, set when all rollouts are
+    scored.
     """
 
-    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: ScoringGroup | None):
+    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: ScoringGroup | None, with_scores: bool = False):
+        self._with_scores = with_scores
         self.rollout, self.teacher, self.count = rollout, teacher, count
         self._streams: dict[Any, SamplingCall] = {call.stream: call for call in calls}
         self._finished: dict[int, SampledRollout] = {}
@@ -86,10 +88,13 @@ class Collection:
 
     @property
     def call_costs(self) -> dict[str, float]:
-        """For each role: busy seconds, mean over its workers, and bytes of the rollouts or scores that it produced."""
-        workers = {"rollout": len(self.rollout.workers), "teacher": len(self.teacher.workers) if self.teacher else 1}
-        seconds = {f"{role}/busy_seconds": cost.seconds / workers[role] for role, cost in self._costs.items()}
-        return seconds | {f"{role}/payload_bytes": cost.bytes for role, cost in self._costs.items()}
+        """For each role: busy seconds, mean over its workers, and bytes of the rollouts or scores that it produced.
+
+        Without a teacher group there are those of the rollout group alone. They include the scores, if the rollouts arrive with them.
+        """
+        workers = {"rollout": len(self.rollout.workers)} | ({"teacher": len(self.teacher.workers)} if self.teacher else {})
+        seconds = {f"{role}/busy_seconds": self._costs[role].seconds / count for role, count in workers.items()}
+        return seconds | {f"{role}/payload_bytes": self._costs[role].bytes for role in workers}
 
     def _run(self) -> None:
         try:
@@ -100,7 +105,7 @@ class Collection:
                 self._start_scoring()
                 self._advance()
             self.cpu_seconds = time.thread_time()
-            self._all_scored.set_result(_in_order(self._scores, self.count if self.teacher else 0))
+            self._all_scored.set_result(_in_order(self._scores, self.count if self.teacher or self._with_scores else 0))
         except BaseException as error:  # also SystemExit: a thread that waits in `sampled` or `scores` would hang
             for future in (self._all_sampled, self._all_scored):
                 if not future.done():
@@ -135,8 +140,12 @@ class Collection:
         cost, summaries = self.rollout.result(ref, call.worker, "sample")
         self._costs["rollout"] += cost
         for index, (position, summary) in enumerate(summaries):
-            self._finished[call.first + position] = SampledRollout(BatchedRef(call.batch, index), summary)
-            self._queue.add(call.first + position, summary.tokens)
+            ref = BatchedRef(call.batch, index)
+            self._finished[call.first + position] = SampledRollout(ref, summary)
+            if self._with_scores:
+                self._scores[call.first + position] = ref
+            else:
+                self._queue.add(call.first + position, summary.tokens)
         call.batch = None
 
     def _take_scores(self, cost_ref: ray.ObjectRef) -> None:

@@ -111,7 +111,7 @@ def reserved_together(
     """Reserves places for roles that compute at the same time on CPUs. Their shares divide the cores of each node. Releases the places at
     the end of the block.
 
-    roles: "rollout", "teacher" or "learner" -> name in messages and section of each of the role's groups.
+    roles: "rollout", "teacher" or "learner" -> name in messages and section of each of the role's groups; none for a role without groups.
     """
     with ExitStack() as stack:
         places: dict[str, list[Places]] = {role: [] for role in roles}
@@ -119,7 +119,7 @@ def reserved_together(
             for name, section in groups:
                 places[role].append(Places(name, section, config, device))
                 stack.callback(places[role][-1].release)
-        role_places = {role: _joined([group.role_places for group in groups]) for role, groups in places.items()}
+        role_places = {role: _joined([group.role_places for group in groups]) for role, groups in places.items() if groups}
         for role, shares in divide_cores(config, role_places, facts_of_nodes(config)).items():
             remaining_shares = iter(shares)
             for group in places[role]:

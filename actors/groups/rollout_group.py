@@ -10,6 +10,7 @@ from actors.groups.placement import Places
 from actors.object_batches import fetch
 from actors.workers.ray_workers import RolloutRayWorker
 from actors.workers.rollout import weight_transfer
+from minirl.training.inputs import OnPolicyItem
 from minirl.training.roles import SampledRollout
 from minirl.types import Rollout, SamplingRequest
 
@@ -27,26 +28,31 @@ class RolloutGroup(EngineGroup):
         weight_transfer(config, device)
         super().__init__("rollout", config, cluster, device, places, engine)
 
-    def begin(self, requests: list[SamplingRequest], teacher: ScoringGroup | None, **options: Any) -> Collection:
-        """Starts sampling the requests, behind all earlier calls, and scoring the rollouts with `teacher`. Does not wait.
+    def begin(
+        self, requests: list[SamplingRequest], teacher: ScoringGroup | None, *, with_scores: bool = False, **options: Any
+    ) -> Collection:
+        """Starts sampling the requests, behind all earlier calls, and scoring the rollouts. Does not wait.
 
-        teacher: None to leave the rollouts without scores. options: those of `RolloutWorker.sample_each`.
+        teacher: scores the rollouts; None: nothing does, or with `with_scores` the engines that sample them. options: further options of
+        `RolloutWorker.sample_each`.
         """
+        options["with_scores"] = with_scores
         calls, first = [], 0
         for worker, share in enumerate(_contiguous_shares(requests, len(self.workers))):
             if share:
                 stream = self.workers[worker].sample_batches.options(num_returns="streaming").remote(share, options)
                 calls.append(SamplingCall(worker, stream, first))
             first += len(share)
-        return Collection(self, calls, len(requests), teacher)
+        return Collection(self, calls, len(requests), teacher, with_scores)
 
     def sample(self, requests: list[SamplingRequest], **options: Any) -> list[SampledRollout]:
-        """Samples one response per request without scoring, and waits for all."""
+        """Samples one response per request, and waits for all. With `with_scores`, each `rollout` is a reference to an `OnPolicyItem`."""
         return self.begin(requests, None, **options).sampled()
 
     def fetch(self, sampled: list[SampledRollout]) -> list[Rollout]:
         """Brings the rollouts to the driver, for evaluation, which reads their text."""
-        return fetch([rollout.rollout for rollout in sampled], self.step_timeout_s)
+        values = fetch([rollout.rollout for rollout in sampled], self.step_timeout_s)
+        return [value.rollout if isinstance(value, OnPolicyItem) else value for value in values]
 
 
 def _contiguous_shares(items: list[Any], parts: int) -> list[list[Any]]:

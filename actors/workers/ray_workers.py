@@ -64,7 +64,8 @@ class RolloutRayWorker(RayWorker, RolloutWorker):
     def sample_batches(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
         """Yields two values for each object batch of finished rollouts.
 
-        First the batch, a list of `Rollout`. Then a `CallCost` and a list of (position among the requests, summary), one per rollout.
+        First the batch, a list of `Rollout`, or of `OnPolicyItem` if the options ask for scores. Then a `CallCost` and a list of (position
+        among the requests, summary), one per rollout.
 
         It is a stream, so that teacher workers can score rollouts while this worker samples. A batch holds at most half of the rollouts
         that are not yet sent. The last ones therefore come singly, because an iteration waits for them.

@@ -1,15 +1,17 @@
 """One rollout worker: a vLLM engine that samples from the student or the mixture, at a known weight version."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.config import RolloutConfig
+from actors.config import RolloutConfig, ScoreCapture
 from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
 from actors.engine.plugin import HOST_MEMORY_TRANSFER, NCCL_TRANSFER
 from actors.weights.packed import PackedWeights, SentSample, checksum, sent_samples
 from minirl.errors import InputError, RunError
+from minirl.training.inputs import OnPolicyItem
 from minirl.types import Rollout, SamplingRequest
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class RolloutWorker:
     from this one on have probability 0. end_tokens: each ends a response. temperature: applied to both networks before they are mixed
     (None: the config's). max_model_len: tokens of prompt and response together. no_repeat_ngram: n if no n-gram may occur twice in
     prompt and response, 0 for no blocking. With blocking, samples and log-probs no longer follow the distribution of student or mixture.
+    capture: room for the teacher's scores of the rollouts; None: the engine has none, and samples without scores only.
     """
 
     def __init__(
@@ -41,16 +44,18 @@ class RolloutWorker:
         end_tokens: tuple[int, ...],
         temperature: float | None = None,
         no_repeat_ngram: int = 0,
+        capture: ScoreCapture | None = None,
     ):
+        self._capture = capture
         self._no_repeat_ngram = no_repeat_ngram
         self._has_teacher, self._end_tokens, self._max_model_len = teacher is not None, end_tokens, max_model_len
         self._transfer = weight_transfer(config, device)
-        overrides = _mixture_overrides(model, teacher, max_model_len, shared_vocabulary, temperature or config.temperature)
+        overrides = _mixture_overrides(model, teacher, max_model_len, shared_vocabulary, temperature or config.temperature, capture)
         self._is_mixed = bool(overrides)
         engine_arguments = {"device": device, "threads": threads, "max_model_len": max_model_len}
         blocking = NGRAM_BLOCKING if no_repeat_ngram else {}
         self._engine = _start(model, config, overrides, self._transfer, **engine_arguments, **blocking)
-        self._teacher_share: float | None = None  # the share that the engine uses now; None: unknown until the first call
+        self._sampling: tuple[float, bool] | None = None  # share and capture as the engine has them; None: unknown until the first call
         self._version: int | None = 0  # None during an update
         self._from_disk, self._updating = True, False
         self._sent: list[SentSample] = []
@@ -98,7 +103,7 @@ class RolloutWorker:
         self._require_update("receive")
         self._engine.update_weights({"update_info": update_info})
 
-    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Rollout]:
+    def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Rollout] | list[OnPolicyItem]:
         """Samples one response per request, in the order of the requests. options: those of `sample_each`."""
         rollouts = dict(pair for pairs in self.sample_each(requests, **options) for pair in pairs)
         return [rollouts[position] for position in range(len(requests))]
@@ -112,16 +117,18 @@ class RolloutWorker:
         weight_version: int | None,
         ignore_end_tokens: bool = False,
         greedy: bool = False,
-    ) -> Iterator[list[tuple[int, Rollout]]]:
+        with_scores: bool = False,
+    ) -> Iterator[list[tuple[int, Rollout | OnPolicyItem]]]:
         """Samples one response per request. Yields lists of rollouts that finished together, each with its position among the requests.
 
         teacher_share: the mixture's a in [0, 1]. weight_version: the version that must be loaded; None means the weights on disk.
         ignore_end_tokens: no token ends a response, so that all have the same length; for benchmarks. greedy: takes the most likely token
-        each time; the log-probs stay those of the distribution.
-        Raises RunError if another version is loaded, or if prompt and response do not fit the engine.
+        each time; the log-probs stay those of the distribution. with_scores: yields an `OnPolicyItem` with the teacher's scores for each
+        rollout; the teacher then computes every token, also at share 0.
+        Raises RunError if another version is loaded, or if prompt and response do not fit the engine or the room for scores.
         """
         self._require_version(weight_version)
-        self._set_teacher_share(teacher_share)
+        self._set_sampling(teacher_share, max_response_tokens if with_scores else 0)
         longest = max((len(request.prompt_tokens) for request in requests), default=0)
         if longest + max_response_tokens > self._max_model_len:
             raise RunError(
@@ -132,19 +139,24 @@ class RolloutWorker:
         # make results depend on earlier calls: a call that finds cached prompts differs in the last bits from one that does not.
         self._reset_prefix_cache()
         engine, ends = self._engine.llm_engine, () if ignore_end_tokens else self._end_tokens
+        engine_ids = []  # vLLM's own, by position
         for position, request in enumerate(requests):
             prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
-            engine.add_request(str(position), prompt, self._sampling(request, max_response_tokens, ends, greedy))
+            engine_ids.append(engine.add_request(str(position), prompt, self._sampling_params(request, max_response_tokens, ends, greedy)))
         while engine.has_unfinished_requests():
-            finished = [output for output in engine.step() if output.finished]
+            finished = {int(output.request_id): output for output in engine.step() if output.finished}
             if finished:
-                yield [(int(output.request_id), self._rollout(requests[int(output.request_id)], output)) for output in finished]
+                rollouts = [self._rollout(requests[position], output) for position, output in finished.items()]
+                items = self._scored(rollouts, [engine_ids[position] for position in finished]) if with_scores else rollouts
+                yield list(zip(finished, items, strict=True))
 
     def close(self) -> None:
         """Stops the engine and the processes that it started."""
         stop_engine(self._engine)
 
-    def _sampling(self, request: SamplingRequest, max_response_tokens: int, end_tokens: tuple[int, ...], greedy: bool) -> "SamplingParams":
+    def _sampling_params(
+        self, request: SamplingRequest, max_response_tokens: int, end_tokens: tuple[int, ...], greedy: bool
+    ) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -172,16 +184,28 @@ class RolloutWorker:
             teacher=request.teacher,
         )
 
-    def _set_teacher_share(self, teacher_share: float) -> None:
+    def _scored(self, rollouts: list[Rollout], engine_ids: list[str]) -> list[OnPolicyItem]:
+        finished = [(name, rollout.response_tokens.tolist()) for name, rollout in zip(engine_ids, rollouts, strict=True)]
+        scores = self._engine.collective_rpc("take_scores", args=(finished,))[0]
+        return [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
+
+    def _set_sampling(self, teacher_share: float, scored_tokens: int) -> None:
+        """scored_tokens: the longest response whose scores are captured; 0 captures none."""
         if teacher_share > 0 and not self._has_teacher:
             raise RunError(
                 f"sampling was requested with teacher share {teacher_share}, but this engine holds no teacher; start it with one"
             )
         if not 0 <= teacher_share <= 1:
             raise RunError(f"the teacher share {teacher_share} is not between 0 and 1")
-        if self._is_mixed and teacher_share != self._teacher_share:
-            self._engine.collective_rpc("set_teacher_share", args=(teacher_share,))
-        self._teacher_share = teacher_share
+        room = self._capture.response_tokens if self._capture else 0
+        if scored_tokens > room:
+            raise RunError(
+                f"scores of responses of {scored_tokens} tokens were requested, but this engine has room for {room}; start it with more"
+            )
+        sampling = (teacher_share, scored_tokens > 0)
+        if self._is_mixed and sampling != self._sampling:
+            self._engine.collective_rpc("set_sampling", args=sampling)
+        self._sampling = sampling
 
     def _reset_prefix_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
@@ -218,7 +242,9 @@ def weight_transfer(config: RolloutConfig, device: str) -> str:
     return "nccl" if device == "cuda" else HOST_MEMORY_TRANSFER
 
 
-def _mixture_overrides(model: str, teacher: str | None, max_model_len: int, shared_vocabulary: int, temperature: float) -> dict[str, Any]:
+def _mixture_overrides(
+    model: str, teacher: str | None, max_model_len: int, shared_vocabulary: int, temperature: float, capture: ScoreCapture | None
+) -> dict[str, Any]:
     """vLLM's hf_overrides for our mixture model. Empty if the student's own model class samples the same distribution."""
     config = read_model_config(model, max_model_len)
     if teacher is None and temperature == 1.0 and shared_vocabulary == config.vocab_size:
@@ -230,6 +256,7 @@ def _mixture_overrides(model: str, teacher: str | None, max_model_len: int, shar
         "student_architecture": architecture_of(config, model),
         "temperature": temperature,
         "shared_vocabulary": shared_vocabulary,
+        "capture": capture and asdict(capture),
     }
     return {"architectures": ["MixtureForCausalLM"], "mixture": settings}
 

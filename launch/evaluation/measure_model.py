@@ -118,11 +118,20 @@ def sample_responses(prepared: PreparedRun, rollout: RolloutGroup, requests: lis
 
 
 def diagnose_rollouts(
-    teacher: TeacherGroup | EnsembleGroup, learner: LearnerGroup, sampled: list[SampledRollout], rollouts: list[Rollout], *, top_k: int
+    teacher: TeacherGroup | EnsembleGroup | None,
+    learner: LearnerGroup,
+    sampled: list[SampledRollout],
+    rollouts: list[Rollout],
+    *,
+    top_k: int,
 ) -> list[SequenceDiagnostics]:
-    """Diagnostics of sampled responses: the teacher scores them, then the learner compares. rollouts: those of `sampled`, fetched."""
-    tokens = [each.summary.tokens for each in sampled]
-    scores = teacher.score([each.rollout for each in sampled], tokens)
+    """Diagnostics of sampled responses: the teacher scores them, then the learner compares. rollouts: those of `sampled`, fetched.
+
+    teacher: None if they were sampled with scores.
+    """
+    tokens, scores = [each.summary.tokens for each in sampled], [each.rollout for each in sampled]
+    if teacher is not None:
+        scores = teacher.score(scores, tokens)
     items = [SupervisedItem(rollout.sequence, score) for rollout, score in zip(rollouts, scores, strict=True)]
     return learner.diagnostics(items, tokens, top_k=top_k)
 

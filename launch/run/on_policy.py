@@ -38,4 +38,5 @@ def make_loop(prepared: PreparedRun, stage: OnPolicyStage, metrics: MetricsLog) 
         teacher_share=stage.teacher_share,
         seed=config.seed,
         metrics=metrics,
+        scores_from_sampling=stage.scores_from_sampling,
     )

@@ -116,11 +116,11 @@ class Recipe:
         source, self.student = self.student, str(stage.student_directory(config.leaves))
         if not stage.resume(loop):
             return
-        stage.doing("starting the rollout, teacher and learner groups")
+        stage.doing(f"starting the rollout{', teacher' if settings.needs_teacher_group else ''} and learner groups")
         with self.groups.rollout_teacher_learner(source, self.teachers, on_policy=settings) as (rollout, teacher, learner):
             loop.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
             stage.start(learner)
-            validation = OnPolicyValidation(self.prepared, config, (rollout, teacher, learner))
+            validation = OnPolicyValidation(self.prepared, config, (rollout, None if loop.scores_from_sampling else teacher, learner))
             for progress in loop.run():
                 if loop.finished or progress.iteration % config.validate_every == 0:
                     self._validate(stage, validation, source)

@@ -20,14 +20,14 @@ from minirl.training.inputs import SupervisedItem
 class OnPolicyValidation:
     """Measures the student in the groups on the first `validation_prompts` validation prompts; one response of the student for each.
 
-    Prompts with a reference are preferred, because Rouge-L needs one.
+    Prompts with a reference are preferred, because Rouge-L needs one. groups: if the teacher's is None, the rollout engines score.
     """
 
     def __init__(
         self,
         prepared: PreparedRun,
         config: DistillConfig,
-        groups: tuple[RolloutGroup, TeacherGroup | EnsembleGroup, LearnerGroup],
+        groups: tuple[RolloutGroup, TeacherGroup | EnsembleGroup | None, LearnerGroup],
     ):
         self.prepared, self.config = prepared, config
         self.rollout, self.teacher, self.learner = groups
@@ -41,7 +41,8 @@ class OnPolicyValidation:
         learner over these responses, which are sampled for Rouge-L in any case.
         """
         requests = response_requests(self.examples, [self.prepared.config.seed])
-        sampled = sample_responses(self.prepared, self.rollout, requests, teacher_share=0.0, weight_version=weight_version)
+        options = {"teacher_share": 0.0, "weight_version": weight_version, "with_scores": self.teacher is None}
+        sampled = sample_responses(self.prepared, self.rollout, requests, **options)
         rollouts = self.rollout.fetch(sampled)
         divergences = [each.reverse_kl for each in diagnose_rollouts(self.teacher, self.learner, sampled, rollouts, top_k=1)]
         metrics = {"reverse_kl": float(sum(row.sum(dtype="float64") for row in divergences) / sum(map(len, divergences)))}

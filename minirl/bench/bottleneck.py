@@ -1,6 +1,6 @@
 """The sentence that names a run's bottleneck: which role waits for which, how long, and the change that helps most."""
 
-from minirl.bench.efficiency import ROLES, BenchResult, percent, ratios
+from minirl.bench.efficiency import BenchResult, percent, ratios
 
 BALANCED = 0.1  # no role waits for a larger share of an iteration
 WORKING = 0.25  # the slowest role of a pipeline is idle for less; otherwise the roles take turns
@@ -23,8 +23,8 @@ def bottleneck(result: BenchResult) -> str:
 
 
 def _on_separate_devices(result: BenchResult) -> str:
-    slowest = min(ROLES, key=result.idle)
-    idle = {role: result.idle(role) for role in ROLES}
+    slowest = min(result.roles, key=result.idle)
+    idle = {role: result.idle(role) for role in result.roles}
     if max(idle.values()) < BALANCED:
         return "The roles are balanced: none waits for a tenth of an iteration; only more devices for all of them make it shorter."
     if idle[slowest] < WORKING:
@@ -46,18 +46,18 @@ def _on_shared_devices(result: BenchResult) -> str:
         )
     slowest = result.slowest()
     # Roles that take turns wait while the slowest one computes.
-    waits = {role: 1 - result.idle(slowest) if result.max_staleness == 0 else result.idle(role) for role in ROLES}
+    waits = {role: 1 - result.idle(slowest) if result.max_staleness == 0 else result.idle(role) for role in result.roles}
     return f"{_waiting(slowest, waits)}; {_less_work(result, slowest)} (roles share devices, so more workers do not help)."
 
 
 def _waiting(slowest: str, waits: dict[str, float]) -> str:
     """waits: the share of an iteration that each other role waits for the slowest."""
-    first, second = (role for role in ROLES if role != slowest)
-    shares = percent(waits[first]), percent(waits[second])
-    if shares[0] == shares[1]:
-        waiting = f"{first} and {second} wait for it {shares[0]} of an iteration"
+    shares = {role: percent(share) for role, share in waits.items() if role != slowest}
+    first, *others = shares
+    if others and len(set(shares.values())) == 1:
+        waiting = f"{' and '.join(shares)} wait for it {shares[first]} of an iteration"
     else:
-        waiting = f"{first} waits for it {shares[0]} of an iteration and {second} {shares[1]}"
+        waiting = f"{first} waits for it {shares[first]} of an iteration" + "".join(f" and {role} {shares[role]}" for role in others)
     return f"The {slowest} is the bottleneck: {waiting}"
 
 

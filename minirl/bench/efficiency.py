@@ -57,6 +57,8 @@ class BenchResult:
     limits: `learner` (missing where the bare model cannot run), `chunked_kl`, `publish`.
     publish_bytes: the size of one version of the weights. padding: the share of the learner's tokens that is padding, in [0, 1).
     memory: peak bytes of each process, by role.
+
+    Where the scores come out of sampling, no measurement has the role `teacher`: its work is part of the rollout role's.
     """
 
     sharing: list[list[str]]
@@ -70,6 +72,11 @@ class BenchResult:
     publish_bytes: int
     padding: float
     memory: dict[str, list[int]]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that compute for themselves."""
+        return tuple(role for role in ROLES if role in self.alone)
 
     def loop(self, key: str) -> float:
         """The median of a logged value over the measured iterations."""
@@ -113,7 +120,7 @@ class BenchResult:
 
     def slowest(self) -> str:
         """The role whose work takes longest alone."""
-        return max(ROLES, key=self.alone_seconds)
+        return max(self.roles, key=self.alone_seconds)
 
     def _tokens(self, record: dict[str, float], role: str) -> float:
         if role == "rollout":

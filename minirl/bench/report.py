@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from minirl.bench.bottleneck import bottleneck
-from minirl.bench.efficiency import ROLE_OF, ROLES, BenchResult, Ratio, percent, rates_of, ratios
+from minirl.bench.efficiency import ROLE_OF, BenchResult, Ratio, percent, rates_of, ratios
 from minirl.files import write_json
 from minirl.tables import Table
 
@@ -25,7 +25,7 @@ def save(directory: Path, result: BenchResult, description: dict[str, str]) -> l
     values = {
         "about": description,
         "bottleneck": bottleneck(result),
-        "devices": {role: asdict(rates_of(result, role)) for role in ROLES},
+        "devices": {role: asdict(rates_of(result, role)) for role in result.roles},
         "ratios": {name: asdict(ratio) | {"met": ratio.met} for name, ratio in ratios(result).items()},
         "measurements": asdict(result),
     }
@@ -89,33 +89,34 @@ def _draw_bar(axes: Axes, row: int, segments: list[Segment], longest: float) -> 
 
 def _bars(result: BenchResult) -> dict[str, list[Segment]]:
     iteration = result.loop("time/iteration")
-    alone = [(role, role, result.alone_seconds(role)) for role in ROLES]
+    alone = [(role, role, result.alone_seconds(role)) for role in result.roles]
     loop = [(verb, ROLE_OF.get(verb, verb), max(0.0, seconds)) for verb, seconds in result.verb_seconds().items()]
     bars = {"each role alone": [*alone, ("publish", "publish", result.limits["publish"].seconds)], "verbs in the loop": loop}
-    for role in ROLES:
+    for role in result.roles:
         idle = result.idle(role) * iteration
         bars[f"{role} in the loop"] = [("busy", role, iteration - idle), ("idle", "idle", idle)]
     return bars
 
 
 def _roles(result: BenchResult) -> Table:
+    labels = {} if "teacher" in result.roles else {"rollout": "rollout, with the teacher's scores"}
     rows = [
         (
-            role,
+            labels.get(role, role),
             _rate(result.alone[role].rate),
             _rate(result.loop_rate(role)),
             _seconds(result.alone_seconds(role)),
             _seconds(result.loop(f"{role}/busy_seconds")),
             percent(result.idle(role)),
         )
-        for role in ROLES
+        for role in result.roles
     ]
     return Table("Roles, for one iteration", ("role", "tok/s alone", "in loop", "busy alone", "in loop", "idle"), rows)
 
 
 def _devices(result: BenchResult) -> Table:
     rows = []
-    for role in ROLES:
+    for role in result.roles:
         rates = rates_of(result, role)
         tokens = _rate(rates.tokens_per_second), _rate(rates.loop_tokens_per_second)
         rows.append((role, str(rates.devices), *tokens, f"{rates.matmul_flops / 1e12:.3g}", percent(rates.mfu), percent(rates.loop_mfu)))
@@ -148,9 +149,11 @@ def _transport(result: BenchResult) -> Table:
         ("weights, one publish alone", _bytes(result.publish_bytes), _seconds(alone), f"{result.publish_bytes / alone / 1e9:.3g} GB/s"),
         ("a plain copy of as much", _bytes(result.publish_bytes), *_copy(result)),
         ("weights, each iteration", _bytes(result.loop("publish/bytes")), _seconds(result.loop("time/publish")), ""),
-        ("rollouts, each iteration", _bytes(result.loop("rollout/payload_bytes")), "", ""),
-        ("teacher scores, each iteration", _bytes(result.loop("teacher/payload_bytes")), "", ""),
     ]
+    scored = "teacher" not in result.roles
+    rows.append(("rollouts" + scored * " with scores" + ", each iteration", _bytes(result.loop("rollout/payload_bytes")), "", ""))
+    if not scored:
+        rows.append(("teacher scores, each iteration", _bytes(result.loop("teacher/payload_bytes")), "", ""))
     return Table("Bytes moved", ("what", "size", "time", "speed"), rows)
 
 

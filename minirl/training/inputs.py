@@ -12,7 +12,7 @@ from minirl.model.teacher_ensemble import EnsembleStates
 from minirl.model.token_diagnostics import TokenDiagnostics
 from minirl.objective.divergence import TokenStatistics
 from minirl.training.teacher_checksum import sent_values, teacher_gap
-from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
+from minirl.types import EnsembleScores, Rollout, RolloutSummary, TeacherScores, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class OnPolicyItem:
     @property
     def sequence(self) -> TokenSequence:
         return self.rollout.sequence
+
+    @property
+    def summary(self) -> RolloutSummary:
+        return self.rollout.summary
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,13 @@ def iteration_record(
     """The log record of one on-policy iteration.
 
     responses: summaries of the student's responses. update_sums: the sums of each update, in order. call_costs: seconds and bytes of the
-    other roles. epochs: how often each response was learnt from.
+    other roles; without those of the teacher where the scores come out of sampling. epochs: how often each response was learnt from.
     """
     losses = _losses(update_sums)
     call_costs = call_costs | {"learner/busy_seconds": sum(s["busy_seconds"] for s in update_sums)}
     response_tokens, tokens = sum(s.response_tokens for s in responses), sum(s.tokens for s in responses)
     tokens_by_role = {"rollout": response_tokens, "teacher": tokens, "learner": epochs * tokens}
+    busy_seconds = {role: call_costs[key] for role in tokens_by_role if (key := f"{role}/busy_seconds") in call_costs}
     return {
         "loss/total": sum(losses.values()),
         **losses,
@@ -98,7 +99,7 @@ def iteration_record(
         "learner/grad_norm": float(np.mean([s.get("grad_norm", np.nan) for s in update_sums])),
         "learner/teacher_gap": max(s["teacher_gap_max"] for s in update_sums),
         **call_costs,
-        **{f"{role}/tokens_per_second": tokens / call_costs[f"{role}/busy_seconds"] for role, tokens in tokens_by_role.items()},
+        **{f"{role}/tokens_per_second": tokens_by_role[role] / seconds for role, seconds in busy_seconds.items()},
     }
 
 

@@ -1,7 +1,7 @@
 """On-policy distillation: the loop sample, score, credit, update, publish, and the requests that it samples.
 
     sample   the rollout group draws responses from the student, or from (1-a) student + a teacher
-    score    the teacher group returns log-probs and hidden states of the sampled tokens
+    score    the teacher group returns log-probs and hidden states of the sampled tokens; or the rollout group did, with the responses
     credit   rewards become future returns (`frozen`: one gradient-free pass here; `live`: inside the update)
     update   the learner group takes optimizer steps
     publish  the new weights go to the rollout group, with a version number
@@ -60,6 +60,7 @@ class OnPolicyLoop:
 
     supervised_sequences: each update also learns from `supervised_per_update` of them. They are blocks of plain text for the pre-training
     loss. In the stage `gkd` they are gold responses, which are learnt with the same divergence as the student's responses.
+    scores_from_sampling: the rollout group returns the teacher's scores with the rollouts.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class OnPolicyLoop:
         teacher_share: float,
         seed: int,
         metrics: MetricsLog,
+        scores_from_sampling: bool = False,
     ):
         self.config, self.objective = config, objective
         self.soft_targets = isinstance(config, GkdConfig)
         self.prompts = prompts
         self.supervised_sequences, self.supervised_per_update = supervised_sequences, supervised_per_update
         self.max_response_tokens, self.teacher_share, self.seed, self.metrics = max_response_tokens, teacher_share, seed, metrics
+        self.scores_from_sampling = scores_from_sampling
         self.progress = OnPolicyProgress()
         self.prompt_order = DataOrder(len(prompts), derive_seed(seed, "prompts"))
         self.supervised_order = (
@@ -90,8 +93,10 @@ class OnPolicyLoop:
         self.pending_weights: PendingWeights | None = None
         self.call_costs: dict[str, float] = {}
 
-    def connect(self, rollout: Sampler, teacher: Scorer, learner: OnPolicyLearner, *, publish: Callable[[int], PendingWeights]) -> None:
-        """publish: `publish(version)` starts to send the learner's weights to the rollout group."""
+    def connect(
+        self, rollout: Sampler, teacher: Scorer | None, learner: OnPolicyLearner, *, publish: Callable[[int], PendingWeights]
+    ) -> None:
+        """publish: `publish(version)` starts to send the learner's weights to the rollout group. teacher: None if nothing needs it."""
         self.rollout, self.teacher, self.learner, self._publish = rollout, teacher, learner, publish
 
     @property
@@ -135,7 +140,8 @@ class OnPolicyLoop:
         prompts = [self.prompts[i] for i in self.prompt_order.next(self.config.student_prompts)]
         rollouts = self.rollout.begin(
             sampling_requests(prompts, self.config.samples_per_prompt, self.seed, iteration),
-            self.teacher,
+            None if self.scores_from_sampling else self.teacher,
+            with_scores=self.scores_from_sampling,
             teacher_share=self.teacher_share,
             max_response_tokens=self.max_response_tokens,
             weight_version=self.progress.weight_version,

@@ -40,9 +40,16 @@ class PendingRollouts(Protocol):
 
 class Sampler(Protocol):
     def begin(
-        self, requests: list[SamplingRequest], teacher: Any, *, teacher_share: float, max_response_tokens: int, weight_version: int
+        self,
+        requests: list[SamplingRequest],
+        teacher: Any,
+        *,
+        with_scores: bool,
+        teacher_share: float,
+        max_response_tokens: int,
+        weight_version: int,
     ) -> PendingRollouts:
-        """Queue the requests behind all earlier ones and return at once. `teacher` scores each rollout."""
+        """Queue the requests behind all earlier ones and return at once. `teacher` scores each rollout, or `with_scores` the sampler."""
 
 
 class Scorer(Protocol):

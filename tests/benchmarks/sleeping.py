@@ -98,7 +98,13 @@ class SleepingRolloutWorker(SleepingWorker, RolloutRayWorker):
         pass
 
     def sample_each(
-        self, requests: list[SamplingRequest], *, teacher_share: float, max_response_tokens: int, weight_version: int
+        self,
+        requests: list[SamplingRequest],
+        *,
+        teacher_share: float,
+        max_response_tokens: int,
+        weight_version: int,
+        with_scores: bool = False,
     ) -> Iterator[list[tuple[int, Rollout]]]:
         """Yields responses as they end. Lengths are uniform and depend on the seeds; one response of each call has the full length."""
         start = time.monotonic()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.config import RunConfig
+from launch.config import OnPolicyStage, RunConfig, on_policy_stage
 from launch.experiment.runner import Experiment
 from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config, validate_config
@@ -166,6 +166,37 @@ def test_stages_that_cannot_run_are_refused_with_one_sentence(read, stages, over
     with pytest.raises(InputError) as caught:
         read(stages, *overrides)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_scores_come_out_of_sampling_where_the_rollout_engines_hold_the_teacher(read):
+    def stage(name: str, *overrides: str) -> OnPolicyStage:
+        config = read({"distill": STAGE, "opd": STAGE}, "rollout.teacher_share=0.2", "objective.pretrain_coefficient=0", *overrides)
+        return on_policy_stage(config, name)
+
+    assert stage("distill").scores_from_sampling and not stage("distill").needs_teacher_group
+    assert stage("distill", "teacher.scores=from_sampling").scores_from_sampling
+    assert not stage("opd").scores_from_sampling and stage("opd").needs_teacher_group
+    for override in ("teacher.scores=group", "rollout.teacher_share=0", "rollout.dtype=float32"):
+        settings = stage("distill", override, *(["teacher.dtype=bfloat16"] if "dtype" in override else []))
+        assert not settings.scores_from_sampling and settings.needs_teacher_group
+    text = stage("distill", "objective.pretrain_coefficient=1", "objective.pretrain_kd_share=0.5", "corpus={source: c.txt}")
+    assert text.scores_from_sampling and text.needs_teacher_group
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["rollout.teacher_share=0"], "rollout.teacher_share is 0"),
+        ([*ENSEMBLE, "rollout.teacher_share=0", "student={model: s}"], "there is an ensemble"),
+        (["rollout.dtype=float32", "teacher.dtype=bfloat16"], "teacher.dtype is bfloat16 and rollout.dtype float32"),
+        (["stages.distill=null"], "there is no stage distill"),
+    ],
+)
+def test_scores_that_sampling_cannot_give_are_refused_with_one_sentence(read, overrides, reason):
+    settings = ["teacher.scores=from_sampling", "rollout.teacher_share=0.2", "objective.pretrain_coefficient=0"]
+    with pytest.raises(InputError) as caught:
+        read({"distill": STAGE, "opd": STAGE}, *settings, *overrides)
+    assert f"teacher.scores: from_sampling is impossible, because {reason}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_override_of_a_list_without_named_items_is_refused(read):

@@ -44,9 +44,10 @@ def machine(monkeypatch):
     return become
 
 
-def run_config(experiment, directory: Path, **dtype_of) -> RunConfig:
+def run_config(experiment, directory: Path, scores: str = "auto", **dtype_of) -> RunConfig:
     """The tiny experiment with the given dtypes, `auto` for the other roles."""
     settings = json.loads(json.dumps(experiment.settings)) | {"directory": str(directory)}
+    settings["teacher"]["scores"] = scores
     for role in ROLES:
         settings[role].pop("dtype", None)
         settings[role] |= {"dtype": dtype_of[role]} if role in dtype_of else {}
@@ -100,6 +101,13 @@ def test_a_run_that_started_with_a_dtype_in_its_config_goes_on_with_it(experimen
     (tmp_path / "sft").mkdir()
     config, line = resolve_dtypes(automatic, tmp_path)
     assert chosen(config) == ["bfloat16"] * 3 and line.endswith(f", as {tmp_path}/config.json records")
+
+
+def test_scores_out_of_sampling_need_one_dtype_after_the_choice_too(experiment, tmp_path):
+    (tmp_path / "dtype.json").write_text(json.dumps({"rollout": "float32", "teacher": "bfloat16", "learner": "float32"}))
+    with pytest.raises(InputError, match="from_sampling is impossible, because teacher.dtype is bfloat16 and rollout.dtype float32"):
+        resolve_dtypes(run_config(experiment, tmp_path, scores="from_sampling"), tmp_path)
+    assert chosen(resolve_dtypes(run_config(experiment, tmp_path), tmp_path)[0]) == ["float32", "bfloat16", "float32"]
 
 
 def test_a_record_that_is_none_is_refused(experiment, tmp_path):

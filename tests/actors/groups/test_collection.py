@@ -13,6 +13,7 @@ from actors.groups.teacher_group import TeacherGroup
 from actors.object_batches import fetch
 from actors.workers.ray_workers import RolloutRayWorker, TeacherRayWorker
 from minirl.errors import RunError
+from minirl.training.inputs import OnPolicyItem
 from minirl.types import Rollout, SamplingRequest, TeacherScores
 from tests.deadlines import deadline, wait_until
 
@@ -28,13 +29,15 @@ class Sampler(RolloutRayWorker):
     def __init__(self, **_):
         pass
 
-    def sample_each(self, requests, *, gate=None, then="end", **_):
+    def sample_each(self, requests, *, with_scores, gate=None, then="end", **_):
         for position, request in enumerate(requests):
             if position == len(requests) - 1:
                 assert gate is None or wait_until(gate.is_file, 20)
                 {"end": lambda: None, "fail": self.fail, "die": lambda: os._exit(3), "hang": lambda: time.sleep(600)}[then]()
             response = np.arange(1 + request.prompt_index)
-            yield [(position, Rollout(request.prompt_tokens, response, response.astype(np.float32), False, 7, request.prompt_index, 0))]
+            logprobs = response.astype(np.float32)
+            rollout = Rollout(request.prompt_tokens, response, logprobs, False, 7, request.prompt_index, 0)
+            yield [(position, OnPolicyItem(rollout, TeacherScores(logprobs, logprobs, logprobs[:, None])) if with_scores else rollout)]
 
     def fail(self):
         raise RunError("the engine has had enough")
@@ -91,6 +94,17 @@ def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_fi
             assert collection.call_costs["rollout/busy_seconds"] > 0 and collection.call_costs["teacher/busy_seconds"] > 0
             assert collection.call_costs["teacher/payload_bytes"] == sum(range(1, 25)) * (2 * 4 + 2 * 8)
         assert rollout.begin([], teacher).scores() == []
+
+
+def test_rollouts_that_arrive_with_scores_are_not_scored_again(ray_cluster):
+    with groups() as (rollout, _):
+        collection = rollout.begin(REQUESTS, None, with_scores=True)
+        items = fetch(collection.scores(), deadline(3))
+        assert [item.scores.logprobs.tolist() for item in items] == [list(range(n)) for n in range(1, 25)]
+        assert [len(rollout.response_tokens) for rollout in rollout.fetch(collection.sampled())] == list(range(1, 25))
+        assert set(collection.call_costs) == {"rollout/busy_seconds", "rollout/payload_bytes"}
+        tokens, prompts = sum(range(1, 25)), 24 * REQUESTS[0].prompt_tokens.nbytes
+        assert collection.call_costs["rollout/payload_bytes"] == prompts + tokens * (8 + 4 + 3 * 4), "with their scores"
 
 
 @pytest.mark.parametrize("as_finished", [True, False])

@@ -42,6 +42,8 @@ def test_roles_that_compute_at_the_same_time_divide_the_cores():
     assert divide_cores(ClusterConfig(threads_per_worker=3), roles, {"a": node(8)})["teacher"][0].threads == 3
     few = divide_cores(ClusterConfig(), roles, {"a": node((4, 6))})  # fewer cores than roles: a container with only cores 4 and 6
     assert cores(few) == {"rollout": [(4,), (4,)], "teacher": [(4,)], "learner": [(6,), (6,)]}
+    without_teacher = divide_cores(ClusterConfig(), one_node({"rollout": 2, "learner": 2}), {"a": node(8)})
+    assert cores(without_teacher)["rollout"] == [(0, 1), (2, 3)]
     single = divide_cores(ClusterConfig(), roles, {"a": node((5,))})
     assert {core for workers in cores(single).values() for worker in workers for core in worker} == {5}
 

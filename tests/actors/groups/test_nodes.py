@@ -97,7 +97,7 @@ with cluster(1, 2**27):
     reports = group.call("report")
     group.stop()
     report["workers"] = [{"node": "first" if r.pop("node") == first else "second", **r} for r in reports]
-    roles = {"rollout": [("rollout", EngineConfig(workers=3))], "learner": [("learner", LearnerConfig())]}
+    roles = {"rollout": [("rollout", EngineConfig(workers=3))], "teacher": [], "learner": [("learner", LearnerConfig())]}
     with reserved_together(roles, config, "cpu") as places:
         report["together"] = [
             ["first" if node == first else "second", share.threads, share.cores and len(share.cores)]

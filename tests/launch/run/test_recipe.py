@@ -157,6 +157,27 @@ def test_the_best_student_is_that_of_the_highest_validation(whole):
     assert len(losses) > 1 and state["driver"]["best_update"] == min(losses)[1]
 
 
+# --- the teacher's scores ---
+
+
+def test_scores_of_the_teacher_group_train_the_same_student_as_those_out_of_sampling(whole, fine_tuned, experiment, start):
+    """The whole run takes them out of sampling, from both of its rollout workers, and starts no teacher group before the evaluation."""
+    config, directory = experiment.config("scored_by_group", **fine_tuned), experiment.root / "scored_by_group"
+    command = start(config, "teacher.scores=group")
+    assert command.wait() == 0, command.text
+    assert "starting the rollout, teacher and learner groups" in command.text
+    by_group, from_sampling = records(directory, "distill"), records(whole, "distill")
+    assert [r["teacher/payload_bytes"] > 0 for r in by_group if "loss/total" in r] == [True] * 4
+    assert not any(key.startswith("teacher/") for r in from_sampling for key in r)
+    for ours, group in zip(from_sampling, by_group, strict=True):
+        compared = [key for key in ours if key.startswith(("loss/", "eval/", "rollout/reverse_kl", "rollout/mean"))]
+        assert compared and {key: ours[key] for key in compared} == pytest.approx({key: group[key] for key in compared}, rel=1e-5)
+    tensors, expected = weights(whole / "distill" / "last"), weights(directory / "distill" / "last")
+    moved = {name: (expected[name] - tensor).abs().max() for name, tensor in weights(whole / "sft" / "best").items()}
+    for name, tensor in tensors.items():
+        assert (tensor - expected[name]).abs().max() <= 1e-3 * moved[name], name
+
+
 # --- resuming ---
 
 

@@ -24,9 +24,13 @@ def example(references: tuple[str, ...], gold: list[int]) -> SimpleNamespace:
 
 
 class Groups:
-    """Every response is two tokens, "yes no", with a reverse KL of 0.5 and 1 nats. Each gold token has a loss of 2 nats."""
+    """Every response is two tokens, "yes no", with a reverse KL of 0.5 and 1 nats. Each gold token has a loss of 2 nats.
+
+    The scores of sampled responses are the string "scores", or the rollout itself if it was sampled with scores.
+    """
 
     def sample(self, requests, **options):
+        self.with_scores = options.pop("with_scores")
         assert options == {"teacher_share": 0.0, "max_response_tokens": 8, "weight_version": 7}
         rollout = Rollout(PROMPT, np.array([5, 6]), np.zeros(2, np.float32), False, 7, 0, 0)
         return [SampledRollout(rollout, RolloutSummary(2, 2, False, 7)) for _ in requests]
@@ -39,21 +43,24 @@ class Groups:
         return ["scores"] * len(inputs)
 
     def diagnostics(self, items, tokens, *, top_k):
-        return [SimpleNamespace(reverse_kl=np.array([0.5, 1.0], np.float32)) for item in items if item.scores == "scores"]
+        assert all(isinstance(item.scores, Rollout) if self.with_scores else item.scores == "scores" for item in items)
+        return [SimpleNamespace(reverse_kl=np.array([0.5, 1.0], np.float32)) for item in items]
 
     def supervised_sums(self, items):
         targets = sum(item.sequence.targets for item in items)
         return {"supervised": 2.0 * targets, "supervised_tokens": targets}
 
 
-def measure(examples: list, **settings) -> dict[str, float]:
+def measure(examples: list, *, scores_from_sampling: bool = False, **settings) -> dict[str, float]:
     prepared = SimpleNamespace(
         config=SimpleNamespace(seed=1, data=SimpleNamespace(max_response_tokens=8)),
         data=SimpleNamespace(validation=examples),
         tokenizer=SimpleNamespace(batch_decode=lambda responses, **_: ["yes no"] * len(responses)),
     )
     config = SimpleNamespace(**{"validation_prompts": 2, "select_by": "rouge_l"} | settings)
-    return OnPolicyValidation(prepared, config, (Groups(), Groups(), Groups())).measure(weight_version=7)
+    groups = Groups()
+    validation = OnPolicyValidation(prepared, config, (groups, None if scores_from_sampling else groups, groups))
+    return validation.measure(weight_version=7)
 
 
 def test_rouge_l_and_reverse_kl_are_measured_on_the_same_responses():
@@ -62,7 +69,9 @@ def test_rouge_l_and_reverse_kl_are_measured_on_the_same_responses():
 
 
 def test_without_references_reverse_kl_alone_is_measured():
-    assert measure([example((), []), example((), [])], select_by="reverse_kl") == {"reverse_kl": 0.75}
+    for scores_from_sampling in (False, True):
+        measured = measure([example((), []), example((), [])], select_by="reverse_kl", scores_from_sampling=scores_from_sampling)
+        assert measured == {"reverse_kl": 0.75}
 
 
 def test_the_validation_loss_is_measured_where_it_selects():

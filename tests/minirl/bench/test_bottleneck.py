@@ -8,6 +8,7 @@ from tests.minirl.bench.measurements import measurements, record
 
 SEPARATE = {"sharing": [["rollout"], ["teacher"], ["learner"]]}
 SLOW_TEACHER = measurements().alone | {"teacher": Work(4.0, 600, 3e11)}
+TWO_ROLES = {role: work for role, work in measurements().alone.items() if role != "teacher"}
 SLOW_ROLLOUT = measurements().alone | {"rollout": Work(4.0, 400, 2e11)}
 
 
@@ -41,6 +42,10 @@ SITUATIONS = {
         SEPARATE | {"iterations": busy(5.6, 6.9, 3.5)},
         "The teacher is the bottleneck: rollout waits for it 20 % of an iteration and learner 50 %; raise teacher.workers or take a "
         "smaller teacher.",
+    ),
+    "learner, with scores out of sampling": (
+        {"sharing": [["rollout"], ["learner"]], "iterations": busy(4.13, 0.0, 6.8), "alone": TWO_ROLES},
+        "The learner is the bottleneck: rollout waits for it 41 % of an iteration; raise learner.workers or take a smaller student.",
     ),
     "balanced": (
         SEPARATE | {"iterations": busy(6.5, 6.5, 6.8)},

@@ -56,6 +56,19 @@ def test_a_missed_goal_is_shown(text):
     assert "| mixed: rate / (1 / (1/student + 1/teacher)) | 0.9 | >= 0.95 | missed |" in text.splitlines()
 
 
+def test_scores_out_of_sampling_are_part_of_the_rollout_role(tmp_path):
+    result = measurements()
+    without = {key: value for key, value in result.iterations[0].items() if not key.startswith("teacher/")}
+    alone = {role: work for role, work in result.alone.items() if role != "teacher"}
+    result = measurements(alone=alone, sharing=[["rollout", "learner"]], iterations=[without], memory={"rollout": [1]})
+    save(tmp_path, result, ABOUT)
+    lines = markdown(result, ABOUT).splitlines()
+    assert "| rollout, with the teacher's scores | 200 | 190 | 2.00 s | 2.10 s | 70 % |" in lines
+    assert "| rollouts with scores, each iteration | 50 kB |  |  |" in lines
+    assert not any(line.startswith("| teacher |") or "teacher scores" in line for line in lines)
+    assert result.efficiency() == pytest.approx((2.0 + 3.0) / 7.0)
+
+
 def test_every_row_has_the_columns_of_its_table():
     for table in tables(measurements()):
         assert {len(row) for row in table.rows} == {len(table.columns)}, table.title

@@ -36,14 +36,15 @@ class StandInWeights:
 class StandInRollouts:
     call_costs = {"rollout/busy_seconds": 2.0, "teacher/busy_seconds": 4.0, "rollout/payload_bytes": 10, "teacher/payload_bytes": 20}
 
-    def __init__(self, groups, sampled):
-        self.groups, self._sampled = groups, sampled
+    def __init__(self, groups, sampled, with_scores):
+        self.groups, self._sampled, self._with_scores = groups, sampled, with_scores
 
     def sampled(self):
         return self._sampled
 
     def scores(self):
-        return self.groups.score([s.rollout for s in self._sampled], [])
+        rollouts = [s.rollout for s in self._sampled]
+        return rollouts if self._with_scores else self.groups.score(rollouts, [])
 
 
 class Groups:
@@ -61,13 +62,13 @@ class Groups:
         self.versions.append(version)
         return StandInWeights(self.awaited_versions, version)
 
-    def begin(self, requests, teacher, *, teacher_share, max_response_tokens, weight_version):
+    def begin(self, requests, teacher, *, with_scores, teacher_share, max_response_tokens, weight_version):
         self.calls.append("sample")
         assert weight_version == self.versions[-1]
-        assert teacher is self
+        assert teacher is (None if with_scores else self)
         self.requests.append(requests)
         self.shares.append((teacher_share, max_response_tokens))
-        return StandInRollouts(self, self.sample(requests, max_response_tokens, weight_version))
+        return StandInRollouts(self, self.sample(requests, max_response_tokens, weight_version), with_scores)
 
     def sample(self, requests, limit, weight_version):
         return [
@@ -103,7 +104,9 @@ class Groups:
     soft_target_sums = None
 
 
-def make_loop(groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, **settings) -> OnPolicyLoop:
+def make_loop(
+    groups, path, *, kind=DistillConfig, iterations=2, objective=None, corpus=CORPUS, seed=5, scores_from_sampling=False, **settings
+) -> OnPolicyLoop:
     defaults = {"prompts_per_iteration": 6, "samples_per_prompt": 2, "updates_per_epoch": 3, "learning_rate": 1.0}
     config = kind(iterations=iterations, **(defaults | settings))
     loop = OnPolicyLoop(
@@ -116,6 +119,7 @@ def make_loop(groups, path, *, kind=DistillConfig, iterations=2, objective=None,
         teacher_share=0.2,
         seed=seed,
         metrics=MetricsLog(path / "metrics.jsonl", "distill", "iteration"),
+        scores_from_sampling=scores_from_sampling,
     )
     loop.connect(groups, groups, groups, publish=groups.publish)
     return loop
@@ -154,6 +158,14 @@ def test_with_a_share_of_soft_targets_the_teacher_scores_the_corpus(tmp_path):
     groups = run(tmp_path, iterations=1, objective=ObjectiveConfig(pretrain_kd_share=0.5), updates_per_epoch=1)
     assert groups.calls == ["publish", "sample", "score", "score", "update", "publish"]
     assert all(item.scores is not None for item in groups.supervised[0])
+
+
+def test_scores_out_of_sampling_come_with_the_rollouts_and_no_teacher_scores_them(tmp_path):
+    groups = run(tmp_path, iterations=1, updates_per_epoch=1, scores_from_sampling=True)
+    assert groups.calls == ["publish", "sample", "update", "publish"]
+    assert all(item.scores == item.rollout for item in groups.items[0])  # one reference to both
+    both = run(tmp_path, iterations=1, objective=ObjectiveConfig(pretrain_kd_share=0.5), updates_per_epoch=1, scores_from_sampling=True)
+    assert both.calls == ["publish", "sample", "score", "update", "publish"], "the corpus is scored as before"
 
 
 def test_every_publish_has_a_new_version_and_sampling_requests_the_newest(tmp_path):
