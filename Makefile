@@ -80,13 +80,15 @@ test-fast: lint
 test-gpu: install
 	$(BIN)/python -m pytest -rs tests/gpu
 
-# Compares with the alternatives, update by update in turn. PAIR is smollm2 or tiny, STEPS the number of timed updates, DTYPE float32 or
-# bfloat16 (the pair's own if it is not set), QUALITY the number of updates after which the students are compared (0: they are not).
-PAIR ?= smollm2
-STEPS ?= 5
-QUALITY ?= 0
-BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --steps $(STEPS) --quality $(QUALITY) \
-	$(if $(DTYPE),--dtype $(DTYPE)) --contestants
+# Compares with the alternatives, update by update in turn: under 40 minutes on two cores. Called again, it continues where it stopped.
+# PAIR: smollm2 and tiny; smallest shows the fixed memory of the processes. STEPS: timed updates. QUALITY: updates after which the students
+# are compared (0: they are not). The last table is also in runs/side_by_side/overview.md.
+PAIR ?= smallest smollm2 tiny
+DTYPE ?= bfloat16 float32
+STEPS ?= 7
+QUALITY ?= 8
+BESIDE := $(BIN)/python -m tests.benchmarks.side_by_side --pair $(PAIR) --dtype $(DTYPE) --steps $(STEPS) --quality $(QUALITY) \
+	--quality-points 2 --contestants
 
 benchmark-trl: install $(TRL_VENV)/.installed
 	$(BESIDE) ours trl plain

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from minirl.bench.efficiency import percent
 from minirl.tables import Table
 from tests.benchmarks.contestants import TimedUpdate
+from tests.benchmarks.protocol import UpdateCounts
 
 COLORS = {"ours": "#3b75af", "trl": "#e8963a", "plain": "#777777"}
 
@@ -102,6 +104,38 @@ def ratio_table(results: dict[str, ContestantResult]) -> Table:
             spread = f"{min(samples):.2f}-{max(samples):.2f}"
             rows.append((f"ours / {name}", f"{median(samples):.2f}", spread, f"{median(tokens):.2f}", f"{memory:.2f}"))
     return Table("Ratios, medians over rounds", ("", "samples/s", "range", "response tok/s", "peak memory"), rows)
+
+
+def overview_table(reports: dict[tuple[str, str], dict]) -> Table:
+    """All parts of a comparison in one table. reports: the contents of side_by_side.json, by pair and dtype.
+
+    The fixed memory is the peak with the pair `smallest`, whose models take 1 MB: what the processes need before they hold a model.
+    """
+    rows = []
+    for (pair, dtype), report in reports.items():
+        fixed = reports.get(("smallest", dtype), {"figures": {}})["figures"]
+        results = {name: read_result(figures) for name, figures in report["figures"].items()}
+        for name, result in results.items():
+            ratio = median(ratios(results["ours"], result, "samples")) if "ours" in results else None
+            curve = report["curves"].get(name)
+            rows.append(
+                (
+                    f"{pair}, {dtype}: {name}",
+                    f"{result.seconds:.2f}",
+                    "" if ratio is None or name == "ours" else f"{ratio:.2f}",
+                    f"{result.peak_bytes / 1e9:.2f}",
+                    percent(fixed[name]["peak_bytes"] / result.peak_bytes) if name in fixed else "",
+                    f"{curve[-1]['reverse_kl']:.3f} after {curve[-1]['updates']}" if curve else "",
+                )
+            )
+    columns = ("", "s/update", "ours / it, samples/s", "peak GB", "of it fixed", "reverse KL")
+    return Table("All parts", columns, rows)
+
+
+def read_result(figures: dict) -> ContestantResult:
+    """A result as `dataclasses.asdict` left it."""
+    turns = [TimedUpdate(turn["seconds"], UpdateCounts(**turn["worked"])) for turn in figures["turns"]]
+    return ContestantResult(turns, figures["peak_bytes"], figures["idle_cpu"])
 
 
 def quality_table(curves: dict[str, list[Point]], target: float) -> Table:

@@ -1,10 +1,13 @@
 """Benchmark of minillm-ray side by side with TRL's MiniLLM trainer and a plain single-process loop.
 
-    python -m tests.benchmarks.side_by_side --pair smollm2 --steps 5 --contestants ours trl plain --out runs/side_by_side
+    python -m tests.benchmarks.side_by_side --pair smollm2 tiny --dtype bfloat16 float32 --steps 5 --contestants ours trl plain
 
 All contestants have the same machine, models, prompts, lengths and threads. They run at the same time and take one update each in turn, so
 that a change in the machine's speed affects all of them. `--quality N` continues to N updates and then measures the reverse KL of students
 that the contestants exported on the way. Where TRL takes part, the others weight the policy gradient as it does.
+
+Each pair and dtype is a part with files of its own. A part that was finished at the same commit with the same options is not measured
+again, so that the same command continues after an interruption.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from tests.benchmarks.pairs import PAIRS, make_job
 from tests.benchmarks.protocol import Job
 
 WARM_UP = 1
+UNCOMMITTED = "with changes not committed"
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def describe(arguments: argparse.Namespace, job: Job) -> dict[str, str]:
         "machine": f"{processor_name()}, {node_facts().usable_cores} cores that a process may use, {arguments.threads} threads each",
         "instructions": " ".join(vector_instructions()),
         "date": str(date.today()),
-        "commit": commit + (" with changes not committed" if changed else ""),
+        "commit": commit + (f" {UNCOMMITTED}" if changed else ""),
         "command": f"python -m tests.benchmarks.side_by_side {' '.join(options)}",
     }
 
@@ -154,9 +158,10 @@ def save(directory: Path, description: dict[str, str], tables: list[Table], resu
     (directory / "side_by_side.json").write_text(json.dumps(values, indent=1))
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> list[argparse.Namespace]:
+    """The options of each part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pair", choices=PAIRS, default="smollm2")
+    parser.add_argument("--pair", choices=PAIRS, nargs="+", default=["smollm2"])
     parser.add_argument("--steps", type=int, default=5, help="timed updates, after one warm-up update")
     parser.add_argument("--contestants", nargs="+", choices=MODULES, default=["ours", "trl", "plain"])
     parser.add_argument("--threads", type=int, default=node_facts().usable_cores, help="threads of each contestant")
@@ -165,21 +170,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quality-prompts", type=int, default=64, help="held-out prompts")
     parser.add_argument("--target", type=float, help="reverse KL; the report gives the time to it. Default: the lowest that all reached")
     parser.add_argument("--out", type=Path, default=Path("runs/side_by_side"))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of all models; default: the pair's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], nargs="+", help="of all models; default: the pair's")
     parser.add_argument("--policy-gradient-weight", type=float, help="default: as TRL weights it where it takes part, else 1")
     options = parser.parse_args(arguments)
-    pair = PAIRS[options.pair]
-    options.dtype = options.dtype or pair.dtype
-    if options.policy_gradient_weight is None:
-        options.policy_gradient_weight = pair.trl_policy_gradient_weight if "trl" in options.contestants else 1.0
-    return options
+    options.out = options.out.resolve()
+    return [_part(options, name, dtype) for name in options.pair for dtype in options.dtype or [PAIRS[name].dtype]]
 
 
-def main() -> None:
-    arguments, console = parse(), Console()
-    arguments.out = arguments.out.resolve()
+def _part(options: argparse.Namespace, name: str, dtype: str) -> argparse.Namespace:
+    weight = options.policy_gradient_weight
+    if weight is None:
+        weight = PAIRS[name].trl_policy_gradient_weight if "trl" in options.contestants else 1.0
+    return argparse.Namespace(**vars(options) | {"pair": name, "dtype": dtype, "policy_gradient_weight": weight})
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> Path:
+    """Measures one part, unless it is finished. Returns its JSON file."""
     run = SideBySideRun(arguments, console)
     description = describe(arguments, run.job)  # before the run, because a commit may come while it runs
+    file = run.directory / "side_by_side.json"
+    if finished(file, description, bool(arguments.quality)):
+        console.print(f"{file} has the results of this commit and these options")
+        return file
     results = run.run()
     tables = [comparison.speed_table(results)] + ([comparison.ratio_table(results)] if "ours" in results else [])
     save(run.directory, description, tables, results, {})
@@ -193,6 +205,23 @@ def main() -> None:
         save(run.directory, description, tables, results, curves)
         console.print(rich_table(tables[-1]))
     console.print(f"written to {run.directory}")
+    return file
+
+
+def finished(file: Path, description: dict[str, str], quality: bool) -> bool:
+    """Whether the file has the results of the same description, but for the date. Changes that are not committed are never the same."""
+    if not file.is_file() or UNCOMMITTED in description["commit"]:
+        return False
+    report = json.loads(file.read_text())
+    return report["about"] | {"date": ""} == description | {"date": ""} and bool(report["curves"]) == quality
+
+
+def main() -> None:
+    parts, console = parse(), Console()
+    reports = [json.loads(measure(part, console).read_text()) for part in parts]
+    table = comparison.overview_table({(part.pair, part.dtype): report for part, report in zip(parts, reports, strict=True)})
+    console.print(rich_table(table))
+    (parts[0].out / "overview.md").write_text(table.markdown())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The side-by-side comparison's ratios and times, against values computed by hand."""
 
+from dataclasses import asdict
+
 import pytest
 
 from tests.benchmarks.comparison import (
     ContestantResult,
     Point,
     common_target,
+    overview_table,
     quality_table,
     ratio_table,
     ratios,
@@ -54,3 +57,17 @@ def test_the_tables_hold_all_measurements():
     assert speed_table(both).rows[0] == ("ours", "4.00", "40", "1.00", "1.00-1.00", "40", "1.00", "0.00")
     assert ratio_table(both).rows == [("ours / trl", "2.50", "2.50-2.50", "2.50", "0.25")]
     assert quality_table({"ours": CURVE}, 1.6).rows == [("ours", "3.000, 2.000, 2.200, 1.000", "125")]
+
+
+def test_the_overview_has_every_part_and_says_which_memory_is_fixed():
+    small = {"figures": {"ours": asdict(result(1.0, peak=3 * 10**9))}, "curves": {}}
+    curves = {"ours": [asdict(point) for point in CURVE]}
+    large = {"figures": {"ours": asdict(result(2.0, peak=4 * 10**9)), "trl": asdict(result(7.0))}, "curves": curves}
+    table = overview_table({("smallest", "float32"): small, ("tiny", "float32"): large, ("tiny", "bfloat16"): large})
+    assert table.rows == [
+        ("smallest, float32: ours", "1.00", "", "3.00", "100 %", ""),
+        ("tiny, float32: ours", "2.00", "", "4.00", "75 %", "1.000 after 15"),
+        ("tiny, float32: trl", "7.00", "3.50", "1.00", "", ""),
+        ("tiny, bfloat16: ours", "2.00", "", "4.00", "", "1.000 after 15"),
+        ("tiny, bfloat16: trl", "7.00", "3.50", "1.00", "", ""),
+    ]

@@ -1,10 +1,12 @@
-"""The settings of a comparison: what its options choose, and what all contestants get."""
+"""The settings of a comparison: what its options choose, what all contestants get, and which parts are finished."""
+
+import json
 
 import pytest
 import yaml
 
 from tests.benchmarks.pairs import PAIRS, make_job
-from tests.benchmarks.side_by_side import describe, parse
+from tests.benchmarks.side_by_side import UNCOMMITTED, describe, finished, parse
 
 
 @pytest.mark.parametrize(
@@ -17,12 +19,12 @@ from tests.benchmarks.side_by_side import describe, parse
     ],
 )
 def test_dtype_and_weight_of_the_policy_gradient(options, dtype, weight):
-    arguments = parse(options)
+    (arguments,) = parse(options)
     assert (arguments.dtype, arguments.policy_gradient_weight) == (dtype, weight)
 
 
 def test_all_contestants_get_the_dtype_and_the_weight_and_the_report_says_both(tmp_path):
-    arguments = parse(["--pair", "smallest", "--dtype", "bfloat16", "--policy-gradient-weight", "0.125"])
+    (arguments,) = parse(["--pair", "smallest", "--dtype", "bfloat16", "--policy-gradient-weight", "0.125"])
     job = make_job("smallest", 2, 1, tmp_path, arguments.dtype, arguments.policy_gradient_weight)
     assert (job.dtype, job.policy_gradient_weight, len(job.updates)) == ("bfloat16", 0.125, 2)
     config = yaml.safe_load((tmp_path / "run.yaml").read_text())
@@ -34,7 +36,35 @@ def test_all_contestants_get_the_dtype_and_the_weight_and_the_report_says_both(t
 
 
 def test_the_report_says_that_the_weight_is_trls(tmp_path):
-    arguments = parse(["--pair", "tiny"])
+    (arguments,) = parse(["--pair", "tiny"])
     job = make_job("smallest", 1, 1, tmp_path, "float32", 1.0)
     assert describe(arguments, job)["work"].endswith("policy gradient weighted by 0.125, as TRL weights it")
     assert PAIRS["smallest"].trl_policy_gradient_weight == 1.0
+
+
+def test_every_pair_is_measured_in_every_dtype():
+    parts = parse(["--pair", "tiny", "smollm2", "--dtype", "bfloat16", "float32"])
+    found = [(part.pair, part.dtype, part.policy_gradient_weight) for part in parts]
+    assert found == [("tiny", "bfloat16", 0.125), ("tiny", "float32", 0.125), ("smollm2", "bfloat16", 0.25), ("smollm2", "float32", 0.25)]
+
+
+ABOUT = {"commit": "abc", "date": "2026-01-02", "command": "all"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "curves", "quality", "expected"),
+    [
+        ({"date": "2026-01-01"}, {"ours": []}, True, True),
+        ({}, {}, False, True),
+        ({}, {}, True, False),  # interrupted before the students were compared
+        ({"commit": "abd"}, {}, False, False),
+        ({"command": "one"}, {}, False, False),
+        ({"commit": f"abc {UNCOMMITTED}"}, {}, False, False),
+    ],
+)
+def test_a_part_is_finished_once(changes, curves, quality, expected, tmp_path):
+    file = tmp_path / "side_by_side.json"
+    assert not finished(file, ABOUT, quality)
+    about = ABOUT | changes
+    file.write_text(json.dumps({"about": about, "curves": curves}))
+    assert finished(file, about if UNCOMMITTED in about["commit"] else ABOUT, quality) == expected
