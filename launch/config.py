@@ -78,7 +78,9 @@ class RunConfig(StrictModel):
 
     directory: PathText  # where the run writes all its files; a directory belongs to one run
     seed: NonNegativeInt = 10  # of every random stream: data order, sampling, dropout
-    deterministic: bool = False  # use PyTorch's deterministic algorithms and score whole batches, so that repeated runs give the same bits
+    # Use PyTorch's deterministic algorithms, give each engine an equal share of the prompts and score whole batches, so that repeated runs
+    # give the same bits. `false`: each engine takes prompts when it has room.
+    deterministic: bool = False
     teacher: TeacherConfig  # the teacher group and its model, or several models
     student: StudentConfig  # the student that the first training stage starts from
     data: DataConfig  # prompts and gold responses

@@ -132,6 +132,7 @@ class Groups:
             self.config.cluster,
             self.device,
             places=places,
+            fixed_shares=self.config.deterministic,
             model=student,
             teacher=teacher,
             end_tokens=prepared.end_tokens,

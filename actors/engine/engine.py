@@ -112,6 +112,12 @@ def check_environment() -> None:
         )
 
 
+def has_room(engine: "LLM") -> bool:
+    """Whether the engine computes all requests that it has, and none waits for a place in its batch or for KV cache."""
+    _, waiting = engine.llm_engine.engine_core.engine_core.scheduler.get_request_counts()
+    return waiting == 0
+
+
 def read_model_config(model: str, max_model_len: int) -> PreTrainedConfig:
     """The configuration of a model directory. Raises InputError if the model has fewer than `max_model_len` positions."""
     config = AutoConfig.from_pretrained(model)

@@ -38,12 +38,11 @@ class ScoringGroup(Protocol):
 class SamplingCall:
     """A call that samples on one rollout worker. stream: its results, which alternate: a batch of rollouts, then that batch's summaries.
 
-    first: the position of the call's first request among all requests. batch: a batch that has arrived before its summaries, else None.
+    batch: a batch that has arrived before its summaries, else None.
     """
 
     worker: int
     stream: ray.ObjectRefGenerator
-    first: int
     batch: ray.ObjectRef | None = None
 
 
@@ -141,11 +140,11 @@ class Collection:
         self._costs["rollout"] += cost
         for index, (position, summary) in enumerate(summaries):
             ref = BatchedRef(call.batch, index)
-            self._finished[call.first + position] = SampledRollout(ref, summary)
+            self._finished[position] = SampledRollout(ref, summary)
             if self._with_scores:
-                self._scores[call.first + position] = ref
+                self._scores[position] = ref
             else:
-                self._queue.add(call.first + position, summary.tokens)
+                self._queue.add(position, summary.tokens)
         call.batch = None
 
     def _take_scores(self, cost_ref: ray.ObjectRef) -> None:

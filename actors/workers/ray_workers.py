@@ -17,6 +17,7 @@ import torch
 from actors.call_cost import BusyMeter, CallCost, payload_bytes
 from actors.config import LearnerSetup
 from actors.object_batches import VALUES_PER_BATCH, BatchedArgument, resolve, split_into_batches
+from actors.request_queue import PositionedRequest, QueuedRequests
 from actors.weights.nccl_channel import NcclChannel
 from actors.weights.packed import SentSample, checksum
 from actors.workers.rendezvous import join_process_group, open_store
@@ -26,7 +27,7 @@ from minirl.bench.timing import matmul_rate
 from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.training.update import UpdateStep
-from minirl.types import EnsembleScores, Rollout, SamplingRequest, TeacherScores, TokenSequence
+from minirl.types import EnsembleScores, Rollout, TeacherScores, TokenSequence
 
 if TYPE_CHECKING:
     from actors.workers.learner import Learner
@@ -61,24 +62,25 @@ class RayWorker:
 class RolloutRayWorker(RayWorker, RolloutWorker):
     """`RolloutWorker` with results as a stream of object batches."""
 
-    def sample_batches(self, requests: list[SamplingRequest], options: dict[str, Any]) -> Iterator[Any]:
+    def sample_batches(self, requests: list[PositionedRequest], queued: QueuedRequests | None, options: dict[str, Any]) -> Iterator[Any]:
         """Yields two values for each object batch of finished rollouts.
 
         First the batch, a list of `Rollout`, or of `OnPolicyItem` if the options ask for scores. Then a `CallCost` and a list of (position
-        among the requests, summary), one per rollout.
+        of the request, summary), one per rollout.
 
         It is a stream, so that teacher workers can score rollouts while this worker samples. A batch holds at most half of the rollouts
-        that are not yet sent. The last ones therefore come singly, because an iteration waits for them.
+        that the engine has begun and are not yet sent. The last ones therefore come singly, because an iteration waits for them.
         """
-        meter, finished, waiting, remaining = BusyMeter(), self.sample_each(requests, **options), [], len(requests)
+        meter, finished, waiting, sent = BusyMeter(), self.sample_each(requests, queued, **options), [], 0
         while True:
             with meter():
                 rollouts = next(finished, None)
             if rollouts is None:
                 return
             waiting += rollouts
-            while len(waiting) >= (size := min(VALUES_PER_BATCH, max(1, remaining // 2))):
-                batch, waiting, remaining = waiting[:size], waiting[size:], remaining - size
+            begun = len(requests) + (queued.taken if queued else 0)
+            while len(waiting) >= (size := min(VALUES_PER_BATCH, max(1, (begun - sent) // 2))):
+                batch, waiting, sent = waiting[:size], waiting[size:], sent + size
                 yield [rollout for _, rollout in batch]
                 summaries = [(position, rollout.summary) for position, rollout in batch]
                 yield CallCost(meter.take(), payload_bytes(rollout for _, rollout in batch)), summaries

@@ -1,14 +1,15 @@
 """One rollout worker: a vLLM engine that samples from the student or the mixture, at a known weight version."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.config import RolloutConfig, ScoreCapture
-from actors.engine.engine import architecture_of, read_model_config, start_engine, stop_engine
+from actors.engine.engine import architecture_of, has_room, read_model_config, start_engine, stop_engine
 from actors.engine.plugin import HOST_MEMORY_TRANSFER, NCCL_TRANSFER
+from actors.request_queue import PositionedRequest, QueuedRequests
 from actors.weights.packed import PackedWeights, SentSample, checksum, sent_samples
 from minirl.errors import InputError, RunError
 from minirl.training.inputs import OnPolicyItem
@@ -105,12 +106,13 @@ class RolloutWorker:
 
     def sample(self, requests: list[SamplingRequest], **options: Any) -> list[Rollout] | list[OnPolicyItem]:
         """Samples one response per request, in the order of the requests. options: those of `sample_each`."""
-        rollouts = dict(pair for pairs in self.sample_each(requests, **options) for pair in pairs)
+        rollouts = dict(pair for pairs in self.sample_each(list(enumerate(requests)), **options) for pair in pairs)
         return [rollouts[position] for position in range(len(requests))]
 
     def sample_each(
         self,
-        requests: list[SamplingRequest],
+        requests: list[PositionedRequest],
+        queued: QueuedRequests | None = None,
         *,
         teacher_share: float,
         max_response_tokens: int,
@@ -119,8 +121,9 @@ class RolloutWorker:
         greedy: bool = False,
         with_scores: bool = False,
     ) -> Iterator[list[tuple[int, Rollout | OnPolicyItem]]]:
-        """Samples one response per request. Yields lists of rollouts that finished together, each with its position among the requests.
+        """Samples one response per request. Yields lists of rollouts that finished together, each with the position of its request.
 
+        queued: gives more requests whenever the engine computes all that it has. They join its running batch.
         teacher_share: the mixture's a in [0, 1]. weight_version: the version that must be loaded; None means the weights on disk.
         ignore_end_tokens: no token ends a response, so that all have the same length; for benchmarks. greedy: takes the most likely token
         each time; the log-probs stay those of the distribution. with_scores: yields an `OnPolicyItem` with the teacher's scores for each
@@ -129,26 +132,23 @@ class RolloutWorker:
         """
         self._require_version(weight_version)
         self._set_sampling(teacher_share, max_response_tokens if with_scores else 0)
-        longest = max((len(request.prompt_tokens) for request in requests), default=0)
-        if longest + max_response_tokens > self._max_model_len:
-            raise RunError(
-                f"a prompt of {longest} and a response of {max_response_tokens} tokens exceed the engine's {self._max_model_len}; "
-                "shorten one of them"
-            )
         # Cached prompts may come from older weights, or lack the part of a network that was skipped at the time. Even valid ones would
         # make results depend on earlier calls: a call that finds cached prompts differs in the last bits from one that does not.
         self._reset_prefix_cache()
         engine, ends = self._engine.llm_engine, () if ignore_end_tokens else self._end_tokens
-        engine_ids = []  # vLLM's own, by position
-        for position, request in enumerate(requests):
-            prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
-            engine_ids.append(engine.add_request(str(position), prompt, self._sampling_params(request, max_response_tokens, ends, greedy)))
-        while engine.has_unfinished_requests():
-            finished = {int(output.request_id): output for output in engine.step() if output.finished}
+        under_way: dict[int, tuple[SamplingRequest, str]] = {}  # by position: the request, and vLLM's own id of it
+        while requests or under_way or (queued and queued.are_left):
+            self._require_fit(requests, max_response_tokens)
+            for position, request in requests:
+                prompt = {"prompt_token_ids": request.prompt_tokens.tolist()}
+                sampling = self._sampling_params(request, max_response_tokens, ends, greedy)
+                under_way[position] = request, engine.add_request(str(position), prompt, sampling)
+            finished = {int(output.request_id): output for output in engine.step() if output.finished} if under_way else {}
             if finished:
-                rollouts = [self._rollout(requests[position], output) for position, output in finished.items()]
-                items = self._scored(rollouts, [engine_ids[position] for position in finished]) if with_scores else rollouts
-                yield list(zip(finished, items, strict=True))
+                ended, engine_ids = zip(*(under_way.pop(position) for position in finished), strict=True)
+                rollouts = [self._rollout(request, output) for request, output in zip(ended, finished.values(), strict=True)]
+                yield list(zip(finished, self._scored(rollouts, engine_ids) if with_scores else rollouts, strict=True))
+            requests = queued.take(len(under_way)) if queued and has_room(self._engine) else []
 
     def close(self) -> None:
         """Stops the engine and the processes that it started."""
@@ -184,7 +184,7 @@ class RolloutWorker:
             teacher=request.teacher,
         )
 
-    def _scored(self, rollouts: list[Rollout], engine_ids: list[str]) -> list[OnPolicyItem]:
+    def _scored(self, rollouts: list[Rollout], engine_ids: Sequence[str]) -> list[OnPolicyItem]:
         finished = [(name, rollout.response_tokens.tolist()) for name, rollout in zip(engine_ids, rollouts, strict=True)]
         scores = self._engine.collective_rpc("take_scores", args=(finished,))[0]
         return [OnPolicyItem(rollout, score) for rollout, score in zip(rollouts, scores, strict=True)]
@@ -210,6 +210,14 @@ class RolloutWorker:
     def _reset_prefix_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise RunError("vLLM could not reset its prefix cache, because requests are still running; wait for them first")
+
+    def _require_fit(self, requests: list[PositionedRequest], max_response_tokens: int) -> None:
+        longest = max((len(request.prompt_tokens) for _, request in requests), default=0)
+        if longest + max_response_tokens > self._max_model_len:
+            raise RunError(
+                f"a prompt of {longest} and a response of {max_response_tokens} tokens exceed the engine's {self._max_model_len}; "
+                "shorten one of them"
+            )
 
     def _require_update(self, call: str) -> None:
         if not self._updating:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from actors.groups.collection import Collection
 from actors.groups.learner_group import LearnerGroup
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
+from actors.request_queue import PositionedRequest, QueuedRequests
 from actors.weights.packed import PackedWeights, pack
 from actors.workers.ray_workers import LearnerRayWorker, RolloutRayWorker, TeacherRayWorker
 from minirl.training.inputs import OnPolicyItem
 from minirl.training.update import UpdateStep
-from minirl.types import Rollout, SamplingRequest, TeacherScores, TokenSequence
+from minirl.types import Rollout, TeacherScores, TokenSequence
 
 THREADS = 256  # the most workers that one process can simulate
 
@@ -99,20 +101,31 @@ class SleepingRolloutWorker(SleepingWorker, RolloutRayWorker):
 
     def sample_each(
         self,
-        requests: list[SamplingRequest],
+        requests: list[PositionedRequest],
+        queued: QueuedRequests | None = None,
         *,
         teacher_share: float,
         max_response_tokens: int,
         weight_version: int,
         with_scores: bool = False,
     ) -> Iterator[list[tuple[int, Rollout]]]:
-        """Yields responses as they end. Lengths are uniform and depend on the seeds; one response of each call has the full length."""
-        start = time.monotonic()
-        lengths = [max_response_tokens // 4 + request.seed % (3 * max_response_tokens // 4) for request in requests]
-        lengths[requests[-1].seed % len(lengths)] = max_response_tokens
-        for position in sorted(range(len(lengths)), key=lengths.__getitem__):
-            length, request = lengths[position], requests[position]
-            sleep_until(start + self.sleep_times.sampling * length / max_response_tokens)
+        """Yields responses as they end. Lengths are uniform and depend on the seeds; one response of each call has the full length.
+
+        Queued requests begin when they have come, all long before the first response ends.
+        """
+        now = time.monotonic()
+        lengths = [max_response_tokens // 4 + request.seed % (3 * max_response_tokens // 4) for _, request in requests]
+        lengths[requests[-1][1].seed % len(lengths)] = max_response_tokens
+        begun = [(now, length, pair) for length, pair in zip(lengths, requests, strict=True)]
+        while queued and queued.are_left and len(begun) < queued.share:
+            for pair in queued.take(len(begun)):
+                begun.append((time.monotonic(), max_response_tokens // 4 + pair[1].seed % (3 * max_response_tokens // 4), pair))
+            if queued.pending:
+                ray.wait([queued.pending])
+        per_token = self.sleep_times.sampling / max_response_tokens
+        ends = ((begin + per_token * length, length, pair) for begin, length, pair in begun)
+        for end, length, (position, request) in sorted(ends, key=itemgetter(0)):
+            sleep_until(end)
             yield [
                 (
                     position,

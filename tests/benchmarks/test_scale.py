@@ -64,8 +64,8 @@ def test_rollouts_come_in_object_batches_and_the_last_ones_singly(count, sizes):
     """By the real Ray worker: a batch holds at most 4 and at most half of the remaining rollouts. Its summaries follow each batch."""
     worker = SleepingRolloutWorker()
     worker.configure(ScaleSetting(8, count, "sampling", 1, 0.01).sleep_times)
-    requests = [SamplingRequest(np.arange(4), 0, number, 77 * number) for number in range(count)]
-    values = list(worker.sample_batches(requests, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
+    requests = [(number, SamplingRequest(np.arange(4), 0, number, 77 * number)) for number in range(count)]
+    values = list(worker.sample_batches(requests, None, {"teacher_share": 0.0, "max_response_tokens": 16, "weight_version": 1}))
     batches, summaries_by_batch = values[::2], [summaries for _, summaries in values[1::2]]
     assert [len(batch) for batch in batches] == sizes
     assert sorted(position for summaries in summaries_by_batch for position, _ in summaries) == list(range(count))

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,23 +26,40 @@ REQUESTS = [SamplingRequest(np.arange(4), number, 0, number) for number in range
 
 
 class Sampler(RolloutRayWorker):
-    """Returns responses of 1 + prompt_index tokens. Before the last one it waits for the file `gate`, then does `then`."""
+    """Samples one request after the other, in `seconds` each. Returns responses of 1 + prompt_index tokens, and the process id as version.
+
+    gate: a file for which the last request of the iteration waits. then: what that request does. slow: a path; the worker that creates it
+    takes ten times as long.
+    """
 
     def __init__(self, **_):
         pass
 
-    def sample_each(self, requests, *, with_scores, gate=None, then="end", **_):
-        for position, request in enumerate(requests):
-            if position == len(requests) - 1:
-                assert gate is None or wait_until(gate.is_file, 20)
-                {"end": lambda: None, "fail": self.fail, "die": lambda: os._exit(3), "hang": lambda: time.sleep(600)}[then]()
-            response = np.arange(1 + request.prompt_index)
-            logprobs = response.astype(np.float32)
-            rollout = Rollout(request.prompt_tokens, response, logprobs, False, 7, request.prompt_index, 0)
-            yield [(position, OnPolicyItem(rollout, TeacherScores(logprobs, logprobs, logprobs[:, None])) if with_scores else rollout)]
+    def sample_each(self, requests, queued, *, with_scores, seconds=0.0, gate=None, then="end", slow=None, **_):
+        if slow is not None and created(slow):
+            seconds *= 10
+        while requests:
+            for position, request in requests:
+                time.sleep(seconds)
+                if position == len(REQUESTS) - 1:
+                    assert gate is None or wait_until(gate.is_file, 20)
+                    {"end": lambda: None, "fail": self.fail, "die": lambda: os._exit(3), "hang": lambda: time.sleep(600)}[then]()
+                response, index = np.arange(1 + request.prompt_index), request.prompt_index
+                logprobs = response.astype(np.float32)
+                rollout = Rollout(request.prompt_tokens, response, logprobs, False, os.getpid(), index, 0)
+                yield [(position, OnPolicyItem(rollout, TeacherScores(logprobs, logprobs, logprobs[:, None])) if with_scores else rollout)]
+            requests = queued.take(0) if queued else []
 
     def fail(self):
         raise RunError("the engine has had enough")
+
+
+def created(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 class Scorer(TeacherRayWorker):
@@ -68,8 +87,8 @@ class Scorers(TeacherGroup):
 
 
 @contextmanager
-def groups(as_finished: bool = True, micro_batch_tokens: int = 64, cluster: ClusterConfig = CLUSTER):
-    rollout = Samplers(RolloutConfig(workers=2), cluster, "cpu")
+def groups(as_finished: bool = True, micro_batch_tokens: int = 64, cluster: ClusterConfig = CLUSTER, fixed_shares: bool = False):
+    rollout = Samplers(RolloutConfig(workers=2), cluster, "cpu", fixed_shares=fixed_shares)
     teacher = Scorers(
         TeacherConfig(model="none", workers=2, micro_batch_tokens=micro_batch_tokens), cluster, "cpu", as_finished=as_finished
     )
@@ -82,9 +101,9 @@ def groups(as_finished: bool = True, micro_batch_tokens: int = 64, cluster: Clus
         teacher.stop()
 
 
-@pytest.mark.parametrize("as_finished", [True, False])
-def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_finished):
-    with groups(as_finished) as (rollout, teacher):
+@pytest.mark.parametrize(("as_finished", "fixed_shares"), [(True, False), (False, False), (False, True)])
+def test_all_rollouts_are_scored_in_the_order_of_the_requests(ray_cluster, as_finished, fixed_shares):
+    with groups(as_finished, fixed_shares=fixed_shares) as (rollout, teacher):
         first, second = (rollout.begin(REQUESTS, teacher) for _ in range(2))  # the second starts before the results of the first are taken
         for collection in (first, second):
             assert [rollout.summary.response_tokens for rollout in collection.sampled()] == list(range(1, 25))
@@ -115,12 +134,26 @@ def test_rollouts_are_scored_as_they_finish_or_all_at_the_end(ray_cluster, as_fi
             return sum(teacher.call("sequences_of_calls"), [])
 
         collection = rollout.begin(REQUESTS, teacher, gate=tmp_path / "gate")
-        # 22 of 24 rollouts arrive before the gate opens
+        # all but the last rollouts arrive before the gate opens
         assert wait_until(lambda: sum(calls()) >= 16, 6) if as_finished else (time.sleep(1.0), calls())[1] == []
         (tmp_path / "gate").touch()
         collection.scores()
         assert sum(calls()) == 24
         assert as_finished or len(calls()) == 2, "one call per worker, whatever the order of finishing"
+
+
+def test_a_slow_worker_gets_few_requests_and_does_not_hold_the_iteration(ray_cluster, tmp_path):
+    """Two workers, one of them ten times slower. With equal shares the iteration takes as long as 12 requests of the slow one."""
+    seconds, counts = {}, {}
+    for fixed_shares in (False, True):
+        with groups(fixed_shares=fixed_shares) as (rollout, _):
+            began = time.monotonic()
+            sampled = rollout.sample(REQUESTS, seconds=0.05, slow=tmp_path / f"slow {fixed_shares}")
+            seconds[fixed_shares] = time.monotonic() - began
+            counts[fixed_shares] = sorted(Counter(rollout.summary.weight_version for rollout in sampled).values())
+    assert counts[True] == [12, 12]
+    assert counts[False] == [9, 15], "the fast worker takes all that is not dealt up front"
+    assert seconds[False] < 0.9 * seconds[True]
 
 
 @pytest.mark.parametrize(

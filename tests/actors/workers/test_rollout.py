@@ -177,6 +177,45 @@ def test_batch_composition_and_order_do_not_change_the_tokens(plain):
     assert together != [r.response_tokens.tolist() for r in sample(worker, 0.0, sampling_requests=other)]
 
 
+class OneAtATime:
+    """Queued requests of which each `take` gives one. Records what was under way."""
+
+    def __init__(self, pairs):
+        self.pairs, self.under_way = list(pairs), []
+
+    @property
+    def are_left(self):
+        return bool(self.pairs)
+
+    def take(self, under_way):
+        self.under_way.append(under_way)
+        return [self.pairs.pop(0)] if self.pairs else []
+
+
+def test_requests_that_are_taken_later_join_the_running_batch_and_change_no_tokens(plain):
+    worker, student = plain
+    sampling_requests = requests(8, seed=6)
+    pairs = list(enumerate(sampling_requests))
+    together, queued = sample(worker, 0.0, sampling_requests=sampling_requests), OneAtATime(pairs[3:])
+    options = {"teacher_share": 0.0, "max_response_tokens": 40, "weight_version": None}
+    joined = dict(pair for pairs in worker.sample_each(pairs[:3], queued, **options) for pair in pairs)
+    assert [joined[i].response_tokens.tolist() for i in range(8)] == [rollout.response_tokens.tolist() for rollout in together]
+    assert min(len(rollout.response_tokens) for rollout in together) > 8
+    assert queued.under_way[:5] == [3, 4, 5, 6, 7], "one request more at every step, while none has finished"
+    assert worst_gap(list(joined.values()), student, None, 0.0) < 1e-5
+
+
+def test_an_engine_without_room_takes_no_more(plain, monkeypatch):
+    """A batch of two: the engine takes a third request when one waits no longer, and a fourth when that one runs."""
+    worker, _ = plain
+    monkeypatch.setattr(worker._engine.llm_engine.engine_core.engine_core.scheduler, "max_num_active_reqs", 2)
+    (first, *others), options = list(enumerate(requests(6, seed=6))), {"teacher_share": 0.0, "max_response_tokens": 20}
+    queued = OneAtATime(others)
+    sampled = worker.sample_each([first], queued, weight_version=None, ignore_end_tokens=True, **options)
+    assert sorted(position for pairs in sampled for position, _ in pairs) == list(range(6))
+    assert max(queued.under_way) == 2
+
+
 def test_prompts_of_more_tokens_than_a_pass_takes_are_sampled_as_if_alone(plain):
     """A prompt that does not fit a pass waits for the next one: it is never cut, which a CPU's seeded generators could not handle."""
     worker, student = plain
