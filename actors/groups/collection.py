@@ -1,5 +1,6 @@
 """Collection: one iteration's rollouts, sampled and possibly scored by the rollout group, or scored by the teacher group."""
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -60,11 +61,22 @@ class Collection:
 
     calls: the sampling calls, already started. teacher: scores the rollouts; None if nothing does, or if the rollouts arrive with scores
     (with_scores). If a worker fails, `sampled` or `scores` raises the error. cpu_seconds: CPU time of the thread, set when all rollouts are
-    scored.
+    scored. earlier: the `sampling_ended` of the collection behind which the calls queue, if there is one. The deadline of the first result
+    counts from its end. sampling_ended: gets the moment, in monotonic seconds, when no call samples any more.
     """
 
-    def __init__(self, rollout: Group, calls: list[SamplingCall], count: int, teacher: ScoringGroup | None, with_scores: bool = False):
+    def __init__(
+        self,
+        rollout: Group,
+        calls: list[SamplingCall],
+        count: int,
+        teacher: ScoringGroup | None,
+        with_scores: bool = False,
+        earlier: Future[float] | None = None,
+    ):
         self._with_scores = with_scores
+        self._earlier, self.sampling_ended = earlier, Future[float]()
+        self._waiting_since = time.monotonic()  # for a result
         self.rollout, self.teacher, self.count = rollout, teacher, count
         self._streams: dict[Any, SamplingCall] = {call.stream: call for call in calls}
         self._finished: dict[int, SampledRollout] = {}
@@ -99,6 +111,7 @@ class Collection:
         try:
             while self._streams:
                 self._advance()
+            self.sampling_ended.set_result(time.monotonic())
             self._all_sampled.set_result(_in_order(self._finished, self.count))
             while self.teacher and (self._queue or self._scoring_calls):
                 self._start_scoring()
@@ -106,6 +119,8 @@ class Collection:
             self.cpu_seconds = time.thread_time()
             self._all_scored.set_result(_in_order(self._scores, self.count if self.teacher or self._with_scores else 0))
         except BaseException as error:  # also SystemExit: a thread that waits in `sampled` or `scores` would hang
+            if not self.sampling_ended.done():
+                self.sampling_ended.set_result(time.monotonic())
             for future in (self._all_sampled, self._all_scored):
                 if not future.done():
                     future.set_exception(error)
@@ -113,10 +128,15 @@ class Collection:
     def _advance(self) -> None:
         """Waits for the next results of either group and processes them."""
         group = self.rollout if self._streams else self.teacher
-        done, pending = ready([*self._streams, *self._scoring_calls], group.step_timeout_s)
+        deadline = self._waiting_since + group.step_timeout_s
+        done, pending = ready([*self._streams, *self._scoring_calls], deadline - time.monotonic())
         if not done:
+            if (began := self._could_begin()) > self._waiting_since:
+                self._waiting_since = began
+                return
             call = (self._streams or self._scoring_calls)[pending[0]]
             raise group.timeout_error(call.worker, "sample" if self._streams else "score", group.step_timeout_s)
+        self._waiting_since = time.monotonic()
         for ref in done:
             if ref in self._streams:
                 self._take_rollouts(self._streams[ref])
@@ -124,6 +144,12 @@ class Collection:
                 self._take_scores(ref)
         if self.teacher and self.teacher.as_finished:
             self._start_scoring()
+
+    def _could_begin(self) -> float:
+        """The earliest moment at which no worker was busy with the earlier collection: now, if one still is."""
+        if self._earlier is None:
+            return -math.inf
+        return self._earlier.result() if self._earlier.done() else time.monotonic()
 
     def _take_rollouts(self, call: SamplingCall) -> None:
         try:

@@ -1,6 +1,7 @@
 """RolloutGroup: samples responses on its workers and returns references to the rollouts."""
 
 import pickle
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +46,7 @@ class RolloutGroup(EngineGroup):
         weight_transfer(config, device)
         super().__init__("rollout", config, cluster, device, places, engine)
         self._queue = None if fixed_shares or config.workers == 1 else _start_queue()
+        self._sampled: Future[float] | None = None  # when the last collection ended to sample
 
     def begin(
         self, requests: list[SamplingRequest], teacher: ScoringGroup | None, *, with_scores: bool = False, **options: Any
@@ -61,7 +63,9 @@ class RolloutGroup(EngineGroup):
             for worker, share in enumerate(dealt)
             if share
         ]
-        return Collection(self, calls, len(requests), teacher, with_scores)
+        collection = Collection(self, calls, len(requests), teacher, with_scores, self._sampled)
+        self._sampled = collection.sampling_ended
+        return collection
 
     def _distribute(self, requests: list[SamplingRequest]) -> tuple[list[list[PositionedRequest]], Any]:
         """What each worker gets, and from what it takes more: a reference to `QueuedRequests`, or None."""

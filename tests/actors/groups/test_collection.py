@@ -156,6 +156,15 @@ def test_a_slow_worker_gets_few_requests_and_does_not_hold_the_iteration(ray_clu
     assert seconds[False] < 0.9 * seconds[True]
 
 
+def test_the_deadline_of_an_iteration_does_not_count_while_it_waits_for_the_one_before(ray_cluster):
+    with groups(cluster=CLUSTER.model_copy(update={"step_timeout_s": 3.0})) as (rollout, _):
+        first, second = (rollout.begin(REQUESTS[:16], None, seconds=0.5) for _ in range(2))
+        began = time.monotonic()
+        assert len(first.sampled()) == 16
+        assert time.monotonic() - began > 3.0, "the second began after its deadline, had this counted from its submission"
+        assert len(second.sampled()) == 16
+
+
 @pytest.mark.parametrize(
     "then, message",
     [
