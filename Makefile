@@ -27,7 +27,8 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: install quickstart test test-commands test-others test-fast test-gpu benchmark-trl benchmark-plain lint format docs clean
+.PHONY: install quickstart test test-commands test-others test-fast test-fast-minirl test-fast-others test-gpu
+.PHONY: benchmark-trl benchmark-plain lint format docs clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -57,7 +58,7 @@ quickstart: install
 	$(BIN)/minirl run configs/quickstart.yaml
 
 # Tests never reach a model hub, wherever they run, so that no test can come to depend on one.
-test test-fast test-gpu test-commands test-others: export HF_HUB_OFFLINE ?= 1
+test test-fast test-fast-minirl test-fast-others test-gpu test-commands test-others: export HF_HUB_OFFLINE ?= 1
 
 # Both at the same time: while one waits for processes to start, the other uses the cores.
 test: lint
@@ -73,8 +74,15 @@ test-others: install
 	+$(BIN)/python -m pytest --ignore=tests/launch
 	+$(BIN)/python -m pytest -m "not slow" tests/launch
 
+# Two halves at the same time, because one process uses one core.
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-fast-minirl test-fast-others
+
+test-fast-minirl: install
+	$(BIN)/python -m pytest -m "not slow" tests/minirl
+
+test-fast-others: install
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/minirl
 
 # Once on new hardware, as `make test-gpu STACK=cuda` in a clone for GPUs. Without a GPU, each test says why it is skipped.
 test-gpu: install
