@@ -1,6 +1,6 @@
 """Starts the rollout, teacher and learner groups of a stage, and the Ray cluster, sized so that they fit.
 
-The groups of a stage start at the same time and stop when their `with` block ends.
+The groups of a stage start at the same time. They stay up for the next stage where it needs the same processes (`actors.groups.pool`).
 """
 
 import warnings
@@ -11,11 +11,11 @@ from typing import Any
 
 from actors.config import LearnerSetup, ScoreCapture
 from actors.engine.engine import check_environment, check_head_size
-from actors.groups.base import Group
 from actors.groups.ensemble_group import EnsembleGroup
 from actors.groups.learner_group import LearnerGroup
 from actors.groups.nodes import choose_device, usable_nodes
 from actors.groups.placement import Places, cluster, reserved_together
+from actors.groups.pool import GroupPool, GroupRequest
 from actors.groups.rollout_group import RolloutGroup
 from actors.groups.teacher_group import TeacherGroup
 from actors.workers.rollout import weight_transfer
@@ -24,6 +24,7 @@ from launch.prepare import PreparedRun
 from minirl.config.objective import SoftTargetsConfig
 from minirl.config.stages import DistillConfig, GkdConfig, SftConfig
 from minirl.config.student import LoraConfig
+from minirl.model.loading import architecture_signature
 
 MIB = 2**20
 RESPONSES_IN_FLIGHT = 512  # responses whose teacher states are in the object store at once; an evaluation set may have many thousands
@@ -31,20 +32,25 @@ MAX_STORED_RESPONSES = 2048  # responses of an evaluation that the object store 
 
 
 class Groups:
-    """Starts groups for the stages of one prepared run. Each method yields groups that run until its block ends.
+    """Starts groups for the stages of one prepared run. Each method yields groups for one stage.
 
-    The Ray cluster starts with the first group and ends with this object's own block: a run with nothing left to do starts none.
+    The Ray cluster starts with the first group and ends with this object's own block, as do the groups: a run with nothing left to do
+    starts none.
     """
 
     def __init__(self, prepared: PreparedRun):
         self.prepared, self.config = prepared, prepared.config
-        self._cluster = ExitStack()
+        self._cluster, self._pool = ExitStack(), GroupPool()
+        self._latest_capture: ScoreCapture | None = None  # of the engines that may still be running
 
     def __enter__(self) -> "Groups":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._cluster.__exit__(*error)
+        try:
+            self._pool.stop()
+        finally:
+            self._cluster.__exit__(*error)
 
     @cached_property
     def device(self) -> str:
@@ -71,14 +77,15 @@ class Groups:
         no teacher group.
         """
         setup = self._learner_setup(model, teachers, training=training, soft=soft, dropout=True, lora=lora)
-        teacher_starts = self._teacher_starts(teachers, 1.0) if teachers else []
-        with _running(lambda: self._start_learner(setup), *teacher_starts) as (learner, *teacher_groups):
+        teacher_requests = self._teacher_requests(teachers, 1.0) if teachers else []
+        with self._pool.running(self._learner_request(setup), *teacher_requests) as (learner, *teacher_groups):
             yield learner, _one_teacher_group(teacher_groups) if teacher_groups else None
 
     @contextmanager
     def rollout(self, model: str) -> Iterator[RolloutGroup]:
-        """The rollout group alone, which samples from any model at temperature 1."""
-        with _running(lambda: self._start_rollout(model, None, 1.0)) as (rollout,):
+        """The rollout group alone, which samples from the weights of any model directory at temperature 1."""
+        request = GroupRequest(("rollout", model), partial(self._start_rollout, model, None, 1.0))
+        with self._pool.running(request) as (rollout,):
             yield rollout
 
     @contextmanager
@@ -106,14 +113,13 @@ class Groups:
             "training": on_policy.config, "objective": on_policy.objective, "soft": on_policy.soft, "lora": self.config.student.lora,
         }  # fmt: skip
         setup = self._learner_setup(student, teachers, temperature=loss_temperature, **settings)
-        engine = {"no_repeat_ngram": no_repeat_ngram, "capture": capture}
         with (
             self._places(on_policy.config if on_policy else None, scoring_teachers) as places,
-            _running(
-                lambda: self._start_rollout(student, rollout_teacher, sampling_temperature, places["rollout"][0], **engine),
-                lambda: self._start_learner(setup, places["learner"][0]),
-                *self._teacher_starts(scoring_teachers, loss_temperature, places["teacher"]),
-            ) as (rollout, learner, *teacher_groups),
+            self._pool.running(
+                self._learner_request(setup, places["learner"][0]),
+                self._rollout_request(student, rollout_teacher, sampling_temperature, no_repeat_ngram, capture, places["rollout"][0]),
+                *self._teacher_requests(scoring_teachers, loss_temperature, places["teacher"]),
+            ) as (learner, rollout, *teacher_groups),
         ):
             yield rollout, _one_teacher_group(teacher_groups) if teacher_groups else None, learner
 
@@ -121,6 +127,23 @@ class Groups:
         """The room of one rollout engine for the scores of the stage's rollouts and of its validation."""
         share = -(-max(stage.responses_per_iteration, stage.validation_prompts) // self.config.rollout.workers)
         return ScoreCapture(share, self.config.data.max_response_tokens, self.config.teacher.check_every)
+
+    def _rollout_request(
+        self,
+        student: str,
+        teacher: str | None,
+        temperature: float,
+        no_repeat_ngram: int,
+        capture: ScoreCapture | None,
+        places: Places | None,
+    ) -> GroupRequest:
+        """Engines that get the student's weights by publishing, so that they serve every student of one architecture."""
+        settings = ("rollout", architecture_signature(student), teacher, temperature, no_repeat_ngram, self._channel)
+        if capture is None and (*settings, self._latest_capture) in self._pool:
+            capture = self._latest_capture  # engines with room for scores also sample without
+        self._latest_capture = capture
+        start = partial(self._start_rollout, student, teacher, temperature, places, no_repeat_ngram=no_repeat_ngram, capture=capture)
+        return GroupRequest((*settings, capture), start, lambda rollout: rollout.begin_call("forget_weights"))
 
     def _start_rollout(
         self, student: str, teacher: str | None, temperature: float, places: Places | None = None, **engine: Any
@@ -142,8 +165,18 @@ class Groups:
             **engine,
         )
 
-    def _teacher_starts(
+    def _teacher_requests(
         self, models: tuple[str, ...], temperature: float, places: Sequence[Places | None] | None = None
+    ) -> list[GroupRequest]:
+        """The requests of each teacher's group."""
+        starts = self._teacher_starts(models, temperature, places or [None] * len(models))
+        return [
+            GroupRequest(("teacher", index, model, temperature), start)
+            for index, (model, start) in enumerate(zip(models, starts, strict=True))
+        ]
+
+    def _teacher_starts(
+        self, models: tuple[str, ...], temperature: float, places: Sequence[Places | None]
     ) -> list[Callable[[], TeacherGroup]]:
         """For each teacher, the function that starts its group."""
         config, prepared = self.config, self.prepared
@@ -155,7 +188,6 @@ class Groups:
             "shared_vocabulary": prepared.vocabulary,
             "temperature": temperature,
         }
-        places = places or [None] * len(models)
         if len(models) <= 1:
             starts = zip(models, places, strict=True)
             return [partial(TeacherGroup, config.teacher, model=model, places=own, **settings) for model, own in starts]
@@ -172,8 +204,14 @@ class Groups:
         """Tokens of the longest sequence that teacher and learner compute."""
         return max(self.prepared.max_model_len, self.config.corpus.block_tokens if self.config.corpus else 0)
 
-    def _start_learner(self, setup: LearnerSetup, places: Places | None = None) -> LearnerGroup:
-        return LearnerGroup(setup, self.config.cluster, places)
+    def _learner_request(self, setup: LearnerSetup, places: Places | None = None) -> GroupRequest:
+        start = partial(LearnerGroup, setup, self.config.cluster, places)
+        return GroupRequest(("learner", self._channel), start, lambda learner: learner.begin_rebuild(setup))
+
+    @property
+    def _channel(self) -> object | None:
+        """The part of a key that differs in every stage where weights travel by NCCL: nothing closes the channel but the processes' end."""
+        return object() if weight_transfer(self.config.rollout, self.device) == "nccl" else None
 
     @contextmanager
     def _places(self, training: DistillConfig | None, teachers: tuple[str, ...]) -> Iterator[dict[str, list[Places | None]]]:
@@ -187,7 +225,9 @@ class Groups:
         if training is None or training.max_staleness == 0 or self.device != "cpu":
             yield {role: [None] * len(groups) for role, groups in roles.items()}
             return
-        with reserved_together(roles, config.cluster, self.device) as places:
+        self._pool.stop()  # cores are divided anew, and workers keep theirs for life
+        with reserved_together(roles, config.cluster, self.device) as places, ExitStack() as stack:
+            stack.callback(self._pool.stop)
             yield places
 
     def _learner_setup(self, model: str, teachers: tuple[str, ...] | None, **stage: Any) -> LearnerSetup:
@@ -206,19 +246,6 @@ class Groups:
 
 def _one_teacher_group(groups: list[TeacherGroup]) -> TeacherGroup | EnsembleGroup:
     return groups[0] if len(groups) == 1 else EnsembleGroup(groups)
-
-
-@contextmanager
-def _running(*starts: Callable[[], Group]) -> Iterator[tuple[Group, ...]]:
-    """Starts groups at the same time and yields them when all are ready. All stop with the block, also after an error."""
-    with ExitStack() as stack:
-        groups = []
-        for start in starts:
-            groups.append(start())
-            stack.callback(groups[-1].stop)
-        for group in groups:
-            group.wait_started()
-        yield tuple(groups)
 
 
 def logical_cpus(prepared: PreparedRun) -> int:

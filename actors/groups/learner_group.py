@@ -26,7 +26,6 @@ class LearnerGroup(Group):
     worker_class = LearnerRayWorker
 
     def __init__(self, setup: LearnerSetup, cluster: ClusterConfig, places: Places | None = None):
-        self.config, self._setup = setup.config, setup
         places = places or Places("learner", setup.config, cluster, setup.device)
         self._threads = [share.threads for share in places.shares]
         # torch's own switch does not reach flash-attn, whose backward pass adds in any order unless transformers finds this variable.
@@ -45,13 +44,20 @@ class LearnerGroup(Group):
             start_timeout_s=cluster.start_timeout_s,
             step_timeout_s=cluster.step_timeout_s,
         )
-        self._rendezvous_call = self.workers[0].open_rendezvous.remote()  # started here, so that all groups start at the same time
+        # Started here, so that all groups start at the same time. Ray hands the rendezvous from rank 0 to all ranks.
+        self._begin_build(setup, "start", self.workers[0].open_rendezvous.remote())
+
+    def begin_rebuild(self, setup: LearnerSetup) -> None:
+        """Starts to replace the learner by that of another stage, in the same processes; `wait_started` waits for it."""
+        self._begin_build(setup, "build")
+
+    def _begin_build(self, setup: LearnerSetup, method: str, *arguments: Ref) -> None:
+        self.config = setup.config
+        setups = [replace(setup, threads=threads) for threads in self._threads]
+        self._start_calls = [getattr(worker, method).remote(*arguments, setup) for worker, setup in zip(self.workers, setups, strict=True)]
 
     def wait_started(self) -> None:
-        address, port = self.get([self._rendezvous_call], "start", self.start_timeout_s)[0]
-        setups = [replace(self._setup, threads=threads) for threads in self._threads]
-        calls = [worker.start.remote(address, port, setup) for worker, setup in zip(self.workers, setups, strict=True)]
-        _show(self.get(calls, "start", self.start_timeout_s))
+        _show(self.get(self._start_calls, "start", self.start_timeout_s))
 
     def begin_update(
         self, step: UpdateStep, on_policy: list[OnPolicyItem], supervised: list[SupervisedItem], tokens: Sequence[int]

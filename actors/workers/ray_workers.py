@@ -4,6 +4,7 @@ Rollouts, teacher scores and weights go from worker to worker through Ray's obje
 (`actors.object_batches`), as arguments of the call that needs them.
 """
 
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ class TeacherRayWorker(RayWorker, TeacherWorker):
 class LearnerRayWorker(RayWorker):
     """`Learner`, built by `start` after this process has joined the other ranks."""
 
-    learner: "Learner"
+    learner: "Learner | None"
 
     def __init__(self, rank: int, workers: int, timeout_s: float, cores: tuple[int, ...] | None = None):
         super().__init__(cores=cores)
@@ -143,12 +144,23 @@ class LearnerRayWorker(RayWorker):
         self._store, address, port = open_store(self.timeout_s)
         return address, port
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> list[str]:
-        """Joins the other ranks and builds the learner. Returns its warnings, which the user should see."""
-        join_process_group(self._store, address, port, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
+    def start(self, rendezvous: tuple[str, int], setup: LearnerSetup) -> list[str]:
+        """Joins the other ranks and builds the learner. Returns its warnings, which the user should see.
+
+        rendezvous: what `open_rendezvous` returned.
+        """
+        join_process_group(self._store, *rendezvous, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
+        return self.build(setup)
+
+    def build(self, setup: LearnerSetup) -> list[str]:
+        """Builds the learner of a stage. Returns its warnings. The learner of an earlier stage and all its memory go first."""
         # After the process has joined, because that fixes DeepSpeed's accelerator. The import takes seconds, and only the ranks need it.
         from actors.workers.learner import Learner
 
+        self.learner = self._sender = None
+        gc.collect()  # a DeepSpeed engine is full of circular references
+        if setup.device == "cuda":
+            torch.cuda.empty_cache()
         self.learner = Learner(setup)
         return self.learner.notices
 

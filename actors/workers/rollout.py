@@ -68,6 +68,10 @@ class RolloutWorker:
         self._version, self._from_disk, self._updating, self._sent = None, False, True, []
         self._engine.start_weight_update()
 
+    def forget_weights(self) -> None:
+        """Goes back to version 0 for another stage. Until weights are published, only the teacher alone can be sampled."""
+        self._version, self._from_disk = 0, False
+
     def load_bucket(self, bucket: PackedWeights, expected_checksum: int) -> None:
         """Loads one bucket. Raises RunError if its checksum is not the sender's; the update then stays half-way."""
         self._require_update("load_bucket")
@@ -131,6 +135,8 @@ class RolloutWorker:
         Raises RunError if another version is loaded, or if prompt and response do not fit the engine or the room for scores.
         """
         self._require_version(weight_version)
+        if teacher_share < 1 and self._version == 0 and not self._from_disk:
+            raise RunError("the engine still holds the student of an earlier stage; publish weights before sampling from it")
         self._set_sampling(teacher_share, max_response_tokens if with_scores else 0)
         # Cached prompts may come from older weights, or lack the part of a network that was skipped at the time. Even valid ones would
         # make results depend on earlier calls: a call that finds cached prompts differs in the last bits from one that does not.

@@ -11,10 +11,10 @@ class StubGroup(LearnerGroup):
     start_timeout_s = 1.0
 
     def __init__(self, notices: list[str]):
-        self._notices, self._rendezvous_call, self._threads, self.workers = notices, None, [], []
+        self._notices, self._start_calls = notices, []
 
     def get(self, calls, *arguments):
-        return [("address", 1)] if calls == [self._rendezvous_call] else [self._notices, self._notices]
+        return [self._notices, self._notices]
 
     def call(self, method, *arguments, **named):
         return [self._notices, self._notices]

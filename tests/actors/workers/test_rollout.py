@@ -48,6 +48,20 @@ def test_mixture_equals_hugging_face_as_loaded_and_after_each_publish(pair, mode
         assert {rollout.weight_version for rollout in rollouts} == {version}
 
 
+def test_an_engine_of_an_earlier_stage_samples_its_student_only_after_a_publish(model_directory, open_worker):
+    paths = [model_directory(family, **shape) for family, shape in PAIRS["llama"]]
+    worker, (student, teacher) = open_worker(*paths), map(hugging_face, paths)
+    publish(worker, student, version=1)
+    worker.forget_weights()
+    with pytest.raises(RunError, match="the engine still holds the student of an earlier stage; publish weights"):
+        sample(worker, 0.2, version=0)
+    with pytest.raises(RunError, match="version 1, but version 0 is loaded"):
+        sample(worker, 0.2, version=1)
+    assert worst_gap(sample(worker, 1.0, version=0), student, teacher, 1.0) < 1e-5
+    publish(worker, student, version=1)
+    assert worst_gap(sample(worker, 0.2, version=1), student, teacher, 0.2) < 1e-5
+
+
 @pytest.mark.parametrize("families", [("llama", "phi3"), ("phi3", "llama")], ids=["a window in the teacher", "a window in the student"])
 def test_each_network_of_a_mixture_keeps_its_own_sliding_window(families, tmp_path, open_worker):
     """Phi-3 attends to the last 32 tokens here, Llama to all. The longest sequence has 180."""
