@@ -16,6 +16,7 @@ from rich.console import Console
 
 from actors.environment import DRIVER_ENVIRONMENT
 from launch.config import RunConfig
+from minirl.collector import lasting_imports
 from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
 from minirl.errors import InputError, RunError
@@ -40,10 +41,11 @@ def run(
     """Run the stages of a config, or resume them where the last run in the same directory stopped."""
     settings = read_config(RunConfig, config, overrides or [])
     os.environ |= DRIVER_ENVIRONMENT
-    from launch.directory import claim_directory
-    from launch.prepare import prepare
-    from launch.progress import ProgressPanel, make_console, summary_table
-    from launch.run.stages import Recipe
+    with lasting_imports():
+        from launch.directory import claim_directory
+        from launch.prepare import prepare
+        from launch.progress import ProgressPanel, make_console, summary_table
+        from launch.run.stages import Recipe
 
     console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
@@ -70,10 +72,11 @@ def evaluate(
     if not model:
         raise InputError("evaluate needs a model: give --model DIR, for example --model runs/quickstart/distill/last")
     os.environ |= DRIVER_ENVIRONMENT
-    from launch.directory import claim_directory, file_errors_as_sentences, path_argument
-    from launch.evaluation.evaluate import evaluate_models
-    from launch.prepare import prepare
-    from launch.progress import ProgressPanel, make_console, summary_table
+    with lasting_imports():
+        from launch.directory import claim_directory, file_errors_as_sentences, path_argument
+        from launch.evaluation.evaluate import evaluate_models
+        from launch.prepare import prepare
+        from launch.progress import ProgressPanel, make_console, summary_table
 
     console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:
@@ -95,9 +98,10 @@ def experiment(
     """Compare methods: train each row with each of its seeds, then measure all students together; a repeated command resumes."""
     settings = read_config(ExperimentConfig, config, overrides or [])
     os.environ |= DRIVER_ENVIRONMENT
-    from launch.directory import file_errors_as_sentences
-    from launch.experiment.runner import Experiment
-    from launch.progress import ProgressPanel, make_console, rich_table
+    with lasting_imports():
+        from launch.directory import file_errors_as_sentences
+        from launch.experiment.runner import Experiment
+        from launch.progress import ProgressPanel, make_console, rich_table
 
     console = make_console()
     with file_errors_as_sentences(settings.directory):
@@ -128,12 +132,13 @@ def bench(
     if settings.teacher.ensemble is not None:
         raise InputError("bench measures one teacher, and this config has an ensemble; give teacher.model")
     os.environ |= DRIVER_ENVIRONMENT
-    from launch.bench import Bench
-    from launch.directory import claim_directory
-    from launch.prepare import prepare
-    from launch.progress import ProgressPanel, make_console, rich_table
-    from minirl.bench.bottleneck import bottleneck
-    from minirl.bench.report import save, tables
+    with lasting_imports():
+        from launch.bench import Bench
+        from launch.directory import claim_directory
+        from launch.prepare import prepare
+        from launch.progress import ProgressPanel, make_console, rich_table
+        from minirl.bench.bottleneck import bottleneck
+        from minirl.bench.report import save, tables
 
     console = make_console()
     with claim_directory(settings) as directory, ProgressPanel(console) as panel:

@@ -18,6 +18,7 @@ from actors.config import EngineConfig
 from actors.engine.model_runner import RUNNER_ENVIRONMENT, check_runner
 from actors.engine.plugin import WORKER_EXTENSION
 from actors.engine.start_errors import memory_problem
+from minirl.collector import lasting_imports
 from minirl.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def start_engine(
     os.environ.update(engine_environment(device, threads, config.tensor_parallel))
     torch.set_num_threads(threads)
     set_num_threads = torch.set_num_threads
-    from vllm import LLM
+    with lasting_imports():
+        from vllm import LLM
 
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     try:

@@ -25,6 +25,7 @@ from actors.workers.rendezvous import join_process_group, open_store
 from actors.workers.rollout import RolloutWorker
 from actors.workers.teacher import TeacherWorker
 from minirl.bench.timing import matmul_rate
+from minirl.collector import lasting_imports
 from minirl.model.token_diagnostics import SequenceDiagnostics
 from minirl.training.inputs import OnPolicyItem, SupervisedItem
 from minirl.training.update import UpdateStep
@@ -150,12 +151,14 @@ class LearnerRayWorker(RayWorker):
         rendezvous: what `open_rendezvous` returned.
         """
         join_process_group(self._store, *rendezvous, rank=self.rank, workers=self.workers, device=setup.device, timeout_s=self.timeout_s)
+        # After the process has joined, because that fixes DeepSpeed's accelerator. The import takes seconds, and only the ranks need it.
+        with lasting_imports():
+            import actors.workers.learner  # noqa: F401
         return self.build(setup)
 
     def build(self, setup: LearnerSetup) -> list[str]:
         """Builds the learner of a stage. Returns its warnings. The learner of an earlier stage and all its memory go first."""
-        # After the process has joined, because that fixes DeepSpeed's accelerator. The import takes seconds, and only the ranks need it.
-        from actors.workers.learner import Learner
+        from actors.workers.learner import Learner  # imported by `start`
 
         self.learner = self._sender = None
         gc.collect()  # a DeepSpeed engine is full of circular references
