@@ -28,7 +28,7 @@ def mixture(share: float) -> nn.Module:
     nn.Module.__init__(model)
     model.student, model.student_width = Network(memory, STUDENT_WIDTH, 2.0), STUDENT_WIDTH
     model.teacher, model.teacher_width = Network(memory, TEACHER_WIDTH, 7.0), TEACHER_WIDTH
-    model.teacher_share = share
+    model.set_sampling(share, None)
     return model
 
 
