@@ -44,7 +44,7 @@ def test_a_users_choice_to_stay_offline_reaches_workers_on_all_nodes(monkeypatch
 class ProbeWorker(LearnerRayWorker):
     """A learner's worker that does not join other ranks, and reports what holds at that moment."""
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> dict[str, str | bool]:
+    def start(self, rendezvous: tuple[str, int], setup: LearnerSetup) -> dict[str, str | bool]:
         report: dict[str, str | bool] = {}
 
         class Joined(Exception):
@@ -62,7 +62,7 @@ class ProbeWorker(LearnerRayWorker):
 
         ray_workers.join_process_group = join
         try:
-            super().start(address, port, setup)
+            super().start(rendezvous, setup)
         except Joined:
             from deepspeed.accelerator import get_accelerator
 
@@ -72,6 +72,9 @@ class ProbeWorker(LearnerRayWorker):
 
 class ProbeGroup(LearnerGroup):
     worker_class = ProbeWorker
+
+    def reports(self) -> list[dict[str, str | bool]]:
+        return self.get(self._start_calls, "start", self.start_timeout_s)
 
 
 @pytest.mark.slow
@@ -89,7 +92,7 @@ def test_a_learners_accelerator_is_the_clusters_device_and_not_the_drivers(ray_c
     )
     group = ProbeGroup(setup, CLUSTER)
     try:
-        (report,) = group.call("start", "127.0.0.1", 1, setup)
+        (report,) = group.reports()
     finally:
         group.stop()
     assert report == {

@@ -159,7 +159,7 @@ class SleepingLearnerWorker(SleepingWorker, LearnerRayWorker):
     def open_rendezvous(self) -> tuple[str, int]:
         return "", 0
 
-    def start(self, address: str, port: int, setup: LearnerSetup) -> list[str]:
+    def start(self, rendezvous: tuple[str, int], setup: LearnerSetup) -> list[str]:
         return []
 
     def configure(self, sleep_times: SleepTimes) -> None:
