@@ -1,8 +1,12 @@
 """A training stage on disk: its log, its checkpoints, and the checks before it resumes from one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from actors.groups.learner_group import LearnerGroup
+from launch.interruption import INTERRUPTION
 from launch.observer import Observer
 from launch.prepare import PreparedRun
 from minirl.errors import InputError
@@ -33,11 +37,13 @@ class Stage:
         self.loop, self._newest_checkpoint = loop, checkpoint.latest(self._checkpoints)
         if self._newest_checkpoint:
             self._load(self._newest_checkpoint[1])
+        self._saved_position = loop.position
         if loop.finished:
             return False
         self.metrics.resume_at(loop.position)
         self.observer.stage_started(self.name, loop.total, loop.position, self.unit)
         loop.stopwatch.listener = self.doing
+        loop.uninterrupted = partial(INTERRUPTION.deferred, self._announce_end)
         return True
 
     def doing(self, activity: str) -> None:
@@ -59,6 +65,21 @@ class Stage:
             "started_from": self.started_from,
         }
         checkpoint.write(self._checkpoints, self.loop.position, state, self.learner.save, keep=keep)
+        self._saved_position = self.loop.position
+
+    @contextmanager
+    def checkpoint_when_interrupted(self, *, keep: int = 1) -> Iterator[None]:
+        """A block that iterates over the loop. An interruption writes a checkpoint of what was finished since the last one."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.loop.position > self._saved_position:
+                self.doing("checkpoint")
+                self.checkpoint(keep=keep)
+            raise
+
+    def _announce_end(self) -> None:
+        self.observer.warn(self.name, f"interrupted; finishes this {self.unit} and writes a checkpoint; a second signal ends the run now")
 
     def student_directory(self, which: str) -> Path:
         """Directory of the exported student. which: "best" or "last"."""

@@ -100,10 +100,11 @@ class Recipe:
         with self.groups.learner(model, teachers, training=config, soft=soft, lora=lora) as (learner, teacher):
             stage.start(learner)
             loop.connect(learner, teacher if soft else None, watched_teacher=None if soft else teacher)
-            for progress in loop.run():
-                if progress.is_best:
-                    learner.export(model, best)
-                stage.checkpoint()
+            with stage.checkpoint_when_interrupted():
+                for progress in loop.run():
+                    if progress.is_best:
+                        learner.export(model, best)
+                    stage.checkpoint()
         return best
 
     def on_policy(self, name: str) -> None:
@@ -121,14 +122,15 @@ class Recipe:
             loop.connect(rollout, teacher, learner, publish=make_publisher(learner, rollout).publish)
             stage.start(learner)
             validation = OnPolicyValidation(self.prepared, config, (rollout, None if loop.scores_from_sampling else teacher, learner))
-            for progress in loop.run():
-                if loop.finished or progress.iteration % config.validate_every == 0:
-                    self._validate(stage, validation, source)
-                if loop.finished:
-                    learner.export(source, str(stage.student_directory("last")))
-                if loop.finished or progress.iteration % config.checkpoint_every == 0:
-                    stage.doing("checkpoint")
-                    stage.checkpoint(keep=config.keep_checkpoints)
+            with stage.checkpoint_when_interrupted(keep=config.keep_checkpoints):
+                for progress in loop.run():
+                    if loop.finished or progress.iteration % config.validate_every == 0:
+                        self._validate(stage, validation, source)
+                    if loop.finished:
+                        learner.export(source, str(stage.student_directory("last")))
+                    if loop.finished or progress.iteration % config.checkpoint_every == 0:
+                        stage.doing("checkpoint")
+                        stage.checkpoint(keep=config.keep_checkpoints)
 
     def _validate(self, stage: Stage, validation: OnPolicyValidation, source: str) -> None:
         """Logs the validation's metrics, and exports the student to `best` if it is the best so far."""

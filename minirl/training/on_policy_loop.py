@@ -17,6 +17,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,6 +90,7 @@ class OnPolicyLoop:
             DataOrder(len(supervised_sequences), derive_seed(seed, "given")) if supervised_sequences and supervised_per_update else None
         )
         self.stopwatch = Stopwatch()
+        self.uninterrupted: Callable[[], AbstractContextManager] = nullcontext  # a block that an interruption may not cut in two
         self.pending_iterations: deque[PendingIteration] = deque()
         self.pending_weights: PendingWeights | None = None
         self.call_costs: dict[str, float] = {}
@@ -113,26 +115,32 @@ class OnPolicyLoop:
         return self.position >= self.total or self.progress.target_tokens >= (self.config.max_target_tokens or math.inf)
 
     def run(self) -> Iterator[OnPolicyProgress]:
-        """Yields after every iteration, so that the caller decides when to validate and to write a checkpoint."""
+        """Yields after every iteration, so that the caller decides when to validate and to write a checkpoint.
+
+        Whenever an interruption ends it, `state_dict` and the learner are those of the last finished iteration.
+        """
         self.publish()
         while not self.finished:
             start = time.monotonic()
             sampled = self.sample()
             scores = self.score()
-            advantages = self.credit(sampled, scores)
-            update_sums = self.update(sampled, scores, advantages)
-            staleness = self._staleness(sampled)
-            self.publish()
-            self.log(sampled, update_sums, staleness, time.monotonic() - start)
-            self.progress.iteration += 1
-            yield self.progress
+            with self.uninterrupted():  # the learner is ahead of `progress` from its first optimizer step to the end of the iteration
+                advantages = self.credit(sampled, scores)
+                update_sums = self.update(sampled, scores, advantages)
+                staleness = self._staleness(sampled)
+                self.publish()
+                self.log(sampled, update_sums, staleness, time.monotonic() - start)
+                self.pending_iterations.popleft()
+                self.progress.iteration += 1
+                yield self.progress
 
     def sample(self) -> list[SampledRollout]:
         """The rollouts of this iteration. Also requests those of the next `max_staleness` iterations."""
         with self.stopwatch("sample"):
             last = min(self.progress.iteration + self.config.max_staleness, self.config.iterations - 1)
             for iteration in range(self.progress.iteration + len(self.pending_iterations), last + 1):
-                self._request_rollouts(iteration)
+                with self.uninterrupted():
+                    self._request_rollouts(iteration)
             return self.pending_iterations[0].rollouts.sampled()
 
     def _request_rollouts(self, iteration: int) -> None:
@@ -150,7 +158,7 @@ class OnPolicyLoop:
 
     def score(self) -> list[Any]:
         with self.stopwatch("score"):
-            rollouts = self.pending_iterations.popleft().rollouts
+            rollouts = self.pending_iterations[0].rollouts
             scores = rollouts.scores()
         self.call_costs = rollouts.call_costs
         return scores

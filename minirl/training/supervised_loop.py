@@ -6,7 +6,8 @@ teacher that is only watched (`task_sft`), it does so too, and each validation a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ class SupervisedLoop:
         self.data_order = DataOrder(len(self.train), derive_seed(seed, name))
         self.progress = SupervisedProgress()
         self.stopwatch = Stopwatch()
+        self.uninterrupted: Callable[[], AbstractContextManager] = nullcontext  # a block that an interruption may not cut in two
 
     def connect(self, learner: SupervisedLearner, teacher: Scorer | None = None, *, watched_teacher: Scorer | None = None) -> None:
         """teacher: its distribution is learnt. watched_teacher: it scores the watched sequences alone."""
@@ -91,19 +93,22 @@ class SupervisedLoop:
     def run(self) -> Iterator[SupervisedProgress]:
         """Yields after every validation, so that the caller saves the best student and writes a checkpoint.
 
+        Whenever an interruption ends it, `state_dict` and the learner are those of the last finished update.
+
         The first record also has the KL to a watched teacher before the first update, as `eval/..._at_start`.
         """
         interval = max(1, self.updates_per_epoch // self.config.validations_per_epoch)
         while not self.finished:
             at_start = {} if self.progress.updates else {f"{name}_at_start": value for name, value in self.teacher_kl().items()}
-            record = at_start | self.update()
-            self.progress.updates += 1
-            validation_due = self.progress.updates % interval == 0 or self.finished
-            if validation_due:
-                record |= self.validate() | self.teacher_kl()
-            self.metrics.write(self.progress.updates - 1, record | {f"time/{verb}": s for verb, s in self.stopwatch.reset().items()})
-            if validation_due:
-                yield self.progress
+            with self.uninterrupted():  # the learner, the progress and the best student that is exported belong together
+                record = at_start | self.update()
+                self.progress.updates += 1
+                validation_due = self.progress.updates % interval == 0 or self.finished
+                if validation_due:
+                    record |= self.validate() | self.teacher_kl()
+                self.metrics.write(self.progress.updates - 1, record | {f"time/{verb}": s for verb, s in self.stopwatch.reset().items()})
+                if validation_due:
+                    yield self.progress
 
     def update(self) -> dict[str, float]:
         """Take one optimizer step, wait for it and return its log record."""

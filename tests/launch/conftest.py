@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from minirl.training import checkpoint
 from tests.deadlines import deadline, wait_until
 from tests.tiny import tiny_model
 
@@ -74,6 +75,12 @@ def experiment(tmp_path_factory) -> Experiment:
         },
     }  # fmt: skip
     return Experiment(root, settings)
+
+
+def newest(directory: Path) -> int:
+    """The number of the newest complete checkpoint of the distillation, 0 if there is none."""
+    checkpoints = checkpoint.complete(directory / "distill" / "checkpoints")
+    return int(checkpoints[-1].name) if checkpoints else 0
 
 
 class Command:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minirl.config.data import DataConfig
 from minirl.data.examples import load_data
 from minirl.training import checkpoint
-from tests.launch.conftest import NO_CLUSTER, VOCABULARY
+from tests.launch.conftest import NO_CLUSTER, VOCABULARY, newest
 from tests.tiny import END_TOKEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -54,12 +54,6 @@ def assert_same_bits(directory: Path, reference_directory: Path) -> None:
 def digest(directory: Path) -> str:
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     return hashlib.sha256(b"".join(str(file).encode() + file.read_bytes() for file in files)).hexdigest()
-
-
-def newest(directory: Path) -> int:
-    """The number of the newest complete checkpoint of the distillation, 0 if there is none."""
-    checkpoints = checkpoint.complete(directory / "distill" / "checkpoints")
-    return int(checkpoints[-1].name) if checkpoints else 0
 
 
 @pytest.fixture(scope="module")

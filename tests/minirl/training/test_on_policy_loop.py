@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -374,6 +375,57 @@ def test_a_run_that_stops_and_resumes_equals_a_run_without_a_stop(tmp_path, stop
     assert [sorted(r) for r in resumed] == [sorted(r) for r in expected]
     for name in ("iteration", "learner/updates", "weight_version", "rollout/tokens", "rollout/truncated"):
         assert [r[name] for r in resumed] == [r[name] for r in expected], name
+
+
+class InterruptedGroups(Groups):
+    """Interrupts the loop in its call number `interrupted_call`, or at the end of the block that holds the call."""
+
+    def __init__(self, interrupted_call: int):
+        super().__init__()
+        self.calls = self  # `append` sees every call
+        self.count, self.interrupted_call, self.in_block, self.pending = 0, interrupted_call, False, False
+
+    def append(self, call: str) -> None:
+        self.count += 1
+        if self.count == self.interrupted_call:
+            if not self.in_block:
+                raise KeyboardInterrupt
+            self.pending = True
+
+    @contextmanager
+    def uninterrupted(self):
+        self.in_block = True
+        yield
+        self.in_block = False
+        if self.pending:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_run_resumes_from_an_interruption_in_any_call(tmp_path, ahead):
+    settings = {"iterations": 3, "max_staleness": ahead, "objective": ObjectiveConfig(preset="lmops")}
+    whole = run(tmp_path / "whole", **settings)
+    for call in range(1, len(whole.calls) + 1):
+        before = InterruptedGroups(call)
+        loop = make_loop(before, tmp_path / "parts", **settings)
+        loop.uninterrupted = before.uninterrupted
+        reached = 0
+        with pytest.raises(KeyboardInterrupt):
+            for progress in loop.run():
+                reached = progress.iteration
+        assert loop.position == reached and len(before.steps) == 3 * reached, "the learner is ahead of the state that is saved"
+        if not reached:
+            continue  # nothing to save
+        after = Groups(before.weights)
+        loop_after = make_loop(after, tmp_path / "parts", **settings)
+        loop_after.load_state_dict(json.loads(json.dumps(loop.state_dict())))
+        assert [progress.iteration for progress in loop_after.run()] == list(range(reached + 1, 4))
+        assert [[r.seed for r in requests] for requests in after.requests] == [
+            [r.seed for r in requests] for requests in whole.requests[reached:]
+        ]
+        assert before.versions[: reached + 1] + after.versions[1:] == whole.versions
+        if ahead == 0:
+            assert after.weights == whole.weights
 
 
 def test_a_resume_after_a_kill_in_the_middle_repeats_the_iteration_and_no_update_counts_twice(tmp_path):
