@@ -5,7 +5,6 @@ Heavy imports happen inside the verbs, so that a mistyped key is reported at onc
 
 import json
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,8 +13,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from actors.cluster_access import use_token
 from actors.environment import DRIVER_ENVIRONMENT
+from launch.cluster import commands as cluster_commands
 from launch.config import RunConfig
+from launch.interruption import INTERRUPTION
 from minirl.collector import lasting_imports
 from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
@@ -44,11 +46,11 @@ def run(
     with lasting_imports():
         from launch.directory import claim_directory
         from launch.prepare import prepare
-        from launch.progress import ProgressPanel, make_console, summary_table
+        from launch.progress import make_console, make_progress, summary_table
         from launch.run.stages import Recipe
 
     console = make_console()
-    with claim_directory(settings) as directory, ProgressPanel(console) as panel:
+    with claim_directory(settings) as directory, make_progress(console) as panel:
         prepared = prepare(settings)
         for name, counts in prepared.reports().items():
             console.print(f"{name}: " + ", ".join(f"{count} {label.replace('_', ' ')}" for label, count in counts.items()), highlight=False)
@@ -183,6 +185,10 @@ def judge(
     console.print("in " + ", ".join(map(str, files)), soft_wrap=True, highlight=False)
 
 
+for command in (cluster_commands.submit, cluster_commands.jobs, cluster_commands.status, cluster_commands.logs, cluster_commands.stop):
+    app.command()(command)
+
+
 def _say(console: Console, line: str | None) -> None:
     if line:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -191,10 +197,10 @@ def _say(console: Console, line: str | None) -> None:
 def main() -> None:
     """Entry point. A user's mistake is one sentence and exit code 2, an error of the run is one sentence and exit code 1.
 
-    SIGINT and SIGTERM end the command with exit code 130.
+    SIGINT and SIGTERM end the command with exit code 130; a training stage writes a checkpoint first.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
-        signal.signal(number, _interrupt)
+    use_token()
+    INTERRUPTION.install()
     errors = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = lambda message, *where: errors.print(f"warning: {message}", markup=False, highlight=False)  # one line each
     try:
@@ -216,7 +222,3 @@ def main() -> None:
         if end.code == INTERRUPTED:
             errors.print("interrupted; start the same command again to resume", highlight=False)
         raise
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

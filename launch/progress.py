@@ -1,6 +1,9 @@
 """Terminal output of the commands: a live progress panel (plain lines without a terminal) and result tables."""
 
+import os
+import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
@@ -10,10 +13,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from launch.progress_lines import ProgressLines
 from minirl.tables import Table as ResultTable
 from minirl.training.log import Record
 
 VERBS = ("sample", "score", "credit", "update", "publish")
+PROGRESS_LINES = "MINIRL_PROGRESS_LINES"  # environment variable of a job: report progress as lines that `minirl logs` reads
 WIDTH_WITHOUT_TERMINAL = 1000  # tables take the width that their text needs
 PANEL_VALUES = {  # label -> keys of a record that it shows
     "loss": ("loss/total", "loss/supervised"),
@@ -28,6 +33,11 @@ PANEL_VALUES = {  # label -> keys of a record that it shows
 }
 
 
+def make_progress(console: Console) -> "ProgressPanel | ProgressLines":
+    """The progress of a command: a panel, or lines for `minirl logs` in a job."""
+    return ProgressLines(sys.stdout) if os.environ.get(PROGRESS_LINES) else ProgressPanel(console)
+
+
 def make_console() -> Console:
     """The console of a command. Without a terminal nothing is wrapped, so that a line of a log stays one line."""
     console = Console()
@@ -35,15 +45,18 @@ def make_console() -> Console:
 
 
 class ProgressPanel:
-    """An `Observer` that draws what it receives. Use it as a context manager."""
+    """An `Observer` that draws what it receives. Use it as a context manager.
 
-    def __init__(self, console: Console):
-        self.console = console
-        self.stage, self.activity, self.activity_began = "", "preparing", time.monotonic()
+    clock: seconds, of the reports it receives. live: draw a panel if the console is a terminal; False prints plain lines.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic, live: bool = True):
+        self.console, self._clock = console, clock
+        self.stage, self.activity, self.activity_began = "", "preparing", clock()
         self.latest_values: dict[str, float] = {}
         self.unit = ""
-        self.done, self.total, self.done_at_start, self.stage_began = 0, 0, 0, time.monotonic()
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
+        self.done, self.total, self.done_at_start, self.stage_began = 0, 0, 0, clock()
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if live and console.is_terminal else None
 
     def __enter__(self) -> "ProgressPanel":
         if self._live:
@@ -57,13 +70,13 @@ class ProgressPanel:
     def stage_started(self, stage: str, total: int, done: int, unit: str) -> None:
         """A stage starts or resumes: `done` of its `total` units (iterations, updates, ...) are finished."""
         self.stage, self.total, self.unit, self.done, self.done_at_start = stage, total, unit, done, done
-        self.stage_began, self.latest_values = time.monotonic(), {}
+        self.stage_began, self.latest_values = self._clock(), {}
 
     def progressed(self, done: int) -> None:
         self.done = done
 
     def doing(self, stage: str, activity: str) -> None:
-        self.stage, self.activity, self.activity_began = stage, activity, time.monotonic()
+        self.stage, self.activity, self.activity_began = stage, activity, self._clock()
         if not self._live and activity not in VERBS:
             self.console.print(f"{stage}: {activity}", highlight=False)
 
@@ -87,13 +100,13 @@ class ProgressPanel:
         done = self.done - self.done_at_start
         if not done:
             return "unknown yet"
-        seconds = (time.monotonic() - self.stage_began) / done * (self.total - self.done)
+        seconds = (self._clock() - self.stage_began) / done * (self.total - self.done)
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
     def _render(self) -> Group:
         position = f"  {self.unit} {self.done}/{self.total}  time left {self._time_left()}" if self.total else ""
         head = Text.assemble((self.stage or "prepare", "bold"), position)
-        now = Spinner("dots", f"{self.activity} ({time.monotonic() - self.activity_began:.0f} s)")
+        now = Spinner("dots", f"{self.activity} ({self._clock() - self.activity_began:.0f} s)")
         table = Table.grid(padding=(0, 3))
         values = self._panel_values(self.latest_values)
         if values:

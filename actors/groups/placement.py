@@ -1,6 +1,7 @@
 """Placement: the Ray cluster of a run, and the places of the groups' workers in it, with their shares of the cores."""
 
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from itertools import islice
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import AuthenticationError, GetTimeoutError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.cluster_access import WHERE_A_TOKEN_BELONGS, check_listens, token_exists
 from actors.config import ClusterConfig, EngineConfig, LearnerConfig
 from actors.groups.core_shares import CoreShare, RolePlaces, divide_cores, share_all_cores
 from actors.groups.nodes import usable_nodes
@@ -31,6 +33,8 @@ def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
     sigterm_handler = signal.getsignal(signal.SIGTERM)  # `ray.init` replaces it
     address = os.environ.get("RAY_ADDRESS")
     new_cluster = {"num_cpus": logical_cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
+    if address and (match := re.fullmatch(r"\[?(.+?)\]?:(\d+)", address)):
+        check_listens(match[1], int(match[2]), "unset RAY_ADDRESS to start a cluster here, or set it to the address of one that runs")
     try:
         # local: start a new cluster; do not join one that another `ray start` left on this machine
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else new_cluster))
@@ -47,12 +51,13 @@ def cluster(logical_cpus: int, object_store_bytes: int) -> Iterator[None]:
 
 
 def _why_ray_does_not_start(error: Exception, address: str | None) -> str:
-    if address and isinstance(error, ConnectionError):
-        return (
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached; unset RAY_ADDRESS to start a cluster here, or set "
-            "RAY_AUTH_MODE=token if that cluster requires a token"
-        )
     line = first_line(error)
+    if address and isinstance(error, ConnectionError | AuthenticationError):
+        token = "with the token that it found" if token_exists(os.environ) else "without a token"
+        return (
+            f"the Ray cluster at RAY_ADDRESS={address} listens but does not accept this command {token}; give the token that the cluster "
+            f"requires ({WHERE_A_TOKEN_BELONGS}), and the port of its head (6379 by default), not of its dashboard"
+        )
     if "AF_UNIX" in line:
         return (
             f"Ray's directory for sockets has too long a path ({line}); set RAY_TMPDIR to a short one such as /tmp, or shorten TMPDIR = "

@@ -83,7 +83,7 @@ def test_a_run_starts_a_new_cluster_beside_another_and_joins_the_one_at_ray_addr
         assert report["device"] == "cpu"
         assert report["refused"].startswith("cluster.device is cuda but the Ray cluster has no GPU")
         assert not report["running"]
-    assert without_token["refused"].startswith(f"the Ray cluster at RAY_ADDRESS={address} cannot be reached")
+    assert without_token["refused"].startswith(f"the Ray cluster at RAY_ADDRESS={address} listens but does not accept this command with")
 
 
 RAY_FAILURES = {
@@ -173,3 +173,9 @@ def test_vllm_accepts_the_engines_settings():
     for name in ("packed", "packed_buffer_size_bytes", "packed_num_buffers", "world_size", "master_address", "master_port"):
         assert getattr(engine_info, name) == getattr(sender, name)
     assert engine_info.rank_offset == 3
+
+
+def test_an_address_at_which_nobody_listens_is_refused_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match=r"nobody listens at 127\.0\.0\.1:1 .*unset RAY_ADDRESS"), cluster(1, 10**8):
+        pytest.fail("there is no cluster")

@@ -1,0 +1,1 @@
+"""Jobs on a Ray cluster: submit a run, follow it, stop it."""
