@@ -1,0 +1,1 @@
+"""Tests of docker/: images, compose files, manifests and the Slurm script, without a container engine."""
