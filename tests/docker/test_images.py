@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -89,19 +88,21 @@ def test_the_files_of_the_cpu_image_are_enough_for_its_install_step(tmp_path):
     tree = tmp_path / "image"
     tree.mkdir()
     copy_image_files("cpu", tree)
+    packages = tmp_path / "packages.pth"
+    packages.write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\nset -e\n"
         f'if [ "$1 $2" != "-m venv" ]; then exec {sys.executable} "$@"; fi\n'
         f"{sys.executable} -m venv --without-pip $3\n"
-        f"echo {sysconfig.get_paths()['purelib']} > $3/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages/suite.pth\n"
+        f"cp {packages} $3/lib/python*/site-packages/\n"
     )
     python.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VENV", "MAKEFLAGS", "MAKELEVEL")}
     environment |= {"PYTHON": str(python), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     (install,) = [line for line in run_lines("cpu") if "apt-get" not in line]
     installed = subprocess.run(
-        ["sh", "-c", install], cwd=tree, env=environment, capture_output=True, text=True, timeout=deadline(60)
+        ["sh", "-c", install], cwd=tree, env=environment, capture_output=True, text=True, timeout=deadline(50)
     )
     assert installed.returncode == 0, installed.stdout + installed.stderr
     new = tree / ".venv" / "bin"
