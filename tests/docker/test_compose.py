@@ -46,6 +46,8 @@ def test_every_node_has_the_token_and_the_shared_volume():
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
         assert re.match(r"\$\{RAY_AUTH_TOKEN:\?", service["environment"]["RAY_AUTH_TOKEN"])  # Compose refuses to start without one
         assert service["volumes"] == ["shared:/shared"]
+        assert "--object-store-memory=${OBJECT_STORE_BYTES:-3000000000}" in service["entrypoint"]  # fits into shm_size's default
+        assert service["shm_size"] == "${SHM_SIZE:-4gb}"
     head, worker = services["head"]["entrypoint"], services["worker"]["entrypoint"]
     assert {"--head", "--num-cpus=0", "--num-gpus=0", "--port=6379"} <= set(head)
     assert f"--address={services['head']['hostname']}:6379" in worker

@@ -15,7 +15,7 @@ from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "make ",
     "minirl ",
@@ -28,6 +28,9 @@ COMMANDS = (
     "apt-get ",
     "hf ",
     "git ",
+    "docker ",
+    "kubectl ",
+    "sbatch ",
 )
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.M))
 
@@ -44,6 +47,9 @@ def commands_of(page: Path) -> list[str]:
 def check_command(command: str) -> None:
     """Raises AssertionError or the command's own error where the command cannot work. Words in capitals are placeholders."""
     words = shlex.split(command)
+    if words[0] in ("docker", "kubectl", "sbatch"):
+        check_files(words)
+        return
     program, arguments = words[0].removeprefix(".venv/bin/"), words[1:]
     if program == "python":
         assert arguments[0] == "-m", command
@@ -58,6 +64,18 @@ def check_command(command: str) -> None:
             assert (ROOT / path).exists(), command
     elif program not in ("pip", "apt-get", "hf", "git"):
         assert importlib.util.find_spec(program), f"{command}: there is no module {program}"
+
+
+def check_files(words: list[str]) -> None:
+    """The files of this repository that another program's command names exist, and a `minirl` command inside it can be given."""
+    for word in words:
+        if word.startswith(("docker/", "configs/")):
+            assert (ROOT / word).is_file(), f"{word} of {words[0]} does not exist"
+    if "exec" in words and "minirl" in words:
+        check_minirl(words[words.index("minirl") + 1 :])
+    if words[0] == "sbatch":
+        arguments = next(words[index + 1 :] for index, word in enumerate(words) if word.startswith("docker/"))
+        check_minirl(["submit", *arguments, "--address", "http://HEAD:8265"])
 
 
 def check_minirl(arguments: list[str]) -> None:
@@ -99,6 +117,12 @@ def test_paths_in_code_exist(page):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+@pytest.fixture(autouse=True)
+def address_of_a_cluster(monkeypatch):
+    """Commands of jobs read it, so that a page need not repeat it."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://HEAD:8265")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_can_be_given(page):
     for command in commands_of(page):
@@ -113,6 +137,9 @@ def test_commands_can_be_given(page):
         "minirl run configs/quickstart.yaml --fast",
         "minirl run configs/quickstart.yaml stages.distil.iterations=3",
         "python -m tests.nothing",
+        "docker build -f docker/Dockerfile.none .",
+        "kubectl exec service/minirl-head-svc -- minirl submit configs/quickstart.yaml --addres http://localhost:8265",
+        "sbatch docker/slurm.sbatch configs/quickstart.yaml directry=/shared/runs/quickstart",
         "pytest tests/none.py",
     ],
 )
