@@ -92,8 +92,9 @@ def test_each_role_has_a_group_that_advertises_its_resource():
     assert tuple(groups) == ROLES
     for role, group in groups.items():
         gpus = group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
-        # KubeRay puts the value into a shell command, so it is quoted once more.
-        assert json.loads(shlex.split(group["rayStartParams"]["resources"])[0]) == {f"minirl_{role}": gpus}
+        # KubeRay puts the value into a shell command. It also strips quotes and reads JSON; where it cannot, the node gets no GPUs.
+        value = group["rayStartParams"]["resources"]
+        assert json.loads(*shlex.split(value)) == json.loads(value.strip("'\"` ")) == {f"minirl_{role}": gpus}
 
 
 def test_every_pod_mounts_the_shared_volume_and_shared_memory():
