@@ -38,7 +38,7 @@ install: $(STAMP)
 $(VENV)/.installed-cpu: $(PINS) pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "The program $(PYTHON) is missing: install CPython 3.11 or newer and its headers." >&2; exit 1; }
 	@$(PYTHON) launch/install/prerequisites.py $(STACK)
-	@echo "Installing the CPU stack into $(VENV): about two minutes with a fast connection, 3.2 GB."
+	@echo "Installing the CPU stack into $(VENV): about two minutes with a fast connection, 3.3 GB."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint $(PINS) torch setuptools
 	$(PIP) install --no-deps --no-build-isolation --requirement $(PINS)
