@@ -17,14 +17,13 @@ from actors.cluster_access import use_token
 from actors.environment import DRIVER_ENVIRONMENT
 from launch.cluster import commands as cluster_commands
 from launch.config import RunConfig
-from launch.interruption import INTERRUPTION
+from launch.interruption import INTERRUPTED, INTERRUPTION
 from minirl.collector import lasting_imports
 from minirl.config.experiment import ExperimentConfig
 from minirl.config.reader import read_config
 from minirl.errors import InputError, RunError
 from minirl.evaluation.llm_judge import LATEST
 
-INTERRUPTED = 130  # exit code
 CONFIG = typer.Argument(help="YAML file of a run, for example configs/quickstart.yaml.")
 OVERRIDES = typer.Argument(help="Config values to replace, as key.path=value, for example stages.distill.learning_rate=5e-6.")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

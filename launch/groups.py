@@ -190,7 +190,7 @@ class Groups:
         }
         if len(models) <= 1:
             starts = zip(models, places, strict=True)
-            return [partial(TeacherGroup, config.teacher, model=model, places=own, **settings) for model, own in starts]
+            return [partial(TeacherGroup, config.teacher, model=model, places=place, **settings) for model, place in starts]
         return [
             partial(
                 TeacherGroup, config.teacher, role=f"teacher {index}", model=model, member_index=index, teacher_id=member.id,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+INTERRUPTED = 130  # exit code of a command that was interrupted
+
 
 class Interruption:
     """The signals that interrupt this process."""

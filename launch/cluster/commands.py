@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.config import RunConfig
+from launch.interruption import INTERRUPTED
 from minirl.config.reader import read_config
 from minirl.errors import InputError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 ADDRESS = typer.Option(help="URL of the cluster's dashboard, for example http://10.0.0.1:8265.", envvar="RAY_API_SERVER_ADDRESS")
 JOB = typer.Argument(help="Id of a job, as `minirl submit` and `minirl jobs` print it.")
 SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
-FAILED, STOPPED = 1, 130  # exit codes
+FAILED = 1  # exit code
 
 
 def submit(
@@ -66,10 +67,10 @@ def status(job: Annotated[str, JOB], address: Annotated[str, ADDRESS]) -> None:
     from launch.progress_lines import RECORD
 
     cluster, console = Jobs(address), make_console()
-    found = cluster.get(job)
-    times = f"started {_moment(found.started)}" + (f", ended {_moment(found.ended)}" if found.ended else "")
-    code = "" if found.exit_code is None else f" with exit code {found.exit_code}"
-    console.print(f"{found.id}: {found.status.lower()}{code}; {times}; in {found.directory}", highlight=False, soft_wrap=True)
+    details = cluster.get(job)
+    times = f"started {_moment(details.started)}" + (f", ended {_moment(details.ended)}" if details.ended else "")
+    code = "" if details.exit_code is None else f" with exit code {details.exit_code}"
+    console.print(f"{details.id}: {details.status.lower()}{code}; {times}; in {details.directory}", highlight=False, soft_wrap=True)
     lines = cluster.lines(job)
     records = [line for line in lines[:-1] if line.startswith(RECORD)]
     _show([*records[-1:], *lines[-1:]], live=False)
@@ -84,11 +85,11 @@ def logs(
     from launch.cluster.jobs import Jobs
 
     cluster = Jobs(address)
-    found = cluster.get(job)
+    details = cluster.get(job)
     if not follow:
         _show(cluster.lines(job), live=False)
         return
-    _show(cluster.follow(job), live=not found.is_over)
+    _show(cluster.follow(job), live=not details.is_over)
     _exit_like(cluster.wait_over(job, 60.0))
 
 
@@ -98,14 +99,14 @@ def stop(job: Annotated[str, JOB], address: Annotated[str, ADDRESS]) -> None:
     from launch.progress import make_console
 
     cluster, console = Jobs(address), make_console()
-    found = cluster.get(job)
-    if found.is_over:
-        console.print(f"{job} is over already: {found.status.lower()}", highlight=False)
+    details = cluster.get(job)
+    if details.is_over:
+        console.print(f"{job} is over already: {details.status.lower()}", highlight=False)
         return
     lines_before, began = len(cluster.lines(job)), time.monotonic()
     cluster.stop(job)
     with console.status(f"{job} ends"):
-        over = cluster.wait_over(job, float(found.variables.get(STOP_WAIT, 0)) + 60.0)
+        over = cluster.wait_over(job, float(details.variables.get(STOP_WAIT, 0)) + 60.0)
     _show(cluster.lines(job)[lines_before:], live=False)
     console.print(f"{job}: {over.status.lower()} after {time.monotonic() - began:.0f} s", highlight=False)
 
@@ -140,7 +141,7 @@ def _show(lines: Iterable[str], *, live: bool, until_first_stage: bool = False) 
 def _exit_like(job: "Job") -> None:
     """Ends this command with the exit code of the job's driver; 130 for a job that was stopped."""
     if job.status == "STOPPED":
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(INTERRUPTED)
     if job.exit_code is None and job.status == "FAILED":
         from launch.progress import make_console
 

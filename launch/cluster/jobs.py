@@ -1,7 +1,6 @@
 """The jobs of runs on a cluster: submit, list, follow and stop them through Ray's job API."""
 
 import asyncio
-import json
 import re
 import shlex
 import tempfile
@@ -14,7 +13,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from launch.cluster.connection import answered, connect
-from launch.cluster.working_directory import CONFIG, write_working_directory
+from launch.cluster.working_directory import write_working_directory
 from launch.config import RunConfig
 from launch.progress_lines import LineBuffer
 from minirl.errors import InputError, RunError, first_line
@@ -63,13 +62,12 @@ class Jobs:
         python: the Python on the head that has this program's requirements. variables: of the job's environment; every user of the cluster
         can read them. stop_wait_s: seconds between SIGTERM and SIGKILL. Raises InputError if a job works in the run's directory already.
         """
-        jobs = self.all()
+        jobs, run_directory = self.all(), str(Path(config.directory).absolute())
+        for job in jobs:
+            if job.directory == run_directory and not job.is_over:
+                raise InputError(f"the job {job.id} works in {run_directory}; wait for it, or end it with `minirl stop {job.id}`")
         with tempfile.TemporaryDirectory(prefix="minirl-job-") as directory:
             notes = write_working_directory(config, Path(directory))
-            run_directory = json.loads((Path(directory) / CONFIG).read_text())["directory"]
-            for job in jobs:
-                if job.directory == run_directory and not job.is_over:
-                    raise InputError(f"the job {job.id} works in {run_directory}; wait for it, or end it with `minirl stop {job.id}`")
             environment = variables | {STOP_WAIT: str(stop_wait_s), "PYTHONUNBUFFERED": "1"}
             job_id = self._request(
                 lambda: self._client.submit_job(
@@ -123,9 +121,7 @@ class Jobs:
             yield from (line for line in buffer.lines(piece) if not RAYS_OWN.match(line))
         yield from buffer.rest()
         if isinstance(piece, Exception):
-            raise RunError(
-                f"the connection to the cluster was lost while following {job_id} ({first_line(piece)}); the job goes on"
-            ) from None
+            raise RunError(f"the connection to the cluster was lost while following {job_id} ({first_line(piece)}); the job goes on")
 
     async def _tail(self, job_id: str, pieces: SimpleQueue) -> None:
         """Puts pieces of the job's output, then None or the error that ended it."""

@@ -84,6 +84,20 @@ def worst_gap(rollouts: list[Rollout], student: PreTrainedModel, teacher: PreTra
     return max(gaps)
 
 
+def cached_tokens(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows as the worker's engine finishes requests: of each, the prompt's tokens that came from the prefix cache."""
+    engine, counts = worker._engine.llm_engine, []
+    step = engine.step
+
+    def counting_step():
+        outputs = step()
+        counts.extend(output.num_cached_tokens for output in outputs if output.finished)
+        return outputs
+
+    monkeypatch.setattr(engine, "step", counting_step)
+    return counts
+
+
 def perturb(model: PreTrainedModel, seed: int) -> None:
     """Adds noise of about a third of each weight's spread. Log-probs change by far more than any tolerance here."""
     generator = torch.Generator().manual_seed(seed)

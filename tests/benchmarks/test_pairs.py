@@ -44,8 +44,13 @@ def test_the_report_says_that_the_weight_is_trls(tmp_path):
 
 def test_every_pair_is_measured_in_every_dtype():
     parts = parse(["--pair", "tiny", "smollm2", "--dtype", "bfloat16", "float32"])
-    found = [(part.pair, part.dtype, part.policy_gradient_weight) for part in parts]
-    assert found == [("tiny", "bfloat16", 0.125), ("tiny", "float32", 0.125), ("smollm2", "bfloat16", 0.25), ("smollm2", "float32", 0.25)]
+    measured_parts = [(part.pair, part.dtype, part.policy_gradient_weight) for part in parts]
+    assert measured_parts == [
+        ("tiny", "bfloat16", 0.125),
+        ("tiny", "float32", 0.125),
+        ("smollm2", "bfloat16", 0.25),
+        ("smollm2", "float32", 0.25),
+    ]
 
 
 ABOUT = {"commit": "abc", "date": "2026-01-02", "command": "all"}

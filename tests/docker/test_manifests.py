@@ -64,8 +64,8 @@ def test_kuberays_schema_notices_mistakes():
     group["replica"] = group.pop("replicas")
     group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] = "96 GB"
     del document["spec"]["workerGroupSpecs"][1]["groupName"]
-    found = "\n".join(errors(document, "raycluster"))
-    assert all(word in found for word in ("'replica' was unexpected", "'96 GB'", "'groupName' is a required property"))
+    findings = "\n".join(errors(document, "raycluster"))
+    assert all(word in findings for word in ("'replica' was unexpected", "'96 GB'", "'groupName' is a required property"))
 
 
 @needs_schemas

@@ -8,7 +8,7 @@ import torch
 
 from actors.workers.rollout import SamplingRequest
 from minirl.errors import InputError, RunError
-from tests.actors.conftest import hugging_face, mixture_rows, perturb, publish, requests, rollout_worker, worst_gap
+from tests.actors.conftest import cached_tokens, hugging_face, mixture_rows, perturb, publish, requests, rollout_worker, worst_gap
 from tests.families.models import family_model
 from tests.tiny import END_TOKEN
 
@@ -165,17 +165,9 @@ def test_samples_of_one_prompt_share_its_cached_beginning(plain, monkeypatch):
     worker, student = plain
     prompt = np.random.default_rng(9).integers(3, 512, 140)
     sampling_requests = [SamplingRequest(prompt, 0, sample_index, 70 + sample_index) for sample_index in range(4)]
-    engine, cached_tokens = worker._engine.llm_engine, []
-    step = engine.step
-
-    def counting_step():
-        outputs = step()
-        cached_tokens.extend(output.num_cached_tokens for output in outputs if output.finished)
-        return outputs
-
-    monkeypatch.setattr(engine, "step", counting_step)
+    cached = cached_tokens(worker, monkeypatch)
     rollouts = sample(worker, 0.0, tokens=20, sampling_requests=sampling_requests)
-    assert sorted(cached_tokens) == [0, 128, 128, 128]
+    assert sorted(cached) == [0, 128, 128, 128]
     assert len({tuple(r.response_tokens) for r in rollouts}) == 4
     assert worst_gap(rollouts, student, None, 0.0) < 1e-5
 

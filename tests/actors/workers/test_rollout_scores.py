@@ -14,7 +14,7 @@ from actors.workers.teacher import TeacherWorker
 from minirl.errors import RunError
 from minirl.training.inputs import OnPolicyItem
 from minirl.types import SamplingRequest, TeacherScores, tensor_from_numpy
-from tests.actors.conftest import MAX_LENGTH
+from tests.actors.conftest import MAX_LENGTH, cached_tokens
 from tests.tiny import END_TOKEN
 
 pytestmark = pytest.mark.slow
@@ -109,15 +109,7 @@ def test_scores_out_of_sampling_are_those_of_the_teacher_group(case, paths, scor
     config, vllm = CASES[case]
     dtype, chunked = config.get("dtype", "float32"), "enable_chunked_prefill" in vllm
     with open_engine(paths, config, vllm, monkeypatch) as worker:
-        engine, cached = worker._engine.llm_engine, []
-        step = engine.step
-
-        def counting_step():
-            outputs = step()
-            cached.extend(output.num_cached_tokens for output in outputs if output.finished)
-            return outputs
-
-        monkeypatch.setattr(engine, "step", counting_step)
+        cached = cached_tokens(worker, monkeypatch)
         # Share 0: the teacher runs for the scores alone. The third call finds no state of the others.
         items_by_share = {share: sample(worker, share, seeded=not chunked, with_scores=True) for share in (0.2, 0.0, 0.3)}
         preemptions = sum(metric.value for metric in worker._engine.get_metrics() if metric.name == "vllm:num_preemptions")
